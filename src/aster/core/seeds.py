@@ -1,0 +1,11 @@
+"""Seeds that belong to what they seed, never to an order of execution."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def derive(*parts: int | str) -> int:
+    """A 63-bit seed from the parts (run seed, stage, step, problem id, sample ...), the same on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,171 @@
+"""The shared words: Problem, Budget, StopReason, ToolCall, Turn, Trajectory. No torch here.
+
+Shape legend used across the package:
+
+    T  tokens of one trajectory (prompt, sampled and tool tokens together)
+    N  trained tokens of a whole batch
+    B  sequences of one batch          K  samples per problem (the group of GRPO)
+    L  longest sequence of a batch     V  vocabulary
+
+Tokens are the truth: a trajectory is the flat list ``token_ids``; everything textual is a view of spans of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class StopReason(enum.StrEnum):
+    """Why a trajectory ended. Closed: every trajectory ends with exactly one of these."""
+
+    ANSWERED = "answered"
+    """The assistant ended a turn without calling a tool."""
+    TOKEN_BUDGET = "token_budget"
+    """The context, or the tokens of one turn, ran out."""
+    CALL_BUDGET = "call_budget"
+    """The tool was asked once more than the budget allows."""
+    TURN_BUDGET = "turn_budget"
+    """The assistant took as many turns as the budget allows without ending."""
+    TIME_BUDGET = "time_budget"
+    """The trajectory's wall-clock seconds ran out."""
+    ENGINE_ERROR = "engine_error"
+    """The policy's engine failed; ``Trajectory.error`` says how."""
+    SANDBOX_ERROR = "sandbox_error"
+    """The sandbox itself failed (not the code in it); ``Trajectory.error`` says how."""
+
+
+class CallStatus(enum.StrEnum):
+    """How one tool call ended."""
+
+    OK = "ok"
+    ERROR = "error"
+    """The code raised."""
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    """The interpreter died under the code."""
+    MALFORMED = "malformed"
+    """The call could not be parsed; no code ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with a known answer."""
+
+    id: str
+    prompt: str
+    answer: str
+    source: str = ""
+    setup: str = ""
+    """Python that runs in the session before the first cell (the lab's *hunt* hides its oracle here). Never shown."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one trajectory may spend. ``rollout.loop`` checks it, in the order of the fields, in one place."""
+
+    context_tokens: int
+    """Prompt, sampled and tool tokens together."""
+    turn_tokens: int
+    """Tokens sampled in one assistant turn."""
+    tool_calls: int
+    """Tool calls of the trajectory (paper: 50 in RL, up to 256 in evaluation)."""
+    turns: int
+    """Assistant turns of the trajectory."""
+    wall_seconds: float
+    """Seconds from the first sampling to the end; checked between turns."""
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """One call of the Python tool and what came of it."""
+
+    code: str
+    status: CallStatus
+    output: str
+    """The text the policy saw."""
+    seconds: float
+
+
+@dataclass(slots=True)
+class Turn:
+    """A span ``token_ids[start:end]`` of a trajectory."""
+
+    role: str
+    """``prompt``, ``assistant`` (sampled) or ``tool`` (templated)."""
+    start: int
+    end: int
+    calls: list[ToolCall] = field(default_factory=list)
+    """For an assistant turn: the calls it made, with their results."""
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One attempt at one problem. ``token_ids``, ``loss_mask`` and ``logprobs`` all have length T."""
+
+    problem_id: str
+    sample: int
+    """Which of the K attempts at the problem this is."""
+    seed: int
+    token_ids: list[int] = field(default_factory=list)
+    loss_mask: list[int] = field(default_factory=list)
+    """1 where the policy sampled the token, else 0."""
+    logprobs: list[float] = field(default_factory=list)
+    """Log-probability under the sampler, untempered (temperature 1, no top-p); 0.0 where ``loss_mask`` is 0."""
+    turns: list[Turn] = field(default_factory=list)
+    stop_reason: StopReason | None = None
+    answer: str | None = None
+    """What the policy gave as its final answer, or None."""
+    reward: float = 0.0
+    verdict: str = ""
+    """How the verifier came to the reward."""
+    error: str = ""
+    """For ``engine_error`` and ``sandbox_error``: what happened."""
+    seconds: float = 0.0
+
+    def append(self, role: str, token_ids: list[int], logprobs: list[float] | None = None) -> Turn:
+        """Append a turn. ``logprobs`` (same length) are given for sampled tokens alone and set the mask to 1."""
+        if logprobs is not None and len(logprobs) != len(token_ids):
+            raise ValueError(f"{len(token_ids)} tokens but {len(logprobs)} logprobs")
+        turn = Turn(role, len(self.token_ids), len(self.token_ids) + len(token_ids))
+        self.token_ids += token_ids
+        self.loss_mask += [0 if logprobs is None else 1] * len(token_ids)
+        self.logprobs += [0.0] * len(token_ids) if logprobs is None else logprobs
+        self.turns.append(turn)
+        return turn
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """All tool calls in order, malformed ones too."""
+        return [call for turn in self.turns for call in turn.calls]
+
+    @property
+    def tool_calls(self) -> int:
+        """Interaction density: the number of tool calls whose code ran (malformed ones did not)."""
+        return sum(call.status is not CallStatus.MALFORMED for call in self.calls)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens the policy sampled."""
+        return sum(self.loss_mask)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; log-probabilities keep six decimals."""
+        # Not asdict of the whole: it copies token by token, which takes longer than the JSON itself.
+        record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        record["turns"] = [dataclasses.asdict(turn) for turn in self.turns]
+        record["logprobs"] = [round(value, 6) for value in self.logprobs]
+        return record
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Trajectory:
+        """The inverse of :meth:`to_json`. Raises KeyError or TypeError where a field is missing or unknown."""
+        turns = [
+            Turn(**{**turn, "calls": [ToolCall(**{**c, "status": CallStatus(c["status"])}) for c in turn["calls"]]})
+            for turn in record["turns"]
+        ]
+        reason = record["stop_reason"]
+        return cls(**{**record, "turns": turns, "stop_reason": StopReason(reason) if reason else None})

@@ -1,0 +1,57 @@
+"""The collapse alarm.
+
+**Interaction collapse**: during RL the policy stops holding a dialogue with the tool. The definition in force here, on the
+series c[1], c[2], ... of the mean tool calls per trajectory of each RL step:
+
+    level   = mean of c[1] ... c[baseline]                    where RL began
+    s[t]    = mean of c[t - window + 1] ... c[t]              the smoothed series
+    alarm   at the first t > baseline at which s was at most ``share`` of the level for ``sustained`` steps in a row
+
+A level of zero cannot fall: a policy that never called the tool does not collapse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BASELINE_STEPS = 5
+WINDOW_STEPS = 5
+SUSTAINED_STEPS = 5
+SHARE = 0.5
+
+
+def smooth(values: Sequence[float], window: int = WINDOW_STEPS) -> list[float]:
+    """Trailing mean over ``window`` values (fewer at the beginning); as long as ``values``."""
+    smoothed = []
+    for end in range(1, len(values) + 1):
+        recent = values[max(0, end - window) : end]
+        smoothed.append(sum(recent) / len(recent))
+    return smoothed
+
+
+def collapse_alarm(
+    calls_per_step: Sequence[float],
+    baseline: int = BASELINE_STEPS,
+    window: int = WINDOW_STEPS,
+    sustained: int = SUSTAINED_STEPS,
+    share: float = SHARE,
+) -> str | None:
+    """The alarm's message, or None where tool use has not collapsed (or there are too few steps to tell).
+
+    ``calls_per_step`` is the mean tool calls per trajectory of each RL step from the first on. The module's docstring
+    defines the alarm; ``baseline``, ``window`` and ``sustained`` are in steps, ``share`` is a fraction of the level.
+    """
+    if len(calls_per_step) < baseline + sustained:
+        return None
+    level = sum(calls_per_step[:baseline]) / baseline
+    if level <= 0:
+        return None
+    low = 0
+    for index, value in enumerate(smooth(calls_per_step, window)):
+        low = low + 1 if index >= baseline and value <= share * level else 0
+        if low == sustained:
+            return (
+                f"interaction collapse at step {index + 1}: tool calls per trajectory fell to {value:.2f}, "
+                f"from {level:.2f} over the first {baseline} steps"
+            )
+    return None

@@ -1,0 +1,114 @@
+"""The lab's base model: a tiny Qwen3 that solves problems in its head, as the paper's base models do, and uses no tool.
+
+It is trained from nothing on worked-out walks (*chain* and *coded*; it never saw an answer to a *hunt*), half of them with the
+tool's schema in the system turn, which it learns to ignore. Matrices are trained with Muon, the rest with AdamW.
+
+    aster lab build-base --out DIR          builds it again; docs/lab.md has the measured cost
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from aster.chat import Qwen3Dialect
+from aster.core.progress import Progress
+from aster.core.seeds import derive
+from aster.lab.experts import text_only
+from aster.lab.families import draw, split_of, to_problem
+from aster.lab.tokenizer import build_tokenizer
+from aster.policy.attention import IMPLEMENTATION
+from aster.policy.base import Loss, TrainingSample
+from aster.policy.memory import keep_freed_memory
+from aster.policy.trainer import LocalTrainer
+
+BASE_MODEL = Path(__file__).parent / "base_model"
+"""The shipped model."""
+BATCH_TOKENS = 8192
+MUON_RATE = 0.02
+ADAM_RATE = 3e-3
+
+
+def base_config(vocabulary: int) -> Qwen3Config:
+    """The architecture: about 0.6M parameters."""
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+    )
+
+
+def worked_examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample]:
+    """Endless text-only trajectories on training problems of 1 to 10 steps; every token after the prompt is trained."""
+    rng = random.Random(derive(seed, "base"))
+    while True:
+        walk = draw(rng, rng.choice(("chain", "chain", "coded")), rng.randint(1, 10))
+        problem = to_problem(walk)
+        if split_of(problem) != "train":
+            continue
+        thinking, answer = text_only(walk)
+        prompt = dialect.prompt_ids(problem.prompt, tools=rng.random() < 0.5)
+        turn = dialect.turn_ids(thinking, f"\\boxed{{{answer}}}", [])
+        yield TrainingSample(prompt + turn, [0] * len(prompt) + [1] * len(turn), 1.0)
+
+
+def batches(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSample]]:
+    """Batches of about BATCH_TOKENS tokens, scaled to the mean over trained tokens."""
+    while True:
+        batch: list[TrainingSample] = []
+        tokens = 0
+        while tokens < BATCH_TOKENS:
+            batch.append(next(samples))
+            tokens += len(batch[-1].token_ids)
+        scale = 1.0 / sum(sum(sample.loss_mask) for sample in batch)
+        yield [TrainingSample(sample.token_ids, sample.loss_mask, scale) for sample in batch]
+
+
+def build_base(out: Path, seed: int, tokens: int) -> None:
+    """Train the base model on ``tokens`` tokens and write it to ``out`` as a ``transformers`` folder."""
+    keep_freed_memory()
+    torch.manual_seed(derive(seed, "weights") % (1 << 31))
+    tokenizer = build_tokenizer()
+    dialect = Qwen3Dialect(tokenizer)
+    config = base_config(len(tokenizer))
+    config._attn_implementation = IMPLEMENTATION
+    config.eos_token_id = dialect.end_id
+    model: Any = Qwen3ForCausalLM(config)
+    trainer = LocalTrainer(model)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    # match_rms_adamw would scale Muon's step to AdamW's; the original scaling with its usual rate learned faster here.
+    muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0)
+    adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    steps = max(1, math.ceil(tokens / BATCH_TOKENS))
+    with Progress("base model", steps, "step") as progress:
+        for step, batch in enumerate(itertools.islice(batches(worked_examples(dialect, seed)), steps)):
+            # Linear warm-up over 2% of the steps, then linear decay to zero.
+            rate = min((step + 1) / max(1.0, 0.02 * steps), (steps - step) / steps)
+            for optimizer, peak in ((muon, MUON_RATE), (adam, ADAM_RATE)):
+                optimizer.param_groups[0]["lr"] = peak * rate
+            metrics = trainer.forward_backward(batch, Loss("cross_entropy"))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in (muon, adam):
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            progress.advance(loss=metrics["loss"])
+    model.generation_config.eos_token_id = dialect.end_id
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)

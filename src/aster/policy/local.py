@@ -1,0 +1,131 @@
+"""A policy in this process, on one device: a ``transformers`` model, sampled and trained."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aster.core.errors import UserError
+from aster.core.recipe import Recipe
+from aster.core.run import replacing
+from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
+from aster.policy.memory import keep_freed_memory
+from aster.policy.loading import load_model, load_tokenizer, make_dialect, resolve
+from aster.policy.sampler import LocalSampler
+from aster.policy.trainer import LocalTrainer
+
+OPTIMIZER = "optimizer.pt"
+
+
+class LocalPolicy:
+    """Implements :class:`aster.policy.Policy`. All torch work runs in one thread of its own.
+
+    ``capacity`` is the longest sequence to sample, in tokens."""
+
+    def __init__(
+        self, recipe: Recipe, path: Path | None = None, *, optimizer: bool = False, capacity: int | None = None
+    ) -> None:
+        """Load ``path`` (a checkpoint; default: the recipe's model), with its optimizer's state if asked. UserError where it
+        cannot be loaded."""
+        settings = recipe.model
+        keep_freed_memory()
+        self._pool = ThreadPoolExecutor(1, "aster-policy")
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+            self._pool.submit(torch.set_num_threads, settings.threads).result()
+        source = resolve(settings.path)
+        self.tokenizer: Any = load_tokenizer(source)
+        self.dialect = make_dialect(self.tokenizer)
+        self.model: Any = load_model(path or source, settings)
+        self.trainer = LocalTrainer(self.model)
+        self._rollout = recipe.rollout
+        self._sampler: LocalSampler | None = None
+        if path is not None and optimizer:
+            self._load_optimizer(path)
+        if capacity is not None:
+            self.prepare_sampler(capacity)
+
+    def prepare_sampler(self, capacity: int) -> None:
+        """Allocate the cache for sequences of at most ``capacity`` tokens."""
+        slots = min(self._rollout.slots, self._rollout.cache_tokens // capacity)
+        if slots < 1:
+            raise UserError(
+                f"rollout.cache_tokens: {self._rollout.cache_tokens} cannot hold one context of {capacity} tokens; "
+                "raise it, or lower limits.context_tokens"
+            )
+        if self._sampler is None or self._sampler.cache.capacity < capacity or self._sampler.cache.slots != slots:
+            self._sampler = LocalSampler(self.model, slots, capacity, self._rollout.deterministic, self._pool)
+
+    @property
+    def sampler(self) -> LocalSampler:
+        """The sampler; :meth:`prepare_sampler` comes first."""
+        if self._sampler is None:
+            raise RuntimeError("prepare_sampler was not called")
+        return self._sampler
+
+    # -- Sampler
+
+    def open(self, sequence: str) -> None:
+        """A trajectory begins."""
+        self.sampler.open(sequence)
+
+    async def sample(self, token_ids: list[int], params: SamplingParams) -> Completion:
+        """Sample one turn."""
+        return await self.sampler.sample(token_ids, params)
+
+    def release(self, sequence: str) -> None:
+        """A trajectory ended."""
+        self.sampler.release(sequence)
+
+    # -- training
+
+    async def forward(self, samples: list[TrainingSample]) -> list[list[float]]:
+        """Log-probabilities of the trained tokens of each sample."""
+        return await self._call(self.trainer.forward, samples)
+
+    async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
+        """Add the gradient of the summed loss."""
+        return await self._call(self.trainer.forward_backward, samples, loss)
+
+    async def optim_step(self, adam: AdamStep) -> dict[str, float]:
+        """One AdamW step."""
+        return await self._call(self.trainer.optim_step, adam)
+
+    def refresh_sampler(self) -> None:
+        """Weights are shared with the sampler; only its caches are stale."""
+        if self._sampler is not None:
+            self._sampler.clear()
+
+    async def save(self, path: Path, optimizer: bool = True) -> None:
+        """Write a ``transformers`` folder (and the optimizer's state), whole or not at all."""
+        await self._call(self._save, path, optimizer)
+
+    async def load(self, path: Path) -> None:
+        """Read weights, and the optimizer's state where there is one."""
+        await self._call(self._load, path)
+        self.refresh_sampler()
+
+    async def _call(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def _save(self, path: Path, optimizer: bool) -> None:
+        with replacing(path) as partial:
+            self.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            if optimizer:
+                torch.save(self.trainer.optimizer.state_dict(), partial / OPTIMIZER)
+
+    def _load(self, path: Path) -> None:
+        from safetensors.torch import load_model as load_safetensors
+
+        load_safetensors(self.model, path / "model.safetensors", device=str(self.trainer.device))
+        self._load_optimizer(path)
+
+    def _load_optimizer(self, path: Path) -> None:
+        file = path / OPTIMIZER
+        if file.exists():
+            self.trainer.optimizer.load_state_dict(torch.load(file, map_location=self.trainer.device, weights_only=True))

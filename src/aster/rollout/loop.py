@@ -1,0 +1,139 @@
+"""The one loop: generate, parse, run the tool, append, until the policy answers or a budget ends.
+
+Synthesis, RL and evaluation all come through here. The budget is checked here and nowhere else, in this order:
+
+    before a turn   context_tokens, turns, wall_seconds
+    after it        context_tokens or turn_tokens (the turn was cut), then tool_calls, call by call
+
+A trajectory never holds more than ``context_tokens``: a tool result that would leave no room for a next token is not appended.
+A call that cannot be parsed gets an error as its result, and the loop goes on. What fails is recorded on the trajectory; the
+loop raises nothing but cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from aster.chat import AssistantTurn, ParsedCall, Qwen3Dialect
+from aster.core.types import Budget, CallStatus, Problem, StopReason, ToolCall, Trajectory
+from aster.grading import extract_boxed, fast_verdict, verify
+from aster.policy import Completion, Sampler, SamplingParams
+from aster.sandbox import Sandbox, SandboxFailure, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How turns are sampled."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+async def rollout(
+    problem: Problem,
+    sample: int,
+    seed: int,
+    *,
+    sequence: str,
+    sampler: Sampler,
+    dialect: Qwen3Dialect,
+    sandbox: Sandbox,
+    budget: Budget,
+    decoding: Decoding,
+) -> Trajectory:
+    """One attempt at a problem, graded. ``sequence`` names it to the sampler, which must know it (``sampler.open``)."""
+    trajectory = Trajectory(problem.id, sample, seed)
+    attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, sandbox, budget, decoding)
+    began = time.monotonic()
+    try:
+        trajectory.stop_reason = await attempt.run(began)
+    except SandboxFailure as error:
+        trajectory.stop_reason, trajectory.error = StopReason.SANDBOX_ERROR, str(error)
+    except Exception as error:  # noqa: BLE001 - whatever the engine raises is this trajectory's recorded fault
+        trajectory.stop_reason, trajectory.error = StopReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"
+    finally:
+        sampler.release(sequence)
+        await attempt.close()
+    trajectory.seconds = round(time.monotonic() - began, 4)
+    await grade(trajectory, problem, attempt.final)
+    return trajectory
+
+
+async def grade(trajectory: Trajectory, problem: Problem, final: AssistantTurn | None) -> None:
+    """Set answer, reward and verdict from the final turn's content (never from thinking, code or tool output)."""
+    if final is None or trajectory.stop_reason is not StopReason.ANSWERED:
+        trajectory.verdict = f"no final answer ({trajectory.stop_reason})"
+        return
+    trajectory.answer = extract_boxed(final.content)
+    verdict = fast_verdict(trajectory.answer, problem.answer)
+    if verdict is None:
+        verdict = await asyncio.to_thread(verify, trajectory.answer, problem.answer)
+    trajectory.reward = float(verdict.correct)
+    trajectory.verdict = verdict.reason
+
+
+@dataclass(slots=True)
+class _Attempt:
+    problem: Problem
+    trajectory: Trajectory
+    sequence: str
+    sampler: Sampler
+    dialect: Qwen3Dialect
+    sandbox: Sandbox
+    budget: Budget
+    decoding: Decoding
+    session: Session | None = None
+    final: AssistantTurn | None = None
+
+    async def run(self, began: float) -> StopReason:
+        trajectory, budget = self.trajectory, self.budget
+        trajectory.append("prompt", self.dialect.prompt_ids(self.problem.prompt))
+        for turn_count in range(budget.turns + 1):
+            room = budget.context_tokens - len(trajectory.token_ids)
+            if room <= 0:
+                return StopReason.TOKEN_BUDGET
+            if turn_count == budget.turns:
+                return StopReason.TURN_BUDGET
+            if time.monotonic() - began > budget.wall_seconds:
+                return StopReason.TIME_BUDGET
+            completion = await self.sample(min(room, budget.turn_tokens))
+            turn = trajectory.append("assistant", completion.token_ids, completion.logprobs)
+            if not completion.stopped:
+                return StopReason.TOKEN_BUDGET
+            parsed = self.dialect.parse(completion.token_ids)
+            if not parsed.calls:
+                self.final = parsed
+                return StopReason.ANSWERED
+            for call in parsed.calls:
+                if len(trajectory.calls) >= budget.tool_calls:
+                    return StopReason.CALL_BUDGET
+                turn.calls.append(await self.call(call))
+            response = self.dialect.tool_ids([call.output for call in turn.calls])
+            if len(trajectory.token_ids) + len(response) >= budget.context_tokens:
+                return StopReason.TOKEN_BUDGET
+            trajectory.append("tool", response)
+        raise AssertionError("the loop returns at its last turn")
+
+    async def sample(self, max_tokens: int) -> Completion:
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=self.decoding.temperature,
+            top_p=self.decoding.top_p,
+            seed=self.trajectory.seed,
+            stop_token_ids=tuple(self.dialect.stop_token_ids),
+            sequence=self.sequence,
+        )
+        return await self.sampler.sample(list(self.trajectory.token_ids), params)
+
+    async def call(self, call: ParsedCall) -> ToolCall:
+        if call.error:
+            return ToolCall(call.code, CallStatus.MALFORMED, f"Error: {call.error}", 0.0)
+        if self.session is None:
+            self.session = await self.sandbox.open(self.trajectory.seed, self.problem.setup)
+        return await self.session.run(call.code)
+
+    async def close(self) -> None:
+        if self.session is not None:
+            await self.session.close()

@@ -1,0 +1,76 @@
+"""What several stages need: the problems of a recipe, seeded jobs, checkpoints."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from aster.core.errors import UserError
+from aster.core.problems import load_problems
+from aster.core.progress import say
+from aster.core.recipe import Problems, Recipe
+from aster.core.run import RunFolder
+from aster.core.seeds import derive
+from aster.core.types import Problem
+from aster.lab.families import generate
+from aster.rollout import Job
+
+LAB = "lab"
+
+
+def training_problems(recipe: Recipe, count: int) -> list[Problem]:
+    """``count`` training problems; of a file, a seeded choice, or all if it has fewer."""
+    return _problems(recipe.problems, recipe.problems.train, "train", count, recipe.seed)
+
+
+def teaching_problems(recipe: Recipe, count: int) -> list[Problem]:
+    """Problems for the teacher: the training problems, unless the recipe names others."""
+    source = recipe.problems.teach or recipe.problems.train
+    return _problems(recipe.problems, source, "train", count, derive(recipe.seed, "teach"))
+
+
+def evaluation_problems(recipe: Recipe, count: int) -> list[Problem]:
+    """Held-out problems. The lab's are the same for every seed of a recipe, so that runs can be compared."""
+    return _problems(recipe.problems, recipe.problems.evaluate, "test", count, 0)
+
+
+def _problems(settings: Problems, source: str, split: str, count: int, seed: int) -> list[Problem]:
+    if source == LAB:
+        try:
+            fewest, most = settings.levels
+            return generate(settings.families, (fewest, most), "test" if split == "test" else "train", count, seed)
+        except ValueError as error:
+            raise UserError(f"problems: {error}") from None
+    found = load_problems(source, settings.prompt_suffix)
+    if len(found) <= count:
+        return found
+    chosen = set(random.Random(derive(seed, "problems")).sample(range(len(found)), count))
+    return [problem for index, problem in enumerate(found) if index in chosen]
+
+
+def make_jobs(problems: list[Problem], samples: int, *seed_parts: int | str) -> list[Job]:
+    """``samples`` attempts at each problem; a seed belongs to (parts, problem, sample), never to an order."""
+    return [Job(p, k, derive(*seed_parts, p.id, k)) for p in problems for k in range(samples)]
+
+
+def final_checkpoint(folder: RunFolder, stage: str) -> Path | None:
+    """The newest checkpoint of a finished stage, or None where the stage was skipped or has not finished."""
+    if folder.summary(stage) is None:
+        return None
+    checkpoints = folder.checkpoints(stage)
+    return checkpoints[-1][1] if checkpoints else None
+
+
+def starting_point(folder: RunFolder) -> Path | None:
+    """Where RL starts: the SFT checkpoint, or None for the base model (cold start zero)."""
+    return final_checkpoint(folder, "sft")
+
+
+def resume_point(folder: RunFolder, stage: str) -> tuple[int, Path | None]:
+    """How many steps of a stage are done and the checkpoint to go on from; says so, and drops metrics past it."""
+    checkpoints = folder.checkpoints(stage)
+    done, path = checkpoints[-1] if checkpoints else (0, None)
+    folder.forget_metrics(stage, done)
+    if done:
+        say(f"{stage}: resuming after step {done}")
+    return done, path

@@ -1,0 +1,90 @@
+"""Evaluate: avg@k on held-out problems with an interval bootstrapped over problems, for each checkpoint of the run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from pathlib import Path
+
+from aster.core.progress import Progress
+from aster.core.recipe import Recipe
+from aster.core.run import RunFolder, read_trajectories, write_json, write_trajectories
+from aster.core.seeds import derive
+from aster.core.types import Problem, Trajectory
+from aster.dynamics import tool_use
+from aster.evaluation import avg_at_k
+from aster.policy.local import LocalPolicy
+from aster.rollout import Decoding, Workshop, rollout_batch
+from aster.sandbox import Sandbox
+from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs
+
+CHUNK = 256
+"""Attempts per file: an interrupt loses at most so many."""
+
+
+def run(recipe: Recipe, folder: RunFolder) -> None:
+    """Evaluate every checkpoint the recipe names and the run has."""
+    problems = evaluation_problems(recipe, recipe.evaluate.problems)
+    folder.remember_problems(problems)
+    summaries: dict[str, dict[str, object]] = {}
+    for name in recipe.evaluate.policies:
+        checkpoint = None if name == "base" else final_checkpoint(folder, name)
+        if name != "base" and checkpoint is None:
+            continue
+        stage = f"evaluate/{name}"
+        if folder.summary(stage) is None:
+            asyncio.run(_evaluate(recipe, folder, problems, name, checkpoint))
+        summaries[name] = folder.summary(stage) or {}
+    keys = ("accuracy", "low", "high", "k", "problems", "tool_calls")
+    write_json(folder.path / "summary.json", {name: {key: s[key] for key in keys} for name, s in summaries.items()})
+    folder.finish("evaluate", {"policies": list(summaries)})
+
+
+async def _evaluate(
+    recipe: Recipe, folder: RunFolder, problems: list[Problem], name: str, checkpoint: Path | None
+) -> None:
+    settings = recipe.evaluate
+    stage = f"evaluate/{name}"
+    # The seeds do not depend on the policy: all are asked with the same random numbers.
+    jobs = make_jobs(problems, settings.k, recipe.seed, "evaluate")
+    chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
+    files = [folder.trajectory_file(stage, f"chunk_{index:05d}") for index in range(len(chunks))]
+    before = sum(len(chunk) for chunk, file in zip(chunks, files, strict=True) if file.exists())
+    policy = LocalPolicy(recipe, checkpoint, capacity=settings.limits.context_tokens)
+    trajectories: list[Trajectory] = []
+    with Progress(f"evaluate {name}", len(jobs), "attempt", done=before) as progress:
+        async with Sandbox(recipe.sandbox) as sandbox:
+            workshop = Workshop(
+                lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic
+            )
+            decoding = Decoding(settings.temperature, settings.top_p)
+            for chunk, file in zip(chunks, files, strict=True):
+                if not file.exists():
+                    made = await rollout_batch(
+                        chunk, workshop, settings.limits.budget(), decoding, lambda t: progress.advance(calls=t.tool_calls)
+                    )
+                    write_trajectories(file, made)
+                trajectories += read_trajectories(file)
+    write_trajectories(folder.trajectory_file(stage, "all"), trajectories)
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for trajectory in trajectories:
+        rewards[trajectory.problem_id].append(trajectory.reward)
+    estimate = avg_at_k(rewards, derive(recipe.seed, "bootstrap"))
+    use = tool_use(trajectories)
+    folder.finish(
+        stage,
+        {
+            "accuracy": estimate.mean,
+            "low": estimate.low,
+            "high": estimate.high,
+            "k": estimate.k,
+            "problems": estimate.problems,
+            "tool_calls": use["calls_mean"],
+            "tool_use": use,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "limits": settings.limits.model_dump(),
+        },
+    )
+    for file in files:
+        file.unlink()

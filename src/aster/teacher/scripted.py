@@ -1,0 +1,46 @@
+"""A scripted expert in the place of a policy: it reads the tool's real output and writes the next turn."""
+
+from __future__ import annotations
+
+import random
+
+from aster.chat import Qwen3Dialect
+from aster.core.types import Problem
+from aster.lab.experts import Expert, Script
+from aster.policy import Completion, SamplingParams
+
+
+class ScriptedTeacher:
+    """A Sampler for one attempt at one lab problem. An output the expert cannot read is a ValueError, recorded by the loop."""
+
+    def __init__(self, expert: Expert, problem: Problem, seed: int, dialect: Qwen3Dialect) -> None:
+        self.dialect = dialect
+        self.script: Script = expert(problem.metadata["walk"], random.Random(seed))
+        self.began = False
+
+    def open(self, sequence: str) -> None:
+        """Nothing to prepare."""
+
+    def release(self, sequence: str) -> None:
+        """Let the script go."""
+        self.script.close()
+
+    async def sample(self, token_ids: list[int], params: SamplingParams) -> Completion:
+        """The expert's next turn; log-probabilities are zero, for nobody sampled it."""
+        try:
+            if self.began:
+                thinking, code = self.script.send(self._heard(token_ids))
+            else:
+                self.began = True
+                thinking, code = next(self.script)
+            turn = self.dialect.turn_ids(thinking, "", [code])
+        except StopIteration as ending:
+            thinking, answer = ending.value
+            turn = self.dialect.turn_ids(thinking, f"\\boxed{{{answer}}}", [])
+        cut = turn[: params.max_tokens]
+        return Completion(cut, [0.0] * len(cut), stopped=len(cut) == len(turn))
+
+    def _heard(self, token_ids: list[int]) -> str:
+        """The last tool response, as text."""
+        text = self.dialect.decode(token_ids)
+        return text.rpartition("<tool_response>\n")[2].partition("\n</tool_response>")[0]

@@ -1,0 +1,34 @@
+"""The published answers of a benchmark, against themselves and each other."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from aster.core.problems import load_problems
+from aster.grading import Verdict, verify
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[str]:
+    path = DATA / "hmmt25.parquet"
+    if not path.exists():
+        pytest.skip(f"no published problems here: {path} is missing")
+    return [problem.answer for problem in load_problems(path)]
+
+
+def test_an_answer_equals_itself_however_it_is_written(answers: list[str]) -> None:
+    for answer in answers:
+        assert verify(f" ${answer}$. ", answer).correct
+        if "," not in answer:
+            assert verify(f"0 + {answer}", answer, seconds=30) == Verdict(True, "math-verify: equal")
+
+
+def test_no_answer_equals_another(answers: list[str]) -> None:
+    """Neighbours in the file, all different."""
+    for answer, other in itertools.pairwise(answers):
+        assert not verify(answer, other, seconds=30).correct

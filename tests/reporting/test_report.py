@@ -1,0 +1,156 @@
+"""The HTML report: complete, self-contained, escaped, and tolerant of what is missing."""
+
+from __future__ import annotations
+
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from conftest import HOSTILE, fill
+
+from aster.core.errors import UserError
+from aster.core.recipe import Recipe
+from aster.core.run import RunFolder
+from aster.reporting import render_table, write_report
+
+
+class Elements(HTMLParser):
+    """Collects tags, attributes and text as a browser would see them."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.unclosed: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.unclosed.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.unclosed, f"</{tag}> closes nothing"
+        assert self.unclosed.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_report_shows_every_part_of_a_complete_run(filled_page: str) -> None:
+    page = Elements(filled_page)
+    assert page.unclosed == []
+    for expected in (
+        "84.4%",
+        "[81.4, 87.4]",
+        "8.61",
+        "filled, cold start dense, seed 1",
+        "aster run recipe.yaml",
+        "85.8",
+        "53.9",
+    ):
+        assert expected in page.text
+    assert "No interaction collapse in 12 steps" in page.text
+    for title in ("Accuracy on training problems", "Tool calls per trajectory", "Policy entropy", "SFT loss", "Stop reasons"):
+        assert title in page.text
+    assert re.search(r"correct\s*31", page.text)
+    assert "Missing" not in page.text
+    assert "print(1) # " in page.text
+    assert "plan 0" in page.text
+    # Three sources of both kinds: p1, p3 solved and p0, p2 failed after RL, and one of each from the last RL step alone.
+    assert page.tags.count("details") == 1 + 4 + 2
+    assert page.text.count("RL step 000012") == 2
+    assert "000011" not in page.text
+
+
+def test_text_of_the_model_is_escaped_and_nothing_is_loaded_from_elsewhere(filled_page: str) -> None:
+    page = Elements(filled_page)
+    assert "script" not in page.tags
+    assert HOSTILE in page.text, "the model's text is shown as it is"
+    assert "{{ 7 * 7 }}" in html.unescape(filled_page)
+    for name, value in page.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert (value or "").startswith("#"), f"{name}={value} leaves the page"
+    assert "@import" not in filled_page
+    assert not re.search(r"url\((?!#)", filled_page)
+
+
+def test_charts_are_well_formed_and_share_no_id(filled_page: str) -> None:
+    charts = re.findall(r"<svg.*?</svg>", filled_page, re.DOTALL)
+    assert len(charts) == 7
+    seen: set[str] = set()
+    for chart in charts:
+        ids = {element.get("id") for element in ElementTree.fromstring(chart).iter()} - {None}
+        for reference in re.findall(r'(?:href="#|url\(#)([^")]+)', chart):
+            assert reference in ids
+        assert not ids & seen, "an id stands in two charts"
+        seen |= {str(name) for name in ids}
+
+
+def test_report_of_an_empty_run_says_what_is_missing(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path / "empty", Recipe()) as run:
+        page = Elements(write_report(run).read_text())
+    for missing in (
+        "no policy of this run",
+        "RL has logged no step",
+        "no trajectories of an",
+        "nothing has been curated",
+        "SFT has",
+    ):
+        assert f"Missing: {missing}" in page.text
+
+
+@pytest.mark.parametrize(
+    "gone", [["tokenizer", "curate", "run.json"], ["evaluate/rl", "summary.json"], ["rl", "metrics.jsonl"]]
+)
+def test_report_tolerates_missing_parts(filled_run: RunFolder, gone: list[str]) -> None:
+    for name in gone:
+        target = filled_run.path / name
+        target.rename(target.with_name(f"not-{target.name}"))
+    path = write_report(filled_run)
+    assert path == filled_run.path / "report.html"
+    page = Elements(path.read_text())
+    assert page.unclosed == []
+    if "tokenizer" in gone:
+        assert "print(1) # " in page.text, "calls and outputs need no tokenizer"
+
+
+def test_a_broken_file_is_named(filled_run: RunFolder) -> None:
+    path = filled_run.trajectory_file("evaluate/rl", "all")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"evaluate/rl/trajectories/all\.jsonl\.gz: not a file of trajectories"):
+        write_report(filled_run)
+
+
+def test_other_runs_are_overlaid_by_name(filled_run: RunFolder, tmp_path: Path) -> None:
+    other = fill(tmp_path / "other-$x$-<b>")
+    page = Elements(write_report(filled_run, [other]).read_text())
+    assert page.text.count("other-$x$-<b>") == 4  # the legends of four charts
+    assert "b" not in page.tags
+
+
+def test_collapse_is_reported(filled_run: RunFolder) -> None:
+    for step in range(13, 30):
+        filled_run.log("rl", step, stage_index=1, tool_calls=1.0)
+    assert "Alarm: interaction collapse at step" in Elements(write_report(filled_run).read_text()).text
+
+
+def test_table_has_a_row_for_each_evaluated_policy() -> None:
+    result = {"accuracy": 0.844, "low": 0.81, "high": 0.871, "k": 16, "problems": 128, "tool_calls": 8.6}
+    lines = render_table({"rl": result, "base": result | {"accuracy": 0.0}}, Path("runs/x/report.html")).splitlines()
+    assert lines[0].split() == ["policy", "avg@16", "95%", "interval", "problems", "tool", "calls"]
+    assert lines[2].split() == ["base", "0.0%", "[81.0,", "87.1]", "128", "8.60"]
+    assert lines[3].split() == ["after", "RL", "84.4%", "[81.0,", "87.1]", "128", "8.60"]
+    assert lines[4] == "report: runs/x/report.html"
+    assert render_table({}) == "no policy has been evaluated"

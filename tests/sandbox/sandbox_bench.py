@@ -1,0 +1,41 @@
+"""A sandbox together with its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from aster.core.types import ToolCall
+from aster.sandbox import Sandbox, Session
+
+Result = TypeVar("Result")
+
+
+class Bench:
+    """A sandbox and its loop, for tests that are not coroutines."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sandbox: Sandbox) -> None:
+        self.loop = loop
+        self.sandbox = sandbox
+        self._open: list[Session] = []
+
+    def do(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine to its end."""
+        return self.loop.run_until_complete(asyncio.wait_for(coroutine, 120))
+
+    def open(self, seed: int = 0, setup: str = "") -> Session:
+        """A session that the fixture closes."""
+        session = self.do(self.sandbox.open(seed, setup))
+        self._open.append(session)
+        return session
+
+    def cells(self, *codes: str, seed: int = 0, setup: str = "") -> list[ToolCall]:
+        """The results of cells run in one new session."""
+        session = self.open(seed, setup)
+        return [self.do(session.run(code)) for code in codes]
+
+    def close_sessions(self) -> None:
+        """Close what the test opened."""
+        while self._open:
+            self.do(self._open.pop().close())

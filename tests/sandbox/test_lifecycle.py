@@ -1,0 +1,179 @@
+"""Many sessions, limits, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sandbox_bench import Bench
+
+from aster.core import recipe
+from aster.sandbox import Sandbox, SandboxFailure
+
+
+def processes_with(marker: str) -> list[int]:
+    """Pids of living processes whose environment or command line holds a text."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            known = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if marker.encode() in known:
+            found.append(int(entry.name))
+    return found
+
+
+def soon(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether a condition comes true within generous time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+def test_many_sessions_run_at_once_each_with_its_own_state(bench: Bench) -> None:
+    async def one(number: int) -> list[str]:
+        async with await bench.sandbox.open(number) as session:
+            calls = [
+                await session.run(f"x = {number}"),
+                await session.run("import time\ntime.sleep(0.3)"),
+                await session.run("x * 2"),
+            ]
+            return [call.output for call in calls]
+
+    async def all_of_them() -> list[list[str]]:
+        return await asyncio.gather(*(one(number) for number in range(40)))
+
+    assert [result[-1] for result in bench.do(all_of_them())] == [str(2 * number) for number in range(40)]
+
+
+def test_sessions_beyond_the_limit_wait_and_nothing_is_left_after_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    alive = 0
+    most = 0
+
+    async def one(sandbox: Sandbox, number: int) -> str:
+        nonlocal alive, most
+        session = await sandbox.open(number)
+        alive += 1
+        most = max(most, alive)
+        await session.run("import subprocess, os\nopen('file', 'w').write('x')")
+        await session.run("p = subprocess.Popen(['sleep', '1000'], start_new_session=True)")
+        result = await session.run(f"os.fork() or (os.setsid(), os.fork(), __import__('time').sleep(1000))\n{number}")
+        alive -= 1
+        await session.close()
+        return result.output
+
+    async def main() -> list[str]:
+        async with Sandbox(recipe.Sandbox(cell_seconds=10, memory_mb=64, sessions=2)) as sandbox:
+            results = await asyncio.gather(*(one(sandbox, number) for number in range(6)))
+            assert len(processes_with(str(tmp_path))) == 1, "only the zygote lives while no session does"
+            left_open = await sandbox.open(0)
+            await left_open.run("open('other', 'w').write('x')")
+            return results
+
+    assert asyncio.run(main()) == [str(number) for number in range(6)]
+    assert most == 2
+    assert processes_with(str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_process_and_no_file_outlives_a_killed_parent(tmp_path: Path) -> None:
+    code = """
+import asyncio, sys, tempfile
+from aster.core import recipe
+from aster.sandbox import Sandbox
+tempfile.tempdir = sys.argv[1]
+async def main():
+    async with Sandbox(recipe.Sandbox(cell_seconds=600)) as sandbox:
+        busy, idle = await sandbox.open(0), await sandbox.open(1)
+        await busy.run("import subprocess; p = subprocess.Popen(['sleep', '1000'], start_new_session=True)")
+        task = asyncio.create_task(busy.run("while True: pass"))
+        await idle.run("1")
+        print("ready", flush=True)
+        await task
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"ready\n"
+    root = f"{tmp_path}/aster-sandbox-"
+    assert len(processes_with(root)) >= 4
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert soon(lambda: not processes_with(root))
+    assert soon(lambda: not list(tmp_path.iterdir()))
+
+
+def test_closed_things_say_so(bench: Bench) -> None:
+    session = bench.open()
+    bench.do(session.close())
+    bench.do(session.close())
+    with pytest.raises(SandboxFailure, match="closed"):
+        bench.do(session.run("1"))
+
+    async def never_entered() -> None:
+        await Sandbox(recipe.Sandbox()).open(0)
+
+    with pytest.raises(SandboxFailure, match="async with"):
+        bench.do(never_entered())
+
+
+def test_closing_a_session_ends_its_running_cell(bench: Bench) -> None:
+    async def main() -> None:
+        session = await bench.sandbox.open(0)
+        cell = asyncio.create_task(session.run("import time\ntime.sleep(60)"))
+        await asyncio.sleep(0.2)
+        await session.close()
+        with pytest.raises(SandboxFailure, match="closed"):
+            await cell
+
+    bench.do(main())
+
+
+def test_a_cancelled_open_gives_its_place_back() -> None:
+    async def main() -> None:
+        async with Sandbox(recipe.Sandbox(sessions=1)) as sandbox:
+            for wait in (0.0, 0.001, 0.004):
+                opening = asyncio.create_task(sandbox.open(0))
+                await asyncio.sleep(wait)
+                opening.cancel()
+                await asyncio.gather(opening, return_exceptions=True)
+                if not opening.cancelled():
+                    await opening.result().close()
+            session = await asyncio.wait_for(sandbox.open(1), 30)
+            assert (await session.run("1 + 1")).output == "2"
+
+    asyncio.run(main())
+
+
+def test_a_zygote_that_cannot_start_is_a_sandbox_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+
+    async def main() -> None:
+        async with Sandbox(recipe.Sandbox()):
+            raise AssertionError("it started")
+
+    with pytest.raises(SandboxFailure, match="did not come up"):
+        asyncio.run(main())
+
+
+def test_the_sandbox_imports_no_torch_and_no_pydantic() -> None:
+    code = "import sys, aster.sandbox.zygote; sys.exit(bool({'torch', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
