@@ -152,7 +152,8 @@ def test_a_finished_stage_is_seen_when_the_run_goes_on(run: RunFolder) -> None:
 
 def test_run_json_keeps_every_command_and_the_versions(run: RunFolder) -> None:
     run.close()
-    RunFolder.open(run.path, Recipe(), ["aster", "rl"]).close()
+    with RunFolder.open(run.path, Recipe(), ["aster", "rl"]) as resumed:
+        resumed.begin()
     about = read_json(run.path / "run.json")
     assert about["commands"] == [["aster", "run"], ["aster", "rl"]]
     assert {"python", "torch", "numpy"} <= about["versions"].keys()

@@ -1,7 +1,8 @@
 """The Qwen3 dialect: ChatML turns, ``<think>``, JSON in ``<tool_call>``, results in ``<tool_response>``.
 
-Each method returns the ids of one piece that begins and ends at a control token, so that pieces can be joined without
-tokenising anything twice: byte-pair merges never cross a control token. The pieces of one trajectory are
+Each method returns the ids of one piece, so that pieces are joined and nothing is tokenised twice. Pieces meet at a control
+token, which byte-pair merges never cross, or (after an opened ``<think>``) at the newline of the header. The pieces of one
+trajectory are
 
     prompt_ids      system (tool schema) + user + the assistant's header          not trained
     (sampled)       the assistant's turn, ending in <|im_end|>                    trained
@@ -165,8 +166,9 @@ class Qwen3Dialect:
 
 
 def render_call(code: str) -> str:
-    """One tool call as the template writes it."""
-    return f'<tool_call>\n{{"name": "python", "arguments": {json.dumps({"code": code}, ensure_ascii=False)}}}\n</tool_call>'
+    """One tool call as the template writes it. Control strings in the code are escaped, as JSON can, so none is lost."""
+    arguments = _CONTROL.sub(r"\\u003c\1", json.dumps({"code": code}, ensure_ascii=False))
+    return f'<tool_call>\n{{"name": "python", "arguments": {arguments}}}\n</tool_call>'
 
 
 def neutralize(text: str) -> str:
@@ -187,4 +189,15 @@ def _parse_call(body: str, closed: bool) -> ParsedCall:
     code = arguments.get("code") if isinstance(arguments, dict) else None
     if not isinstance(code, str):
         return ParsedCall("", 'the tool call\'s "arguments" must be an object with the text field "code"')
+    if not _is_unicode(code):
+        return ParsedCall("", "the code holds half of a surrogate pair, which is no character")
     return ParsedCall(code)
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can escape half a surrogate pair, which no UTF-8 file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -89,6 +89,15 @@ class Sandbox(Section):
     """A longer output is cut in its middle."""
     sessions: Positive = 256
     """Sessions alive at once; more wait."""
+    preload: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = [
+        "sympy",
+        "numpy",
+        "scipy",
+        "networkx",
+        "mpmath",
+    ]
+    """Packages loaded in the warm parent, so that a cell's import costs nothing. Others can be imported all the same. What is
+    loaded makes each session's fork dearer."""
 
 
 class Limits(Section):

@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind, enough to resume, report and replay.
 
     recipe.yaml                     the resolved recipe
-    run.json                        versions, machine, the commands that were given
+    run.json                        versions, machine, the commands that did something
     metrics.jsonl                   one line an optimizer step: {"stage": ..., "step": ..., ...}
     problems.jsonl                  every problem a trajectory belongs to: id, prompt, answer, source
     STAGE/summary.json              written last: its presence means that the stage is finished
@@ -35,6 +35,8 @@ from aster.core.errors import UserError
 from aster.core.recipe import Recipe, load_recipe
 from aster.core.types import Problem, Trajectory
 
+PRELIMINARY = ("run.json", "problems.jsonl", "tokenizer")
+"""What a run writes before it does anything that takes time."""
 VERSIONED = ("aster-tir", "torch", "transformers", "tokenizers", "numpy", "sympy", "math-verify")
 
 
@@ -136,6 +138,7 @@ class RunFolder:
         self.path = path
         self.recipe = recipe
         self._lock = lock
+        self._command: list[str] | None = None
         self._problems = {record["id"] for record in read_json_lines(path / "problems.jsonl")}
 
     @classmethod
@@ -144,7 +147,7 @@ class RunFolder:
         path = Path(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            lock = open(path / ".lock", "w")  # noqa: SIM115 - held for the life of the run
+            lock = open(path / ".lock", "a")  # noqa: SIM115 - held for the life of the run
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -152,22 +155,35 @@ class RunFolder:
             raise UserError(f"{path}: another process is running in this folder; wait for it or choose another --run") from None
         try:
             stored = path / "recipe.yaml"
+            if _is_blank(path):
+                # A first attempt that failed at once, on a wrong path say: the mended recipe may have its folder.
+                _clear(path)
             if stored.exists():
                 _check_same(path, load_recipe(stored), recipe)
             else:
                 with replacing(stored) as partial:
-                    partial.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+                    partial.write_text(_dump(recipe), encoding="utf-8")
             for name in ("metrics.jsonl", "problems.jsonl"):
                 drop_torn_line(path / name)
             run = cls(path, recipe, lock)
-            about = read_json(path / "run.json") if (path / "run.json").exists() else {"commands": []}
-            about |= {"versions": versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"}
-            about["commands"].append(command if command is not None else sys.argv)
-            write_json(path / "run.json", about)
+            run._command = command if command is not None else sys.argv
+            if not (path / "run.json").exists():
+                run.begin()
         except BaseException:
             lock.close()
             raise
         return run
+
+    def begin(self) -> None:
+        """Keep the command in run.json, with versions and machine. Called before work: a finished run stays as it is."""
+        if self._command is None:
+            return
+        path = self.path / "run.json"
+        about = read_json(path) if path.exists() else {"commands": []}
+        about |= {"versions": versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"}
+        about["commands"].append(self._command)
+        write_json(path, about)
+        self._command = None
 
     @classmethod
     def load(cls, path: str | Path, recipe: Recipe | None = None) -> RunFolder:
@@ -261,6 +277,14 @@ class RunFolder:
     def prune_checkpoints(self, stage: str, keep: int = 2) -> None:
         """Delete all but the newest checkpoints."""
         for _, path in self.checkpoints(stage)[:-keep]:
+            _remove(path)
+
+    def forget_checkpoints(self, stage: str, after_step: int) -> None:
+        """Delete a stage's checkpoints past a step, and what a kill left of unfinished ones."""
+        for step, path in self.checkpoints(stage):
+            if step > after_step:
+                _remove(path)
+        for path in (self.path / stage / "checkpoints").glob(".*.partial"):
             shutil.rmtree(path)
 
 
@@ -271,6 +295,38 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder; a kill on the way does not leave half of it under its name."""
+    doomed = path.with_name(f".{path.name}.doomed.partial")
+    with writing(path):
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def _dump(recipe: Recipe) -> str:
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether this is a run folder in which nothing has been done yet."""
+    stored = path / "recipe.yaml"
+    if not stored.exists() or not {entry.name for entry in path.iterdir()} <= {".lock", "recipe.yaml", *PRELIMINARY}:
+        return False
+    # A recipe that somebody wrote by hand, in a folder that is not ours alone, is never replaced.
+    return stored.read_text(encoding="utf-8") == _dump(load_recipe(stored))
+
+
+def _clear(path: Path) -> None:
+    """Make a blank run folder an empty one."""
+    with writing(path):
+        for name in PRELIMINARY:
+            entry = path / name
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        (path / "recipe.yaml").unlink()
 
 
 def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:

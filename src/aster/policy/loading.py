@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from aster.chat import Qwen3Dialect
@@ -47,7 +51,7 @@ def resolve(path: str) -> Path:
 
 def _packaged(name: str) -> Path:
     """The one GGUF file inside an installed Python package."""
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"model.path: package:{name}: no such package; install it (pip install {name.replace('_', '-')})")
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
@@ -60,7 +64,9 @@ def _location(path: Path) -> tuple[str, dict[str, Any]]:
     """What ``from_pretrained`` wants."""
     if path.is_file():
         if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"model.path: {path.name}: reading GGUF needs the package gguf; install it (pip install 'aster-tir[gguf]')")
+            raise UserError(
+                f"model.path: {path.name}: reading GGUF needs the package gguf; install it (pip install 'aster-tir[gguf]')"
+            )
         return str(path.parent), {"gguf_file": path.name}
     return str(path), {}
 
@@ -97,27 +103,69 @@ def load_model(path: Path, settings: Model) -> Any:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         config = AutoConfig.from_pretrained(where, local_files_only=True, **extra)
-        if "full_attention" not in (getattr(config, "layer_types", None) or ["full_attention"]):
+        if _windowed(config):
             raise UserError(f"model.path: {path}: only decoders with full attention are supported, this is {config.model_type}")
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             where,
+            config=config,
             local_files_only=True,
             attn_implementation=IMPLEMENTATION,
             dtype=getattr(torch, settings.dtype),
-            **extra,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_unpacked(extra),
         )
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"model.path: {path}: the model cannot be loaded: {_line(error)}") from error
     finally:
         logging.getLogger("transformers").setLevel(previous)
+    # They would be drawn at random, and nobody told.
+    for words, names in (
+        ("no weights for", report["missing_keys"]),
+        ("weights of another shape for", report["mismatched_keys"]),
+    ):
+        if names:
+            first = min(name if isinstance(name, str) else name[0] for name in names)
+            raise UserError(f"model.path: {path}: its files hold {words} {len(names)} parameters, such as {first}")
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"model.device: {device}: must be cpu, cuda, cuda:NUMBER or auto")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("model.device: cuda was asked for, and torch sees no GPU; use device=cpu or auto")
+    if path.is_file():
+        _forget_quantization(model)
+    model = model.to(device).eval()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.to(device).eval()
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # A layer checkpoints in training mode alone; what is in it stays in evaluation mode (no dropout).
+                module.training = True
+    return model
+
+
+def _windowed(config: Any) -> bool:
+    """Whether some layer attends to less than all tokens before it."""
+    types = getattr(config, "layer_types", None)
+    return any(kind != "full_attention" for kind in types) if types else bool(getattr(config, "sliding_window", None))
+
+
+def _unpacked(settings: dict[str, Any]) -> dict[str, Any]:
+    """Ask for dense weights of a GGUF file. Where the package ``kernels`` is installed, newer versions of ``transformers`` leave
+    them in their blocks otherwise, and blocks cannot be trained."""
+    if not settings or not hasattr(transformers, "GgufConfig"):
+        return settings
+    return {**settings, "quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def _forget_quantization(model: Any) -> None:
+    """Make a model read from GGUF an ordinary one. Its weights are dense by now, but ``transformers`` still counts it as
+    quantized and would refuse to save a checkpoint of it."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def _line(error: BaseException) -> str:

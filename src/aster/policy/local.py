@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.core.run import replacing
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
-from aster.policy.memory import keep_freed_memory
 from aster.policy.loading import load_model, load_tokenizer, make_dialect, resolve
+from aster.policy.memory import keep_freed_memory
 from aster.policy.sampler import LocalSampler
 from aster.policy.trainer import LocalTrainer
 
@@ -114,10 +116,15 @@ class LocalPolicy:
 
     def _save(self, path: Path, optimizer: bool) -> None:
         with replacing(path) as partial:
-            self.model.save_pretrained(partial)
-            self.tokenizer.save_pretrained(partial)
-            if optimizer:
-                torch.save(self.trainer.optimizer.state_dict(), partial / OPTIMIZER)
+            try:
+                self.model.save_pretrained(partial)
+                self.tokenizer.save_pretrained(partial)
+                if optimizer:
+                    torch.save(self.trainer.optimizer.state_dict(), partial / OPTIMIZER)
+            except (SafetensorError, RuntimeError) as error:
+                # What the two writers raise on a full disk.
+                free = shutil.disk_usage(path.parent).free / (1 << 20)
+                raise OSError(f"{str(error).splitlines()[0]} ({free:.1f} MiB are free)") from error
 
     def _load(self, path: Path) -> None:
         from safetensors.torch import load_model as load_safetensors

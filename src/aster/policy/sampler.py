@@ -12,7 +12,6 @@ never to the batch; see :func:`uniform`.
 from __future__ import annotations
 
 import asyncio
-
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,10 +45,12 @@ class Sequence:
 class Request:
     params: SamplingParams
     pending: list[int]
-    """Tokens to feed before the next one can be sampled."""
+    """Tokens to feed before the next one can be sampled; until it is admitted, the whole sequence."""
     future: asyncio.Future[Completion]
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    admitted: bool = False
+    """True once it takes part in steps."""
 
 
 class KeyValueCache:
@@ -183,24 +184,25 @@ class LocalSampler:
             raise ValueError(
                 f"{len(token_ids)} tokens and a turn of {params.max_tokens} do not fit in {self.cache.capacity} cached tokens"
             )
+        if not token_ids or params.max_tokens < 1:
+            raise ValueError("a turn needs at least one token before it and room for one of its own")
         sequence = self.sequences.setdefault(params.sequence, Sequence(params.sequence))
-        shared = 0
-        for ours, theirs in zip(sequence.cached, token_ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        del sequence.cached[shared:]
+        if sequence.request is not None:
+            raise ValueError(f"a turn of {params.sequence} is being sampled already")
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        sequence.request = Request(params, token_ids[shared:], future)
+        request = sequence.request = Request(params, list(token_ids), future)
         self.incoming.append(sequence)
-        self.changed.set()
         if self.runner is None or self.runner.done():
+            # An event belongs to the loop that waited for it first; this may be a new loop.
+            self.changed = asyncio.Event()
             self.runner = asyncio.create_task(self._run())
+        self.changed.set()
         try:
             return await future
         finally:
-            if future.cancelled():
+            if future.cancelled() and sequence.request is request:
                 sequence.request = None
+                self.changed.set()
 
     def release(self, sequence: str) -> None:
         """Forget a trajectory."""
@@ -211,6 +213,8 @@ class LocalSampler:
 
     def clear(self) -> None:
         """Drop every cache: the weights have changed."""
+        if any(sequence.request is not None for sequence in self.sequences.values()):
+            raise RuntimeError("the weights cannot change while a turn is being sampled")
         for sequence in self.sequences.values():
             sequence.cached.clear()
 
@@ -220,15 +224,17 @@ class LocalSampler:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                self._settle()
-                running = [(s, s.request) for s in self.holders if s.request is not None]
                 outside = self.deterministic and any(s.opened and s.request is None for s in self.sequences.values())
-                if outside or not running:
-                    if not (outside or self.waiting or self.incoming):
-                        return
+                if outside:
+                    # Nothing is settled meanwhile: who gets which slot must not depend on who comes back first.
                     self.changed.clear()
                     await self.changed.wait()
                     continue
+                self._settle()
+                running = [(s, s.request) for s in self.holders if s.request is not None]
+                if not running:
+                    # Whoever waits would have a slot now: an idle sequence gives way.
+                    return
                 finished = await loop.run_in_executor(self.pool, self._step, running)
                 for request, completion in finished:
                     if not request.future.done():
@@ -249,11 +255,13 @@ class LocalSampler:
 
     def _settle(self) -> None:
         """Let sequences out of and into slots."""
+        if self.deterministic:
+            self.leaving.sort(key=lambda s: s.name)
+            self.incoming.sort(key=lambda s: s.name)
         for sequence in self.leaving:
             self._vacate(sequence)
         left, self.leaving = {id(s) for s in self.leaving}, []
-        arrived = sorted(self.incoming, key=lambda s: s.name) if self.deterministic else self.incoming
-        self.waiting = [s for s in [*self.waiting, *arrived] if id(s) not in left and s.request is not None]
+        self.waiting = [s for s in [*self.waiting, *self.incoming] if id(s) not in left and s.request is not None]
         self.incoming = []
         still: list[Sequence] = []
         for sequence in self.waiting:
@@ -261,13 +269,14 @@ class LocalSampler:
                 still.append(sequence)
                 continue
             if sequence.slot is None:
-                # A sequence without a slot has nothing cached: everything is fed again.
-                request = sequence.request
-                assert request is not None
-                request.pending = [*sequence.cached, *request.pending]
                 sequence.cached.clear()
                 sequence.slot = len(self.holders)
                 self.holders.append(sequence)
+            request = sequence.request
+            if request is not None and not request.admitted:
+                request.admitted = True
+                shared = _shared(sequence.cached, request.pending)
+                del sequence.cached[shared:], request.pending[:shared]
         self.waiting = still
 
     def _evict(self) -> bool:
@@ -329,10 +338,20 @@ class LocalSampler:
             request.logprobs.append(logprob)
             stopped = token in request.params.stop_token_ids
             if stopped or len(request.token_ids) == request.params.max_tokens:
-                sequence.request = None
+                if sequence.request is request:
+                    sequence.request = None
                 finished.append((request, Completion(request.token_ids, request.logprobs, stopped)))
             else:
                 request.pending.append(token)
         return finished
 
+
+def _shared(cached: list[int], token_ids: list[int]) -> int:
+    """How many leading tokens are cached already. The last one never counts: something has to be fed."""
+    shared = 0
+    for ours, theirs in zip(cached, token_ids[:-1], strict=False):
+        if ours != theirs:
+            break
+        shared += 1
+    return shared
 

@@ -56,8 +56,9 @@ class ZygoteHandle:
         self._loop.add_reader(connection, self._on_readable)
 
     @classmethod
-    async def start(cls, root: Path) -> ZygoteHandle:
-        """Start a zygote that keeps its log and its sessions' files below ``root``. SandboxFailure where that fails."""
+    async def start(cls, root: Path, preload: list[str]) -> ZygoteHandle:
+        """Start a zygote that has imported ``preload`` and keeps its log and its sessions' files below ``root``. SandboxFailure
+        where that fails."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         # -P: a numpy.py in the working directory is not numpy. no_debug_ranges: shorter tracebacks, less memory.
@@ -65,7 +66,7 @@ class ZygoteHandle:
         with theirs, open(root / LOG, "wb") as log:
             try:
                 process = subprocess.Popen(
-                    [*command, str(theirs.fileno()), str(root), str(os.getpid())],
+                    [*command, str(theirs.fileno()), str(root), str(os.getpid()), *preload],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import itertools
 import resource
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aster.core.errors import UserError
 from aster.sandbox.handle import ZygoteHandle, ZygoteLost
 from aster.sandbox.output import Clip
 from aster.sandbox.process import SessionProcess
@@ -41,6 +43,9 @@ class Sandbox:
     async def __aenter__(self) -> Sandbox:
         if sys.platform != "linux":
             raise SandboxFailure(f"the sandbox needs Linux (pidfd, prctl); this is {sys.platform}")
+        for package in self._settings.preload:
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"sandbox.preload: no package {package!r} is installed; install it or take it off the list")
         _allow_descriptors(self._settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
         self._root = Path(tempfile.mkdtemp(prefix="aster-sandbox-"))
         try:
@@ -63,8 +68,9 @@ class Sandbox:
     async def open(self, seed: int, setup: str = "") -> Session:
         """A fresh session; waits while ``sessions`` are alive.
 
-        ``seed`` seeds the global generators of ``random``, numpy and sympy. ``setup`` is Python that runs before the first cell
-        and again on recovery; its source is not shown in tracebacks. SandboxFailure where it raises.
+        ``seed`` seeds the global generators of ``random``, and of numpy and sympy where they are preloaded. ``setup`` is Python
+        that runs before the first cell and again on recovery; its source is not shown in tracebacks. SandboxFailure where it
+        raises.
         """
         await self._slots.acquire()
         session = Session(self._settings, seed, setup, self._fork, self._forget)
@@ -105,7 +111,7 @@ class Sandbox:
             if self._root is None:
                 raise SandboxFailure("the sandbox is closed, or was not entered with `async with`")
             if self._zygote is None or not self._zygote.alive:
-                self._zygote = await ZygoteHandle.start(self._root)
+                self._zygote = await ZygoteHandle.start(self._root, self._settings.preload)
             return self._zygote
 
     def _forget(self, session: Session) -> None:

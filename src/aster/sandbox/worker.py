@@ -143,13 +143,17 @@ def become_session(request: ForkRequest, zygote: int, connection: int, output: i
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators: ``random``'s, numpy's legacy one and sympy's. Every fork shares their state otherwise."""
-    import numpy.random
-    import sympy.core.random
-
+    """Seed the global generators: ``random``'s, and numpy's legacy one and sympy's where the zygote has loaded them. Every fork
+    shares their state otherwise."""
     random.seed(seed)
-    numpy.random.seed([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
-    sympy.core.random.seed(seed)
+    if "numpy" in sys.modules:
+        import numpy.random
+
+        numpy.random.seed([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
+    if "sympy" in sys.modules:
+        import sympy.core.random
+
+        sympy.core.random.seed(seed)
 
 
 def _take_descriptors(connection: int, output: int) -> None:

@@ -1,4 +1,4 @@
-"""The warm parent: ``python -m aster.sandbox.zygote DESCRIPTOR ROOT SUPERVISOR_PID``.
+"""The warm parent: ``python -m aster.sandbox.zygote DESCRIPTOR ROOT SUPERVISOR_PID [PACKAGE ...]``.
 
 It imports and exercises the libraries once and then forks sessions on request. It has one thread and never runs a cell. It is
 the subreaper of everything that sessions leave behind, and kills it. It ends, with all sessions and the directory ROOT, when
@@ -30,21 +30,31 @@ LOOK_SECONDS = 1.0
 STRAY_SECONDS = 2.0
 """How long the zygote fights processes that a session left behind, before it goes back to serving."""
 
-WARM_UP = """
+STANDARD = """
 import asyncio, collections, dataclasses, datetime, decimal, fractions, functools, heapq, inspect, itertools, json, math
 import random, re, statistics, string, subprocess, tempfile, typing
-import mpmath, networkx, numpy, scipy, sympy
-import numpy.linalg, scipy.integrate, scipy.linalg, scipy.optimize, scipy.sparse, scipy.special, scipy.stats
+"""
+EXERCISES = {
+    "sympy": """
 from sympy.abc import x, y
 sympy.factorint(2**32 + 1), sympy.isprime(10**9 + 7), sympy.totient(360), sympy.divisors(360)
 sympy.solve(x**2 - 5*x + 6, x), sympy.solve([x + y - 3, x - y - 1], [x, y]), sympy.simplify(sympy.sin(x)**2 + sympy.cos(x)**2)
 sympy.integrate(x**2 * sympy.exp(x), x), sympy.diff(sympy.sin(x)/x, x), sympy.series(sympy.exp(x), x, 0, 4)
 sympy.factor(x**4 - 1), sympy.expand((x + 1)**5), sympy.Matrix([[1, 2], [3, 4]]).inv(), sympy.Rational(1, 3).evalf(30)
 sympy.summation(x, (x, 1, y)), str(sympy.sqrt(8)), sympy.parse_expr("x**2 + 1"), sympy.nsimplify(0.25)
+""",
+    "numpy": """
+import numpy.linalg
 numpy.linalg.solve(numpy.eye(3) * 2, numpy.ones(3)), numpy.linalg.eigvals(numpy.eye(3)), str(numpy.arange(6).reshape(2, 3))
+""",
+    "scipy": """
+import scipy.integrate, scipy.linalg, scipy.optimize, scipy.sparse, scipy.special, scipy.stats
 scipy.optimize.brentq(lambda t: t*t - 2, 0, 2), scipy.integrate.quad(math.exp, 0, 1), scipy.special.comb(10, 3)
-networkx.shortest_path(networkx.cycle_graph(5), 0, 2), mpmath.mpf(2)**0.5, mpmath.quad(mpmath.sin, [0, 1])
-"""
+""",
+    "networkx": "networkx.shortest_path(networkx.cycle_graph(5), 0, 2)",
+    "mpmath": "mpmath.mpf(2)**0.5, mpmath.quad(mpmath.sin, [0, 1])",
+}
+"""What a package is put through after its import, so that sessions find its caches filled. A package not named is imported."""
 
 
 class Zygote:
@@ -155,13 +165,14 @@ def children(pid: int) -> list[int]:
         return found
 
 
-def warm_up() -> None:
+def warm_up(packages: list[str]) -> None:
     """Import and exercise what cells use, through the same code that runs cells, and keep it out of the collector's way."""
     stream = io.StringIO()
     interpreter = Interpreter({"__name__": "warm_up"}, stream.write)
     with contextlib.redirect_stdout(stream):
-        if interpreter.run(0, WARM_UP) != "ok":
-            raise RuntimeError(stream.getvalue())
+        for code in (STANDARD, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)):
+            if interpreter.run(0, code) != "ok":
+                raise RuntimeError(stream.getvalue())
         interpreter.run(0, "1 / 0")
     libc.setvbuf(
         ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0
@@ -175,7 +186,7 @@ def main() -> None:
     descriptor, root, supervisor = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     connection = socket.socket(fileno=descriptor)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    warm_up()
+    warm_up(sys.argv[4:])
     zygote = Zygote(connection, supervisor)
     zygote.serve()
     zygote.end()

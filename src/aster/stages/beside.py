@@ -17,6 +17,7 @@ from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, replacing, writing
 
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
 
 
 class Beside:
@@ -44,8 +45,11 @@ class Beside:
                 partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
             command = [sys.executable, "-m", "aster", "run", str(file), "--run", str(path)]
             with writing(path):
-                log = open(path.with_suffix(".log"), "ab")  # noqa: SIM115 - closed in wait
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent)
+                log = open(path.with_suffix(".log"), "ab")
+            # In a group of its own: Ctrl-C in the terminal is for the main run, which passes it on, once.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, preexec_fn=_die_with_parent
+            )
             self.running.append((name, process, log))
             say(f"beside: cold start {name} runs in {path} (log: {path.with_suffix('.log')})")
         return self
@@ -69,5 +73,5 @@ class Beside:
 
 
 def _die_with_parent() -> None:
-    """In the child: be interrupted when the main run is killed. It resumes with it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+    """In the child: be killed when the main run is. At once, so that its folder is free when the main run is started again."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

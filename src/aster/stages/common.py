@@ -11,11 +11,13 @@ from aster.core.progress import say
 from aster.core.recipe import Problems, Recipe
 from aster.core.run import RunFolder
 from aster.core.seeds import derive
-from aster.core.types import Problem
+from aster.core.types import Problem, StopReason, Trajectory
 from aster.lab.families import generate
 from aster.rollout import Job
 
 LAB = "lab"
+FAULTS = frozenset({StopReason.ENGINE_ERROR, StopReason.SANDBOX_ERROR})
+"""Ends that say nothing about the policy."""
 
 
 def training_problems(recipe: Recipe, count: int) -> list[Problem]:
@@ -53,6 +55,17 @@ def make_jobs(problems: list[Problem], samples: int, *seed_parts: int | str) -> 
     return [Job(p, k, derive(*seed_parts, p.id, k)) for p in problems for k in range(samples)]
 
 
+def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
+    """Say how many attempts failed through no doing of the policy. UserError where all did: results would mean nothing."""
+    faulty = [t for t in trajectories if t.stop_reason in FAULTS]
+    if not faulty:
+        return
+    first = " ".join(faulty[0].error.split())
+    if len(faulty) == len(trajectories):
+        raise UserError(f"{stage}: every one of {len(faulty)} attempts failed, the first with {faulty[0].stop_reason}: {first}")
+    say(f"{stage}: {len(faulty)} of {len(trajectories)} attempts failed, the first with {faulty[0].stop_reason}: {first}")
+
+
 def final_checkpoint(folder: RunFolder, stage: str) -> Path | None:
     """The newest checkpoint of a finished stage, or None where the stage was skipped or has not finished."""
     if folder.summary(stage) is None:
@@ -67,9 +80,16 @@ def starting_point(folder: RunFolder) -> Path | None:
 
 
 def resume_point(folder: RunFolder, stage: str) -> tuple[int, Path | None]:
-    """How many steps of a stage are done and the checkpoint to go on from; says so, and drops metrics past it."""
-    checkpoints = folder.checkpoints(stage)
-    done, path = checkpoints[-1] if checkpoints else (0, None)
+    """How many steps of a stage are done and the checkpoint to go on from; says so, and drops what is past it."""
+    logged = {line["step"] for line in folder.metrics(stage)}
+    done: int = 0
+    path: Path | None = None
+    for step, checkpoint in folder.checkpoints(stage):
+        # A line is written before its checkpoint. Where one is missing all the same, the steps are done again: what comes later
+        # (which problems are solved) reads the lines.
+        if logged.issuperset(range(1, step + 1)):
+            done, path = step, checkpoint
+    folder.forget_checkpoints(stage, done)
     folder.forget_metrics(stage, done)
     if done:
         say(f"{stage}: resuming after step {done}")

@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from pathlib import Path
 
-from aster.core.progress import Progress
+from aster.core.progress import Progress, say
 from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, read_trajectories, write_json, write_trajectories
 from aster.core.seeds import derive
@@ -16,33 +16,36 @@ from aster.evaluation import avg_at_k
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, Workshop, rollout_batch
 from aster.sandbox import Sandbox
-from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs
+from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs, note_faults
+from aster.stages.pipeline import stages_of
 
 CHUNK = 256
 """Attempts per file: an interrupt loses at most so many."""
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
-    """Evaluate every checkpoint the recipe names and the run has."""
+    """Evaluate every checkpoint the recipe names and the run has. The stage is finished when it has them all."""
     problems = evaluation_problems(recipe, recipe.evaluate.problems)
     folder.remember_problems(problems)
     summaries: dict[str, dict[str, object]] = {}
-    for name in recipe.evaluate.policies:
+    expected = [name for name in recipe.evaluate.policies if name == "base" or name in stages_of(recipe)]
+    for name in expected:
         checkpoint = None if name == "base" else final_checkpoint(folder, name)
         if name != "base" and checkpoint is None:
             continue
         stage = f"evaluate/{name}"
         if folder.summary(stage) is None:
             asyncio.run(_evaluate(recipe, folder, problems, name, checkpoint))
+        for file in folder.trajectory_file(stage, "all").parent.glob("chunk_*"):
+            file.unlink()
         summaries[name] = folder.summary(stage) or {}
     keys = ("accuracy", "low", "high", "k", "problems", "tool_calls")
     write_json(folder.path / "summary.json", {name: {key: s[key] for key in keys} for name, s in summaries.items()})
-    folder.finish("evaluate", {"policies": list(summaries)})
+    if len(summaries) == len(expected):
+        folder.finish("evaluate", {"policies": list(summaries)})
 
 
-async def _evaluate(
-    recipe: Recipe, folder: RunFolder, problems: list[Problem], name: str, checkpoint: Path | None
-) -> None:
+async def _evaluate(recipe: Recipe, folder: RunFolder, problems: list[Problem], name: str, checkpoint: Path | None) -> None:
     settings = recipe.evaluate
     stage = f"evaluate/{name}"
     # The seeds do not depend on the policy: all are asked with the same random numbers.
@@ -51,18 +54,19 @@ async def _evaluate(
     files = [folder.trajectory_file(stage, f"chunk_{index:05d}") for index in range(len(chunks))]
     before = sum(len(chunk) for chunk, file in zip(chunks, files, strict=True) if file.exists())
     policy = LocalPolicy(recipe, checkpoint, capacity=settings.limits.context_tokens)
+    if before:
+        say(f"evaluate {name}: resuming after attempt {before} of {len(jobs)}")
     trajectories: list[Trajectory] = []
     with Progress(f"evaluate {name}", len(jobs), "attempt", done=before) as progress:
         async with Sandbox(recipe.sandbox) as sandbox:
-            workshop = Workshop(
-                lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic
-            )
+            workshop = Workshop(lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
             decoding = Decoding(settings.temperature, settings.top_p)
             for chunk, file in zip(chunks, files, strict=True):
                 if not file.exists():
                     made = await rollout_batch(
                         chunk, workshop, settings.limits.budget(), decoding, lambda t: progress.advance(calls=t.tool_calls)
                     )
+                    note_faults(f"evaluate {name}", made)
                     write_trajectories(file, made)
                 trajectories += read_trajectories(file)
     write_trajectories(folder.trajectory_file(stage, "all"), trajectories)
@@ -86,5 +90,3 @@ async def _evaluate(
             "limits": settings.limits.model_dump(),
         },
     )
-    for file in files:
-        file.unlink()

@@ -8,8 +8,10 @@ import sys
 from aster.core.errors import UserError
 from aster.core.progress import say
 from aster.core.recipe import ColdStart, Recipe
-from aster.core.run import RunFolder, read_json
+from aster.core.run import RunFolder, read_json, replacing
+from aster.sandbox import SandboxFailure
 from aster.stages.beside import Beside
+from aster.stages.common import evaluation_problems, teaching_problems, training_problems
 
 STAGES = ("synthesize", "curate", "sft", "rl", "evaluate", "report")
 NEEDS = {"curate": "synthesize", "sft": "curate", "rl": "sft", "evaluate": "rl"}
@@ -24,11 +26,15 @@ def stages_of(recipe: Recipe) -> list[str]:
 def run_all(recipe: Recipe, folder: RunFolder) -> None:
     """Every stage that is not finished, then the table."""
     pending = [name for name in stages_of(recipe) if folder.summary(name) is None]
+    if pending and pending[-1] != "report":
+        pending.append("report")  # one was written before the run had ended
     if not pending:
         say(f"{folder.path}: this run is finished; nothing to do (delete the folder or choose another --run to run it again)")
     else:
-        if pending != stages_of(recipe):
+        if pending != stages_of(recipe) or (folder.path / pending[0]).exists():
             say(f"{folder.path}: resuming at stage {pending[0]}")
+        check_inputs(recipe, pending)
+        folder.begin()
         with Beside(recipe, folder) as beside:
             for name in pending:
                 if name == "report":
@@ -49,6 +55,8 @@ def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
     if folder.summary(name) is not None and name != "report":
         say(f"{folder.path}: stage {name} is finished; nothing to do")
         return
+    check_inputs(recipe, [name])
+    folder.begin()
     run_one(name, recipe, folder)
     if name in ("evaluate", "report"):
         print_results(recipe, folder)
@@ -63,7 +71,57 @@ def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:
         write_report(folder, others)
         folder.finish("report", {"path": "report.html"})
         return
-    importlib.import_module(f"aster.stages.{name}").run(recipe, folder)
+    keep_tokenizer(recipe, folder)
+    stage = importlib.import_module(f"aster.stages.{name}")
+    try:
+        stage.run(recipe, folder)
+    except SandboxFailure as error:
+        raise UserError(f"{name}: {error}") from error
+    except ExceptionGroup as group:
+        # Attempts run in a task group, which wraps what they raise. Anything but a UserError is a bug and stays whole.
+        errors, bugs = group.split(UserError)
+        if errors is None or bugs is not None:
+            raise
+        raise _first(errors) from group
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def check_inputs(recipe: Recipe, stages: list[str]) -> None:
+    """UserError now for what some of the stages would find wrong hours later: problems, and contexts beyond the cache."""
+    contexts: dict[str, int] = {}
+    if "synthesize" in stages:
+        teaching_problems(recipe, recipe.synthesize.problems)
+        if recipe.synthesize.teacher == "policy":
+            contexts["synthesize.limits"] = recipe.synthesize.limits.context_tokens
+    if "rl" in stages:
+        training_problems(recipe, recipe.rl.train_problems)
+        contexts |= {f"rl.stages.{i}.limits": stage.limits.context_tokens for i, stage in enumerate(recipe.rl.stages)}
+    if "evaluate" in stages:
+        evaluation_problems(recipe, recipe.evaluate.problems)
+        contexts["evaluate.limits"] = recipe.evaluate.limits.context_tokens
+    for section, tokens in contexts.items():
+        if tokens > recipe.rollout.cache_tokens:
+            raise UserError(
+                f"{section}.context_tokens: a context of {tokens} tokens does not fit in rollout.cache_tokens "
+                f"({recipe.rollout.cache_tokens}); lower the one or raise the other"
+            )
+
+
+def keep_tokenizer(recipe: Recipe, folder: RunFolder) -> None:
+    """Copy the model's tokenizer into the run folder: whoever reads the trajectories needs it for their text."""
+    path = folder.path / "tokenizer"
+    if path.exists():
+        return
+    from aster.policy.loading import load_tokenizer, resolve
+
+    tokenizer = load_tokenizer(resolve(recipe.model.path))
+    with replacing(path) as partial:
+        tokenizer.save_pretrained(partial)
 
 
 def print_results(recipe: Recipe, folder: RunFolder) -> None:

@@ -16,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from aster.core.progress import Progress
 from aster.core.recipe import Recipe, Rl, RlStage
@@ -26,7 +27,7 @@ from aster.policy import AdamStep, Loss, TrainingSample
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, Workshop, rollout_batch
 from aster.sandbox import Sandbox
-from aster.stages.common import make_jobs, resume_point, starting_point, training_problems
+from aster.stages.common import FAULTS, make_jobs, note_faults, resume_point, starting_point, training_problems
 from aster.training.advantages import group_advantages
 from aster.training.curriculum import choose_prompts, drop_solved
 from aster.training.losses import merge_metrics
@@ -68,9 +69,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     plan = places(settings)
     with Progress("rl", len(plan), "step", done=done) as progress:
         async with Sandbox(recipe.sandbox) as sandbox:
-            workshop = Workshop(
-                lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic
-            )
+            workshop = Workshop(lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
             for place in plan[done:]:
                 stage = settings.stages[place.stage_index]
                 ids = list(problems)
@@ -80,6 +79,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
                 groups, discarded = await _sample(recipe, stage, place, ids, problems, workshop)
                 sampled = time.monotonic()
                 trajectories = [t for group in groups for t in group]
+                note_faults(f"rl step {place.step}", [*trajectories, *discarded])
                 write_trajectories(folder.trajectory_file("rl", f"step_{place.step:06d}"), [*trajectories, *discarded])
                 trained = await _train(policy, settings, groups)
                 seconds = {"sample_seconds": sampled - began, "train_seconds": time.monotonic() - sampled}
@@ -140,7 +140,8 @@ async def _sample(
             return groups + fresh, discarded
         groups += [group for group in fresh if not is_equal(group)]
         equal = [group for group in fresh if is_equal(group)]
-        others = [i for i in ids if i not in set(drawn)]
+        used = set(drawn)
+        others = [i for i in ids if i not in used]
         random.Random(derive(recipe.seed, "resample", place.step, attempt)).shuffle(others)
         wanted = others[: len(equal)]
         drawn += wanted
@@ -154,7 +155,12 @@ async def _sample(
 
 def is_equal(group: Group) -> bool:
     """True where all rewards are equal: no gradient."""
-    return len({trajectory.reward for trajectory in group}) == 1
+    return len({trajectory.reward for trajectory in _healthy(group)}) <= 1
+
+
+def _healthy(group: Group) -> Group:
+    """Without attempts that failed through no doing of the policy: it is not trained on them."""
+    return [trajectory for trajectory in group if trajectory.stop_reason not in FAULTS]
 
 
 async def _train(policy: LocalPolicy, settings: Rl, groups: list[Group]) -> dict[str, float]:
@@ -205,15 +211,16 @@ def to_samples(group: Group, batch_tokens: int, normalize_std: bool) -> list[Tra
     """A group as training samples, scaled for the token-mean over the batch; none where all rewards are equal."""
     if is_equal(group):
         return []
-    advantages = group_advantages([t.reward for t in group], normalize_std)
+    healthy = _healthy(group)
+    advantages = group_advantages([t.reward for t in healthy], normalize_std)
     return [
         TrainingSample(t.token_ids, t.loss_mask, float(advantage) / batch_tokens, t.logprobs)
-        for t, advantage in zip(group, advantages, strict=True)
+        for t, advantage in zip(healthy, advantages, strict=True)
         if t.sampled_tokens
     ]
 
 
-def describe(groups: list[Group]) -> dict[str, object]:
+def describe(groups: list[Group]) -> dict[str, Any]:
     """What a step's trajectories looked like."""
     trajectories = [t for group in groups for t in group]
     tokens = sum(t.sampled_tokens for t in trajectories)

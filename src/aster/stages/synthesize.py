@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aster.chat import Qwen3Dialect
 from aster.core.errors import UserError
-from aster.core.progress import Progress
+from aster.core.progress import Progress, say
 from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, read_trajectories, write_trajectories
 from aster.core.seeds import derive
@@ -18,7 +18,7 @@ from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
 from aster.sandbox import Sandbox
-from aster.stages.common import LAB, make_jobs, teaching_problems
+from aster.stages.common import LAB, make_jobs, note_faults, teaching_problems
 from aster.teacher import ScriptedTeacher
 
 CHUNK = 64
@@ -39,6 +39,8 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
     files = [folder.trajectory_file("synthesize", f"chunk_{index:05d}") for index in range(len(chunks))]
     before = sum(len(chunk) for chunk, file in zip(chunks, files, strict=True) if file.exists())
+    if before:
+        say(f"synthesize: resuming after attempt {before} of {len(jobs)}")
     trajectories: list[Trajectory] = []
     with Progress("synthesize", len(jobs), "attempt", done=before) as progress:
         async with Sandbox(recipe.sandbox) as sandbox:
@@ -48,6 +50,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
                     made = await rollout_batch(
                         chunk, workshop, settings.limits.budget(), Decoding(), lambda t: progress.advance(calls=t.tool_calls)
                     )
+                    note_faults("synthesize", made)
                     write_trajectories(file, made)
                 trajectories += read_trajectories(file)
     folder.finish(

@@ -1,0 +1,62 @@
+"""Shared by all tests: a random tiny model in the lab's architecture, and one warm sandbox with its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from aster.core import recipe
+from aster.sandbox import Sandbox
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """A warm sandbox and the event loop it lives in."""
+
+    loop: asyncio.AbstractEventLoop
+    sandbox: Sandbox
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run to the end, in at most a minute."""
+        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
+
+
+@pytest.fixture(scope="session")
+def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``transformers`` folder: the lab's tokenizer and a two-layer model of random weights in the lab's architecture."""
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+    from aster.lab.base import base_config
+    from aster.lab.tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("lab") / "model"
+    tokenizer = build_tokenizer()
+    config = base_config(len(tokenizer))
+    config.num_hidden_layers = 2
+    config.layer_types = ["full_attention"] * 2
+    # Wide weights make peaked distributions, so that a greedy choice does not hang on a rounding error.
+    config.initializer_range = 0.15
+    config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop() -> Iterator[Shop]:
+    """A sandbox with short cells."""
+    loop = asyncio.new_event_loop()
+    settings = recipe.Sandbox(cell_seconds=5.0, memory_mb=256, output_characters=400, sessions=64)
+    sandbox = loop.run_until_complete(Sandbox(settings).__aenter__())
+    yield Shop(loop, sandbox)
+    loop.run_until_complete(sandbox.__aexit__(None, None, None))
+    loop.close()

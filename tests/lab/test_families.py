@@ -1,0 +1,124 @@
+"""Generated problems: splits, repeatability, and answers against the printed text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aster.core.types import Problem
+from aster.lab.families import MOST, Split, generate, split_of
+
+MIXTURE = {"chain": 1.0, "hunt": 1.0}
+
+
+def apply(value: int, operation: str) -> int:
+    """``12`` and ``+5`` -> 17."""
+    match = re.fullmatch(r"([-+*])(\d+)", operation)
+    assert match, operation
+    operand = int(match[2])
+    return {"+": value + operand, "-": value - operand, "*": value * operand}[match[1]]
+
+
+def solve_chain(prompt: str) -> list[int]:
+    """All values on the way, from the text alone."""
+    match = re.fullmatch(r"Start with (\d+)\. Do (.*)\. Give the last value in \\boxed\{\}\.", prompt)
+    assert match, prompt
+    values = [int(match[1])]
+    steps = re.findall(r"(\d+):(?:even (\S+) odd (\S+)|(\S+))", match[2])
+    assert [int(label) for label, *_ in steps] == list(range(1, len(steps) + 1))
+    for _, even, odd, plain in steps:
+        values.append(apply(values[-1], plain or (even if values[-1] % 2 == 0 else odd)))
+    return values
+
+
+def solve_hunt(problem: Problem) -> list[int]:
+    """All values on the way, by asking what the setup defines."""
+    match = re.fullmatch(
+        r"Start with (\d+)\. Rules (.*)\. ask\(value\) names the next rule, or end\. Give the last value in \\boxed\{\}\.",
+        problem.prompt,
+    )
+    assert match, problem.prompt
+    rules = dict(rule.split(":") for rule in match[2].split())
+    namespace: dict[str, Any] = {}
+    exec(problem.setup, namespace)
+    values = [int(match[1])]
+    while (name := namespace["ask"](values[-1])) != "end":
+        values.append(apply(values[-1], rules[name]))
+    return values
+
+
+@pytest.mark.parametrize("family", ["chain", "hunt"])
+@pytest.mark.parametrize("levels", [(1, 3), (6, 10), (20, 20)])
+def test_the_answer_is_that_of_the_printed_problem(family: str, levels: tuple[int, int]) -> None:
+    problems = generate({family: 1.0}, levels, "train", 60, seed=3)
+    for problem in problems:
+        values = solve_chain(problem.prompt) if family == "chain" else solve_hunt(problem)
+        assert problem.answer == str(values[-1])
+        assert levels[0] <= len(values) - 1 == problem.metadata["steps"] <= levels[1]
+        assert len(set(values)) == len(values)
+        assert all(1 <= value <= MOST for value in values)
+    assert {problem.metadata["steps"] for problem in problems} == set(range(levels[0], levels[1] + 1))
+
+
+def test_chains_have_conditions_of_both_outcomes() -> None:
+    prompts = [problem.prompt for problem in generate({"chain": 1.0}, (6, 10), "train", 100, seed=0)]
+    conditional = sum(prompt.count("even") for prompt in prompts)
+    steps = sum(prompt.count(":") for prompt in prompts)
+    assert 0.2 < conditional / steps < 0.4
+
+
+def test_a_wrong_value_leads_astray_but_never_to_the_end() -> None:
+    for problem in generate({"hunt": 1.0}, (6, 10), "test", 20, seed=0):
+        namespace: dict[str, Any] = {}
+        exec(problem.setup, namespace)
+        path = solve_hunt(problem)
+        rules = {rule.label for rule in problem.metadata["walk"].rules}
+        astray = [value for value in range(-50, 1200) if value not in path]
+        assert {namespace["ask"](value) for value in astray} <= rules
+        assert "ask" not in problem.setup.partition("def ask")[0]
+
+
+@given(first=st.integers(0, 10**6), second=st.integers(0, 10**6), few=st.integers(1, 4))
+@settings(max_examples=25, deadline=None)
+def test_splits_never_overlap_whatever_the_seeds(first: int, second: int, few: int) -> None:
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    found = {split: generate(MIXTURE, (few, 4), split, 15, seed) for split, seed in zip(splits, (first, second, first), strict=True)}
+    for split, problems in found.items():
+        assert all(split_of(problem) == split for problem in problems)
+        for other in splits:
+            if other != split:
+                assert not {p.prompt for p in problems} & {p.prompt for p in found[other]}
+                assert not {p.id for p in problems} & {p.id for p in found[other]}
+
+
+def test_the_split_shares() -> None:
+    counts = {split: 0 for split in ("train", "validation", "test")}
+    for index in range(3000):
+        counts[split_of(Problem(str(index), f"prompt {index}", ""))] += 1
+    assert 0.77 < counts["train"] / 3000 < 0.83
+    assert 0.08 < counts["test"] / 3000 < 0.12
+
+
+@given(seed=st.integers(0, 10**9), count=st.integers(1, 40))
+@settings(max_examples=25, deadline=None)
+def test_generation_repeats_and_gives_so_many_different_problems(seed: int, count: int) -> None:
+    problems = generate(MIXTURE, (3, 8), "train", count, seed)
+    assert problems == generate(MIXTURE, (3, 8), "train", count, seed)
+    assert len({problem.id for problem in problems}) == count
+    # A longer list begins with the shorter one.
+    assert generate(MIXTURE, (3, 8), "train", count + 5, seed)[:count] == problems
+
+
+def test_other_seeds_give_other_problems_and_weights_count() -> None:
+    one, two = (generate({"chain": 3.0, "hunt": 1.0}, (6, 10), "train", 200, seed) for seed in (1, 2))
+    assert not {p.id for p in one} & {p.id for p in two}
+    assert 0.65 < sum(p.source == "lab/chain" for p in one) / 200 < 0.85
+
+
+def test_more_problems_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match="there are not 100000 different test problems with 1 to 1 steps"):
+        generate({"chain": 1.0}, (1, 1), "test", 100_000, seed=0)

@@ -1,0 +1,330 @@
+"""The sampler against plain transformers, and what happens when sequences crowd, leave and fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import oracle, oracle_logprobs, random_ids, recipe_for
+
+from aster.core.errors import UserError
+from aster.policy import Completion, SamplingParams
+from aster.policy import sampler as sampler_module
+from aster.policy.local import LocalPolicy
+from aster.policy.sampler import Request, choose, uniform
+
+CAPACITY = 256
+
+
+def make_policy(folder: Path, slots: int = 8, deterministic: bool = False) -> LocalPolicy:
+    return LocalPolicy(recipe_for(folder, slots, deterministic), capacity=CAPACITY)
+
+
+@contextmanager
+def forwards(policy: LocalPolicy) -> Iterator[list[int]]:
+    """Records how many tokens each forward is fed."""
+    fed: list[int] = []
+    hook = policy.model.base_model.register_forward_pre_hook(
+        lambda _, __, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    yield fed
+    hook.remove()
+
+
+@dataclass
+class Dialogue:
+    """Turns sampled with templated tool tokens between them."""
+
+    name: str
+    prompt: list[int]
+    turns: int = 3
+    delays: list[float] = field(default_factory=list)
+    params: SamplingParams = SamplingParams(max_tokens=9, temperature=1.2, top_p=0.95)
+
+    async def play(self, policy: LocalPolicy) -> tuple[list[int], list[int], list[float]]:
+        """Returns tokens, positions of the sampled ones, and their log-probabilities."""
+        policy.open(self.name)
+        ids, sampled, logprobs = list(self.prompt), [], []
+        for index in range(self.turns):
+            seed = sum(map(ord, self.name))
+            completion = await policy.sample(ids, replace(self.params, sequence=self.name, seed=seed))
+            sampled += range(len(ids), len(ids) + len(completion.token_ids))
+            logprobs += completion.logprobs
+            ids = ids + completion.token_ids + random_ids(1000 + index, 4)
+            if self.delays:
+                await asyncio.sleep(self.delays[index % len(self.delays)])
+        policy.release(self.name)
+        return ids, sampled, logprobs
+
+
+def dialogues(count: int, delays: list[float] | None = None) -> list[Dialogue]:
+    return [
+        Dialogue(f"{index:03d}", random_ids(index, 3 + 11 * index % 29), delays=[delays[index % len(delays)]] if delays else [])
+        for index in range(count)
+    ]
+
+
+async def play_all(policy: LocalPolicy, games: list[Dialogue]) -> list[tuple[list[int], list[int], list[float]]]:
+    return await asyncio.gather(*(game.play(policy) for game in games))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_greedy_equals_generate_on_ragged_prompts(folder: Path, attention: str) -> None:
+    policy, reference = make_policy(folder, slots=3), oracle(folder, attention)
+    prompts = [random_ids(seed, length) for seed, length in enumerate([1, 40, 7, 2, 23, 90, 5, 12])]
+
+    def generate(prompt: list[int], stop: int | None) -> list[int]:
+        ids = torch.tensor([prompt])
+        settings = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": stop, "pad_token_id": 0}
+        return reference.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(prompt) :].tolist()
+
+    reference.generation_config.eos_token_id = None
+    stop = generate(prompts[1], None)[5]  # a token that greedy decoding meets
+
+    async def work() -> list[Completion]:
+        params = SamplingParams(max_tokens=24, temperature=0.0, stop_token_ids=(stop,))
+        return await asyncio.gather(
+            *(policy.sample(prompt, replace(params, sequence=str(i))) for i, prompt in enumerate(prompts))
+        )
+
+    completions = asyncio.run(work())
+    assert any(c.stopped for c in completions)
+    assert not all(c.stopped for c in completions)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        expected = generate(prompt, stop)
+        assert completion.token_ids == expected
+        assert completion.stopped == (expected[-1] == stop)
+
+
+@pytest.mark.parametrize("slots", [2, 8])
+def test_logprobs_equal_a_fresh_forward_across_turns(folder: Path, slots: int) -> None:
+    """With two slots for seven dialogues, those whose tool runs are evicted and fed again."""
+    policy, reference = make_policy(folder, slots), oracle(folder)
+    for ids, sampled, logprobs in asyncio.run(play_all(policy, dialogues(7, delays=[0.0, 0.02]))):
+        assert len(sampled) == 27
+        expected = oracle_logprobs(reference, ids)[[position - 1 for position in sampled]]
+        torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_a_second_turn_feeds_only_what_is_new(lab_folder: Path) -> None:
+    policy = make_policy(lab_folder)
+    with forwards(policy) as fed:
+        asyncio.run(Dialogue("a", random_ids(0, 30)).play(policy))
+    # The last token of a turn was sampled and not fed yet; four tool tokens follow it.
+    assert fed == [30, *[1] * 8, 5, *[1] * 8, 5, *[1] * 8]
+
+
+def test_a_changed_history_is_fed_again(lab_folder: Path) -> None:
+    policy = make_policy(lab_folder)
+
+    async def work() -> Completion:
+        ids = random_ids(0, 30)
+        params = SamplingParams(max_tokens=4, temperature=0.0, sequence="a")
+        await policy.sample(ids, params)
+        return await policy.sample([*ids[:20], *random_ids(1, 5)], params)
+
+    with forwards(policy) as fed:
+        completion = asyncio.run(work())
+    assert fed == [30, 1, 1, 1, 5, 1, 1, 1]
+    ids = [*random_ids(0, 30)[:20], *random_ids(1, 5)]
+    expected = oracle_logprobs(oracle(lab_folder), ids + completion.token_ids)[len(ids) - 1 :]
+    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_eviction_takes_only_sequences_that_wait_for_a_tool(lab_folder: Path) -> None:
+    """Every dialogue gives what it gives alone, whoever had to give up its slot."""
+    alone = [asyncio.run(game.play(make_policy(lab_folder))) for game in dialogues(6)]
+    policy = make_policy(lab_folder, slots=2)
+    with forwards(policy) as fed:
+        crowded = asyncio.run(play_all(policy, dialogues(6, delays=[0.03])))
+    assert [ids for ids, _, _ in crowded] == [ids for ids, _, _ in alone]
+    least = sum(len(ids) - 5 for ids, _, _ in alone)  # each token once, but for the last turn's last and its tool's
+    assert sum(fed) > least
+
+
+def test_long_prompts_are_fed_in_pieces(lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = asyncio.run(play_all(make_policy(lab_folder), dialogues(5)))
+    monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 7)
+    policy = make_policy(lab_folder)
+    with forwards(policy) as fed:
+        pieces = asyncio.run(play_all(policy, dialogues(5)))
+    assert max(fed) == 7
+    assert [ids for ids, _, _ in pieces] == [ids for ids, _, _ in whole]
+
+
+def test_one_policy_serves_one_event_loop_after_another(lab_folder: Path) -> None:
+    policy = make_policy(lab_folder, slots=2, deterministic=True)
+    games = dialogues(4, delays=[0.01, 0.0])
+    assert asyncio.run(play_all(policy, games)) == asyncio.run(play_all(policy, games))
+
+
+@pytest.mark.parametrize("slots", [3, 16])
+def test_deterministic_means_to_the_bit_whatever_the_tools_delays(lab_folder: Path, slots: int) -> None:
+    policy = make_policy(lab_folder, slots, deterministic=True)
+    runs = [
+        asyncio.run(play_all(policy, dialogues(7, delays)))
+        for delays in ([0.0], [0.02, 0.0, 0.01], [0.0, 0.0, 0.03, 0.01], [0.01, 0.03])
+    ]
+    assert all(run == runs[0] for run in runs[1:])
+
+
+def request(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> Request:
+    future: Any = None
+    return Request(SamplingParams(max_tokens=1, temperature=temperature, top_p=top_p, seed=seed), [], future)
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10**6)), min_size=2, max_size=6),
+    temperature=st.sampled_from([0.0, 0.6, 1.0, 2.0]),
+    top_p=st.sampled_from([0.3, 0.95, 1.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_draw_depends_on_seed_and_position_alone(rows: list[tuple[int, int]], temperature: float, top_p: float) -> None:
+    logits = torch.randn(len(rows), 50, generator=torch.Generator().manual_seed(0))
+    requests = [request(temperature, top_p, seed) for seed, _ in rows]
+    positions = [position for _, position in rows]
+    together, _ = choose(logits, requests, positions)
+    # Alone, and beside requests with other settings.
+    alone = [choose(logits[i : i + 1], requests[i : i + 1], positions[i : i + 1])[0][0] for i in range(len(rows))]
+    beside, _ = choose(logits.repeat(2, 1), [*requests, *[request(1.7, 0.5, 3)] * len(rows)], positions * 2)
+    assert together == alone == beside[: len(rows)]
+
+
+def draws(logits: torch.Tensor, count: int, **params: float) -> torch.Tensor:
+    """Frequencies of ``count`` draws from one row of logits."""
+    tokens, _ = choose(logits.repeat(count, 1), [request(seed=11, **params)] * count, list(range(count)))  # type: ignore[arg-type]
+    return torch.bincount(torch.tensor(tokens), minlength=len(logits)) / count
+
+
+def test_draws_follow_the_tempered_distribution() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
+    for temperature in (0.5, 1.0, 2.0):
+        frequencies = draws(logits, 40_000, temperature=temperature)
+        torch.testing.assert_close(frequencies, (logits / temperature).softmax(-1), atol=0.01, rtol=0)
+
+
+def test_top_p_keeps_the_smallest_nucleus() -> None:
+    logits = torch.tensor([0.05, 0.5, 0.15, 0.3]).log()
+    torch.testing.assert_close(draws(logits, 40_000, top_p=0.6), torch.tensor([0.0, 0.625, 0.0, 0.375]), atol=0.01, rtol=0)
+    assert draws(logits, 100, top_p=0.01)[1] == 1
+    assert (draws(logits, 4000, top_p=1.0) > 0).all()
+    # Of tempered probabilities, as everywhere: at temperature 0.5 the first two hold 93%.
+    assert (draws(logits, 4000, top_p=0.9, temperature=0.5) > 0).tolist() == [False, True, False, True]
+
+
+def test_logprobs_are_untempered() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    for temperature, top_p in ((0.0, 1.0), (0.3, 1.0), (3.0, 0.7)):
+        [token], [logprob] = choose(logits, [request(temperature, top_p)], [5])
+        assert logprob == pytest.approx(float(logits.log_softmax(-1)[0, token]), abs=1e-6)
+
+
+def test_greedy_takes_the_largest_logit() -> None:
+    logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(3))
+    tokens, _ = choose(logits, [request(temperature=0.0)] * 200, list(range(200)))
+    assert tokens == logits.argmax(-1).tolist()
+
+
+def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:
+    numbers = uniform([5] * 20_000, list(range(20_000)))
+    assert 0 <= numbers.min()
+    assert numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.01
+    assert abs(((numbers[1:] - 0.5) * (numbers[:-1] - 0.5)).mean()) < 0.002
+    assert len(set(uniform(list(range(5000)), [7] * 5000))) == 5000
+
+
+def test_a_cancelled_turn_leaves_the_others_alone(lab_folder: Path) -> None:
+    alone = asyncio.run(play_all(make_policy(lab_folder), dialogues(4)))
+    policy = make_policy(lab_folder, slots=3)
+
+    async def work() -> list[tuple[list[int], list[int], list[float]]]:
+        games = dialogues(4)
+        long = SamplingParams(max_tokens=200, sequence="long")
+        cancelled = asyncio.create_task(policy.sample(random_ids(9, 20), long))
+        waiting = asyncio.create_task(play_all(policy, games[1:]))
+        await asyncio.sleep(0.02)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        # The same sequence can be sampled anew at once.
+        again = await policy.sample(games[0].prompt, replace(games[0].params, sequence="long", seed=3 * ord("0")))
+        policy.release("long")
+        others = await waiting
+        assert again.token_ids == alone[0][0][len(games[0].prompt) :][:9]
+        return others
+
+    assert [ids for ids, _, _ in asyncio.run(work())] == [ids for ids, _, _ in alone[1:]]
+
+
+def test_an_engine_error_reaches_all_that_wait_and_the_next_turn_works(lab_folder: Path) -> None:
+    policy = make_policy(lab_folder, slots=2)
+    good = asyncio.run(play_all(policy, dialogues(4)))
+    broken = True
+
+    def fail(*_: object) -> None:
+        if broken:
+            raise MemoryError("no room")
+
+    policy.model.base_model.layers[1].register_forward_pre_hook(fail)
+
+    async def work() -> list[tuple[list[int], list[int], list[float]]]:
+        nonlocal broken
+        failed = await asyncio.gather(*(game.play(policy) for game in dialogues(4)), return_exceptions=True)
+        assert [str(error) for error in failed] == ["the sampler failed: MemoryError('no room')"] * 4
+        broken = False
+        return await play_all(policy, dialogues(4))
+
+    assert [ids for ids, _, _ in asyncio.run(work())] == [ids for ids, _, _ in good]
+
+
+def test_requests_that_cannot_be_served_are_refused(lab_folder: Path) -> None:
+    policy = make_policy(lab_folder)
+
+    async def work() -> None:
+        with pytest.raises(ValueError, match="do not fit in 256"):
+            await policy.sample([1] * 250, SamplingParams(max_tokens=7))
+        with pytest.raises(ValueError, match="at least one token"):
+            await policy.sample([], SamplingParams(max_tokens=7))
+        with pytest.raises(ValueError, match="room for one"):
+            await policy.sample([1], SamplingParams(max_tokens=0))
+        first = asyncio.create_task(policy.sample([1], SamplingParams(max_tokens=5)))
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="sampled already"):
+            await policy.sample([2], SamplingParams(max_tokens=5))
+        with pytest.raises(RuntimeError, match="weights cannot change"):
+            policy.refresh_sampler()
+        assert len((await first).token_ids) == 5
+        assert len((await policy.sample([1] * 250, SamplingParams(max_tokens=6))).token_ids) == 6
+
+    asyncio.run(work())
+    with pytest.raises(UserError, match=r"rollout.cache_tokens: 16384 cannot hold one context of 20000 tokens"):
+        policy.prepare_sampler(20_000)
+
+
+def test_new_weights_drop_the_cache(lab_folder: Path) -> None:
+    policy = make_policy(lab_folder)
+
+    async def work() -> Completion:
+        params = SamplingParams(max_tokens=4, temperature=0.0, sequence="a")
+        ids = random_ids(0, 30)
+        await policy.sample(ids, params)
+        with torch.no_grad():
+            policy.model.base_model.layers[0].self_attn.v_proj.weight.mul_(-1)
+        policy.refresh_sampler()
+        return await policy.sample(ids, params)
+
+    completion = asyncio.run(work())
+    reference = oracle(lab_folder)
+    with torch.no_grad():
+        reference.base_model.layers[0].self_attn.v_proj.weight.mul_(-1)
+    expected = oracle_logprobs(reference, random_ids(0, 30) + completion.token_ids)[29:]
+    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)

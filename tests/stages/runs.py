@@ -1,0 +1,192 @@
+"""What the tests of stages share: a recipe that takes seconds, real processes that start at once, and ways to kill them.
+
+Importing torch takes seconds, so the commands run in children that a fork server with everything imported forks. They are real
+processes of the real command line; a few tests start ``python -m aster`` itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aster.core.recipe import Recipe, validate_recipe
+from aster.core.run import RunFolder, read_trajectories
+
+LIMITS = {"context_tokens": 160, "turn_tokens": 48, "tool_calls": 2, "turns": 3}
+SETTINGS: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"threads": 1},
+    "problems": {"teach": "lab", "levels": [1, 1]},
+    "sandbox": {"preload": []},
+    "rollout": {"slots": 16, "deterministic": True},
+    "synthesize": {"problems": 96, "limits": {**LIMITS, "context_tokens": 400}},
+    "curate": {"min_calls": 1, "size": 16},
+    "sft": {
+        "stages": [
+            {"epochs": 2, "batch": 8, "learning_rate": 1e-5},
+            {"epochs": 1, "batch": 8, "learning_rate": 1e-5},
+        ],
+        "warmup_steps": 1,
+    },
+    "rl": {
+        "prompts": 3,
+        "samples": 4,
+        "learning_rate": 1e-3,
+        "stages": [{"steps": 3, "limits": LIMITS}, {"steps": 2, "drop_solved": True, "limits": LIMITS}],
+    },
+    "evaluate": {"problems": 3, "k": 2, "temperature": 1.0, "top_p": 1.0, "limits": LIMITS},
+}
+PRELOAD = (
+    "torch",
+    "transformers.models.qwen3.modeling_qwen3",
+    "aster.cli",
+    "aster.policy.local",
+    "aster.reporting.page",
+    "aster.stages.pipeline",
+    "aster.stages.curate",
+    "aster.stages.evaluate",
+    "aster.stages.rl",
+    "aster.stages.sft",
+    "aster.stages.synthesize",
+)
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with dotted ``changes``."""
+    result = copy.deepcopy(base)
+    for key, value in changes.items():
+        node = result
+        *parts, last = key.split(".")
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return result
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The recipe of seconds, with its model and problems."""
+
+    settings: dict[str, Any]
+
+    def recipe(self, changes: dict[str, Any] | None = None) -> Recipe:
+        """As a recipe; ``changes`` by dotted field."""
+        return validate_recipe(merged(self.settings, changes or {}), "test")
+
+    def file(self, path: Path, changes: dict[str, Any] | None = None) -> Path:
+        """As a file."""
+        path.write_text(yaml.safe_dump(merged(self.settings, changes or {})))
+        return path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _child(arguments: list[str], out: Path, err: Path, chunk: int | None) -> None:
+    for path, number in ((out, 1), (err, 2)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if chunk is not None:
+        import aster.stages.evaluate
+
+        aster.stages.evaluate.CHUNK = chunk
+    from aster.cli import main
+
+    sys.argv = ["aster", *arguments]
+    main(arguments)
+
+
+class Commands:
+    """Runs ``aster`` commands in forked processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(list(PRELOAD))
+        self.count = 0
+
+    def start(self, *arguments: str | Path, chunk: int | None = None) -> tuple[BaseProcess, Path, Path]:
+        """Start a command; returns the process and the files of its stdout and stderr."""
+        self.count += 1
+        out, err = self.folder / f"{self.count}.out", self.folder / f"{self.count}.err"
+        process = self.context.Process(target=_child, args=([str(a) for a in arguments], out, err, chunk))
+        process.start()
+        return process, out, err
+
+    def run(self, *arguments: str | Path) -> Ended:
+        """Run a command to its end."""
+        process, out, err = self.start(*arguments)
+        return self.ended(process, out, err)
+
+    def killed(self, when: Callable[[], bool], *arguments: str | Path, chunk: int | None = None, number: int = signal.SIGKILL) -> Ended:
+        """Run a command and send it a signal as soon as ``when`` holds."""
+        process, out, err = self.start(*arguments, chunk=chunk)
+        assert process.pid is not None
+        while not when():
+            assert process.is_alive(), f"it ended before it could be killed: {err.read_text()}"
+            time.sleep(0.001)
+        os.kill(process.pid, number)
+        return self.ended(process, out, err)
+
+    @staticmethod
+    def ended(process: BaseProcess, out: Path, err: Path) -> Ended:
+        """Wait for a command."""
+        process.join(120)
+        assert process.exitcode is not None, "it hangs"
+        return Ended(process.exitcode, out.read_text(), err.read_text())
+
+
+UNREPEATABLE = ("seconds", "tokens_per_second", "sample_seconds", "train_seconds")
+
+
+def lines(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """The metrics of a stage without what a clock decides."""
+    found = RunFolder.load(folder).metrics(stage)
+    return [{key: value for key, value in line.items() if key not in UNREPEATABLE} for line in found]
+
+
+def steps(folder: Path, stage: str) -> int:
+    """How many steps of a stage have been logged. Safe while the run goes on."""
+    path = folder / "metrics.jsonl"
+    return path.read_text().count(f'"stage": "{stage}"') if path.exists() else 0
+
+
+def sampled(folder: Path) -> dict[str, list[tuple[str, int, int, list[int], float]]]:
+    """What every trajectory of a run is, by file."""
+    return {
+        str(file.relative_to(folder)): [(t.problem_id, t.sample, t.seed, t.token_ids, t.reward) for t in read_trajectories(file)]
+        for file in sorted(folder.rglob("*.jsonl.gz"))
+    }
+
+
+def weights(folder: Path, stage: str) -> str:
+    """A digest of a stage's final weights."""
+    path = RunFolder.load(folder).checkpoints(stage)[-1][1] / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a folder with its time of change and content."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+    }

@@ -1,0 +1,200 @@
+"""A run that is killed and started again ends as the one that was not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from runs import Commands, Tiny, lines, sampled, snapshot, steps, weights
+
+from aster.core.run import RunFolder, read_json
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = commands.run("run", tiny.file(folder / "tiny.yaml"), "--run", folder / "run")
+    assert ended.code == 0, ended.err
+    return folder / "run"
+
+
+def test_a_run_killed_in_every_stage_ends_as_the_undisturbed_one(
+    tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ("run", tiny.file(tmp_path / "tiny.yaml"), "--run", run)
+
+    def unfinished(stage: str) -> bool:
+        return not (run / stage / "summary.json").exists()
+
+    chunk = run / "synthesize" / "trajectories" / "chunk_00000.jsonl.gz"
+    assert commands.killed(chunk.exists, *command).code == -signal.SIGKILL
+    assert unfinished("synthesize")
+    first = commands.killed(lambda: steps(run, "sft") >= 2, *command)
+    assert f"{run}: resuming at stage synthesize" in first.err
+    assert "synthesize: resuming after attempt 64 of 96" in first.err
+    assert unfinished("sft")
+    done = steps(run, "sft")
+    second = commands.killed(lambda: steps(run, "rl") >= 2, *command)
+    assert f"{run}: resuming at stage sft" in second.err
+    # At most the step under way is lost: the last logged one, where the kill came before its checkpoint.
+    assert f"sft: resuming after step {done}" in second.err or f"sft: resuming after step {done - 1}" in second.err
+    assert unfinished("rl")
+    done = steps(run, "rl")
+    third = commands.killed((run / "evaluate" / "base" / "summary.json").exists, *command)
+    assert f"{run}: resuming at stage rl" in third.err
+    assert f"rl: resuming after step {done}" in third.err or f"rl: resuming after step {done - 1}" in third.err
+    assert unfinished("evaluate")
+    fourth = commands.run(*command)
+    assert fourth.code == 0, fourth.err
+    assert f"{run}: resuming at stage evaluate" in fourth.err
+    assert "evaluate base: " not in fourth.err
+
+    assert sampled(run) == sampled(undisturbed)
+    for ours, theirs in zip(lines(run, "sft"), lines(undisturbed, "sft"), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    assert lines(run, "rl") == lines(undisturbed, "rl")
+    assert weights(run, "rl") == weights(undisturbed, "rl")
+    assert read_json(run / "summary.json") == read_json(undisturbed / "summary.json")
+    assert (run / "report.html").exists()
+    assert not list(run.rglob("*.partial"))
+    assert len(read_json(run / "run.json")["commands"]) == 5
+
+
+def test_the_undisturbed_run_did_learn(undisturbed: Path) -> None:
+    """Or the comparison above would compare nothing."""
+    rl = lines(undisturbed, "rl")
+    assert [line["step"] for line in rl] == [1, 2, 3, 4, 5]
+    assert [line["stage_index"] for line in rl] == [0, 0, 0, 1, 1]
+    assert sum(line["optimizer_steps"] for line in rl) >= 3
+    assert 0 < rl[0]["reward"] < 1
+    assert any(line["tool_calls"] > 0 for line in rl)
+    assert weights(undisturbed, "rl") != weights(undisturbed, "sft")
+
+
+def test_summary_has_the_policies_side_by_side(undisturbed: Path) -> None:
+    summary = read_json(undisturbed / "summary.json")
+    assert list(summary) == ["base", "sft", "rl"]
+    for result in summary.values():
+        assert set(result) == {"accuracy", "low", "high", "k", "problems", "tool_calls"}
+        assert 0 <= result["low"] <= result["accuracy"] <= result["high"] <= 1
+        assert (result["k"], result["problems"]) == (2, 3)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path) -> None:
+    before = snapshot(undisturbed)
+    recipe = tiny.file(tmp_path / "tiny.yaml")
+    again = commands.run("run", recipe, "--run", undisturbed)
+    assert again.code == 0
+    assert f"{undisturbed}: this run is finished; nothing to do" in again.err
+    assert "after RL" in again.out
+    for stage in ("synthesize", "curate", "sft", "rl", "evaluate"):
+        again = commands.run(stage, recipe, "--run", undisturbed)
+        assert again.code == 0
+        assert again.err == f"{undisturbed}: stage {stage} is finished; nothing to do\n"
+    assert snapshot(undisturbed) == before
+
+
+@pytest.mark.parametrize("damage", ["line without checkpoint", "checkpoint without line", "torn line", "unfinished files"])
+def test_rl_goes_on_from_what_is_whole(
+    damage: str, tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Killed between a step's metrics line and its checkpoint, or in the middle of a write."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for stage in ("rl", "evaluate", "evaluate/base", "evaluate/sft", "evaluate/rl", "report"):
+        (run / stage / "summary.json").unlink()
+    # The base and SFT policies' evaluations are not what this is about.
+    for name in ("base", "sft"):
+        shutil.copy(undisturbed / "evaluate" / name / "summary.json", run / "evaluate" / name / "summary.json")
+    metrics = run / "metrics.jsonl"
+    kept = metrics.read_text().splitlines(keepends=True)
+    done = 4
+    if damage == "line without checkpoint":
+        shutil.rmtree(run / "rl" / "checkpoints" / "step_000005")
+    elif damage == "checkpoint without line":
+        metrics.write_text("".join(kept[:-1]))
+    elif damage == "torn line":
+        metrics.write_text("".join(kept[:-1]) + kept[-1][:50])
+    else:
+        metrics.write_text("".join(kept[:-1]))
+        whole = run / "rl" / "checkpoints" / "step_000005"
+        (whole / "model.safetensors").unlink()
+        whole.rename(whole.with_name(".step_000005.partial"))
+        (run / "rl" / "trajectories" / "step_000005.jsonl.gz").unlink()
+        (run / "rl" / "trajectories" / ".step_000005.jsonl.gz.partial").write_bytes(b"\x1f\x8b half")
+    ended = commands.run("rl", tiny.file(tmp_path / "tiny.yaml"), "--run", run)
+    assert ended.code == 0, ended.err
+    assert f"rl: resuming after step {done}" in ended.err
+    assert lines(run, "rl") == lines(undisturbed, "rl")
+    assert weights(run, "rl") == weights(undisturbed, "rl")
+    rl = {name: value for name, value in sampled(undisturbed).items() if name.startswith("rl/")}
+    assert {name: value for name, value in sampled(run).items() if name.startswith("rl/")} == rl
+
+
+def test_without_a_whole_checkpoint_a_stage_begins_anew(tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    (run / "sft" / "summary.json").unlink()
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.read_text().splitlines(keepends=True) if json.loads(line)["step"] != 1))
+    ended = commands.run("sft", tiny.file(tmp_path / "tiny.yaml"), "--run", run)
+    assert ended.code == 0, ended.err
+    assert "resuming after" not in ended.err
+    assert [line["loss"] for line in lines(run, "sft")] == pytest.approx(
+        [line["loss"] for line in lines(undisturbed, "sft")], abs=1e-5
+    )
+
+
+def test_without_the_fixed_schedule_prompts_and_seeds_are_the_same(
+    tiny: Tiny, commands: Commands, tmp_path: Path
+) -> None:
+    """Cold start zero: there is no stage before RL, and no SFT policy to evaluate."""
+    changes = {"rollout.deterministic": False, "cold_start": "zero"}
+    command = ("run", tiny.file(tmp_path / "tiny.yaml", changes), "--run")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert commands.run(*command, whole).code == 0
+    assert commands.killed(lambda: steps(killed, "rl") >= 2, *command, killed).code == -signal.SIGKILL
+    done = steps(killed, "rl")
+    ended = commands.run(*command, killed)
+    assert ended.code == 0, ended.err
+    assert f"{killed}: resuming at stage rl" in ended.err
+    assert f"rl: resuming after step {done}" in ended.err or f"rl: resuming after step {done - 1}" in ended.err
+
+    def asked(folder: Path) -> dict[str, list[tuple[str, int, int]]]:
+        files = {name: made for name, made in sampled(folder).items() if name.startswith("rl/")}
+        return {name: [(problem, sample, seed) for problem, sample, seed, *_ in made] for name, made in files.items()}
+
+    # The second stage leaves out solved problems, and which are solved is the policy's affair.
+    first = ("rl/trajectories/step_000001.jsonl.gz", "rl/trajectories/step_000002.jsonl.gz", "rl/trajectories/step_000003.jsonl.gz")
+    assert {name: asked(killed)[name] for name in first} == {name: asked(whole)[name] for name in first}
+    assert asked(killed).keys() == asked(whole).keys()
+    for folder in (whole, killed):
+        assert list(read_json(folder / "summary.json")) == ["base", "rl"]
+        assert RunFolder.load(folder).summary("sft") is None
+
+
+def test_an_evaluation_goes_on_after_its_last_whole_chunk(
+    tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    shutil.rmtree(run / "evaluate")
+    (run / "summary.json").unlink()
+    command = ("evaluate", tiny.file(tmp_path / "tiny.yaml"), "--run", run)
+    chunk = run / "evaluate" / "base" / "trajectories" / "chunk_00000.jsonl.gz"
+    assert commands.killed(chunk.exists, *command, chunk=2).code == -signal.SIGKILL
+    assert not (run / "evaluate" / "base" / "summary.json").exists()
+    made = chunk.stat().st_mtime_ns
+    again = commands.killed(lambda: (run / "evaluate" / "base" / "summary.json").exists(), *command, chunk=2)
+    assert "evaluate base: resuming after attempt" in again.err
+    assert not chunk.exists() or chunk.stat().st_mtime_ns == made
+    assert commands.run(*command).code == 0
+    base = run / "evaluate" / "base" / "trajectories"
+    assert [path.name for path in base.iterdir()] == ["all.jsonl.gz"]
+    assert sampled(run)["evaluate/base/trajectories/all.jsonl.gz"] == sampled(undisturbed)["evaluate/base/trajectories/all.jsonl.gz"]
+    assert read_json(run / "summary.json") == read_json(undisturbed / "summary.json")
