@@ -13,9 +13,13 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from aster.lab.base import BASE_MODEL, base_config
 from aster.policy.attention import IMPLEMENTATION
+
+# Its bar for loading would tear the table.
+transformers_logging.disable_progress_bar()
 
 
 def load_pair(vocabulary: int) -> tuple[Any, Any, str]:

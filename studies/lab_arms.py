@@ -61,7 +61,8 @@ def row(family: str, arm: str, summaries: list[dict[str, Any]]) -> str:
         return f"{each} (**{mean(values):.{digits}f}**)"
 
     before = "base" if arm == "zero" else "sft"
-    parts = [cells(before, "accuracy", 3), cells("rl", "accuracy", 3), cells(before, "tool_calls", 2), cells("rl", "tool_calls", 2)]
+    columns = [(before, "accuracy", 3), ("rl", "accuracy", 3), (before, "tool_calls", 2), ("rl", "tool_calls", 2)]
+    parts = [cells(policy, key, digits) for policy, key, digits in columns]
     return f"| {family} | {arm} | " + " | ".join(parts) + " |"
 
 

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
+from shop_fixture import Shop
 
 from aster.core import recipe
 from aster.sandbox import Sandbox
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Shop:
-    """A warm sandbox and the event loop it lives in."""
-
-    loop: asyncio.AbstractEventLoop
-    sandbox: Sandbox
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run to the end, in at most a minute."""
-        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
 
 
 @pytest.fixture(scope="session")

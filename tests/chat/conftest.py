@@ -25,9 +25,7 @@ def merging_tokenizer() -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        CORPUS * 5, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
-    )
+    core.train_from_iterator(CORPUS * 5, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False))
     core.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in CONTROL])
     core.add_tokens([AddedToken(text, normalized=False, special=False) for text in TAGS])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", clean_up_tokenization_spaces=False)

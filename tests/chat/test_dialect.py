@@ -14,9 +14,37 @@ from aster.chat.qwen3 import TOOL_SCHEMA, neutralize, render_call
 from aster.core.types import Trajectory
 
 PROPERTY = settings(max_examples=60, deadline=None)
-CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "</tool_response>"]
+CONTROL = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "</tool_response>",
+]
 LOOKALIKES = ["< |im_end|>", "|im_end|>", "<im_end>", "<tool", "tool_call>", "<<", "</", "</s>", "\\u003c|im_end|>"]
-PIECES = ["v=v+1\nv", "print('é')", '"', "'", "\\", "\\n", "\n", "\n\n", "\t", "\r\n", " ", "{", '"}}', "𝕏🎲", "Ġ", "≮", "\x00", "end"]
+PIECES = [
+    "v=v+1\nv",
+    "print('é')",
+    '"',
+    "'",
+    "\\",
+    "\\n",
+    "\n",
+    "\n\n",
+    "\t",
+    "\r\n",
+    " ",
+    "{",
+    '"}}',
+    "𝕏🎲",
+    "Ġ",
+    "≮",
+    "\x00",
+    "end",
+]
 words = st.lists(st.sampled_from([*PIECES, *LOOKALIKES]) | st.text(max_size=8), max_size=8).map("".join)
 hostile = st.lists(st.sampled_from([*PIECES, *CONTROL]) | st.text(max_size=4), max_size=8).map("".join)
 tidy = words.map(neutralize).map(str.strip)

@@ -160,6 +160,7 @@ def test_run_json_keeps_every_command_and_the_versions(run: RunFolder) -> None:
 
 
 def test_another_recipe_is_refused_and_its_field_named(run: RunFolder) -> None:
+    run.log("sft", 1)  # a folder in which nothing was done yet would take the new recipe
     run.close()
     for recipe, field in (
         (Recipe(cold_start=ColdStart.ZERO), "cold_start"),

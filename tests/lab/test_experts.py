@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from conftest import Shop
+from shop_fixture import Shop
 
 from aster.chat import Qwen3Dialect
 from aster.core.recipe import ColdStart

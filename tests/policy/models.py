@@ -13,7 +13,6 @@ from aster.core.recipe import Model, Recipe, Rollout
 from aster.lab.tokenizer import build_tokenizer
 
 
-
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another decoder: two key-value heads, heads wider than the hidden size, an output layer of its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def backward(policy: LocalPolicy, samples: list[TrainingSample], loss: Loss) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def backward(
+    policy: LocalPolicy, samples: list[TrainingSample], loss: Loss
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     metrics = policy.trainer.forward_backward(samples, loss)
     return metrics, gradients(policy.model)
 
@@ -59,6 +62,10 @@ def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
     for name in first:
         scale = float(second[name].abs().max())
         torch.testing.assert_close(first[name], second[name], atol=tolerance * max(scale, 1e-6), rtol=0, msg=name)
+
+
+def flat(parts: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(list(itertools.chain.from_iterable(parts)))
 
 
 def per_token(model: Any, samples: list[TrainingSample]) -> list[torch.Tensor]:
@@ -90,7 +97,7 @@ def test_sft_loss_and_gradient_equal_transformers(folder: Path, microbatch: int)
     policy = LocalPolicy(recipe_for(folder))
     policy.trainer.microbatch_tokens = microbatch
     metrics, found = backward(policy, samples, SFT)
-    assert metrics["loss"] == pytest.approx(float(expected), abs=1e-5)
+    assert metrics["loss"] == pytest.approx(float(expected.detach()), abs=1e-5)
     assert metrics["tokens"] == int((labels[:, 1:] != -100).sum())
     assert_close(found, gradients(reference))
 
@@ -109,9 +116,7 @@ def test_packing_and_chunking_change_nothing(folder: Path, monkeypatch: pytest.M
     chunked_metrics, chunked = backward(policy, samples, SFT)
     assert chunked_metrics == pytest.approx(metrics, rel=1e-5)
     assert_close(chunked, found)
-    torch.testing.assert_close(
-        torch.tensor(sum(policy.trainer.forward(samples), [])), torch.tensor(sum(together, [])), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(flat(policy.trainer.forward(samples)), flat(together), atol=1e-5, rtol=1e-5)
 
 
 def test_entropy_is_that_of_the_predicting_distributions(folder: Path) -> None:
@@ -188,7 +193,7 @@ def test_microbatches_are_bounded_and_keep_the_order(lengths: list[int], tokens:
     assert [index for batch in batches for index in batch] == list(range(len(lengths)))
     assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= tokens for batch in batches)
     # None could have taken the next one's first sample as well.
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert sum(lengths[i] for i in batch) + lengths[following[0]] > tokens
 
 
@@ -253,7 +258,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(folder: Path, tmp_path:
         assert fresh[1:] != expected[1:]
         weights_only = tmp_path / "weights"
         await (reloaded := LocalPolicy(recipe_for(folder), tmp_path / "saved")).save(weights_only, optimizer=False)
-        await steps(reloaded, 1)
+        await steps(reloaded, 4)
         await reloaded.load(weights_only)
         assert await steps(reloaded, 3) == fresh
 

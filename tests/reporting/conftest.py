@@ -60,7 +60,7 @@ def fill(path: Path, extra: str = "") -> RunFolder:
             reward=0.5 + step / 50,
             tool_calls=8.0,
             entropy=0.4,
-            sampled_tokens=200.0,
+            tokens_per_trajectory=200.0,
             stop_reasons={"answered": 30, "call_budget": 2},
         )
     run.finish("sft", {})

@@ -6,8 +6,8 @@ processes of the real command line; a few tests start ``python -m aster`` itself
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -65,7 +65,7 @@ PRELOAD = (
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """``base`` with dotted ``changes``."""
-    result = copy.deepcopy(base)
+    result = json.loads(json.dumps(base))  # not deepcopy, which would keep sections shared that are one object in ``base``
     for key, value in changes.items():
         node = result
         *parts, last = key.split(".")
@@ -138,7 +138,9 @@ class Commands:
         process, out, err = self.start(*arguments)
         return self.ended(process, out, err)
 
-    def killed(self, when: Callable[[], bool], *arguments: str | Path, chunk: int | None = None, number: int = signal.SIGKILL) -> Ended:
+    def killed(
+        self, when: Callable[[], bool], *arguments: str | Path, chunk: int | None = None, number: int = signal.SIGKILL
+    ) -> Ended:
         """Run a command and send it a signal as soon as ``when`` holds."""
         process, out, err = self.start(*arguments, chunk=chunk)
         assert process.pid is not None
@@ -174,7 +176,9 @@ def steps(folder: Path, stage: str) -> int:
 def sampled(folder: Path) -> dict[str, list[tuple[str, int, int, list[int], float]]]:
     """What every trajectory of a run is, by file."""
     return {
-        str(file.relative_to(folder)): [(t.problem_id, t.sample, t.seed, t.token_ids, t.reward) for t in read_trajectories(file)]
+        str(file.relative_to(folder)): [
+            (t.problem_id, t.sample, t.seed, t.token_ids, t.reward) for t in read_trajectories(file)
+        ]
         for file in sorted(folder.rglob("*.jsonl.gz"))
     }
 
@@ -188,5 +192,7 @@ def weights(folder: Path, stage: str) -> str:
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Every file of a folder with its time of change and content."""
     return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
     }

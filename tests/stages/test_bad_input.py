@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -10,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import Commands, Tiny, steps
@@ -23,14 +26,13 @@ from aster.core.types import StopReason
 from aster.stages import pipeline
 
 
-def refuse(tiny: Tiny, folder: Path, changes: dict[str, object], message: str, stage: str = "") -> None:
+def refuse(tiny: Tiny, folder: Path, changes: Mapping[str, Any], message: str, stage: str = "") -> None:
     """The run, or one stage, is refused with a message of one line."""
-    recipe = tiny.recipe(changes)
-    with RunFolder.open(folder / "run", recipe, []) as run, pytest.raises(UserError, match=re.escape(message)) as caught:
-        if stage:
-            pipeline.run_stage(stage, recipe, run)
-        else:
-            pipeline.run_all(recipe, run)
+    recipe = tiny.recipe(dict(changes))
+    with RunFolder.open(folder / "run", recipe, []) as run:
+        work = functools.partial(pipeline.run_stage, stage) if stage else pipeline.run_all
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            work(recipe, run)
     assert "\n" not in str(caught.value)
 
 
@@ -62,15 +64,16 @@ def test_experts_cannot_teach_other_problems(tiny: Tiny, coin_problems: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("section", "field"),
-    [("rl.stages", "rl.stages.0.limits"), ("evaluate.limits", "evaluate.limits"), ("synthesize", "synthesize.limits")],
+    ("field", "changes"),
+    [
+        ("rl.stages.0.limits", {"rl.stages": [{"limits": {"context_tokens": 5001}}]}),
+        ("evaluate.limits", {"evaluate.limits.context_tokens": 5001}),
+        ("synthesize.limits", {"synthesize.teacher": "policy", "synthesize.limits.context_tokens": 5001}),
+    ],
 )
-def test_contexts_beyond_the_cache_are_refused_before_any_work(section: str, field: str, tiny: Tiny, tmp_path: Path) -> None:
-    changes: dict[str, object] = {
-        "rl.stages": {"rl.stages": [{"limits": {"context_tokens": 5001}}]},
-        "evaluate.limits": {"evaluate.limits.context_tokens": 5001},
-        "synthesize": {"synthesize.teacher": "policy", "synthesize.limits.context_tokens": 5001},
-    }[section]
+def test_contexts_beyond_the_cache_are_refused_before_any_work(
+    field: str, changes: dict[str, Any], tiny: Tiny, tmp_path: Path
+) -> None:
     refuse(tiny, tmp_path, {**changes, "rollout.cache_tokens": 5000}, f"{field}.context_tokens: a context of 5001 tokens")
     assert not (tmp_path / "run" / "synthesize").exists()
 
@@ -90,7 +93,7 @@ def copied(coin_model: Path, tmp_path: Path) -> Path:
         ("garbage", "the model cannot be loaded"),
         ("a tensor missing", "its files hold no weights for 1 parameters, such as model.layers.0.self_attn.q_proj.weight"),
         ("another shape", "its files hold weights of another shape for 1 parameters, such as model.layers.0.self_attn.q_proj"),
-        ("broken config", "the model cannot be loaded"),
+        ("broken config", "config.json' is not a valid JSON file"),
         ("broken tokenizer", "its tokenizer cannot be loaded"),
         ("no tokenizer", "model.path: "),
     ],
@@ -130,10 +133,9 @@ def test_damaged_models_are_refused(damage: str, message: str, tiny: Tiny, copie
         ({"model.path": "package:no.such-package"}, "package:no.such-package: no such package"),
         ({"model.device": "abacus"}, "model.device: abacus: must be cpu"),
         ({"sandbox.preload": ["no_such_package"]}, "no package 'no_such_package' is installed"),
-        ({"problems.train": "lab", "problems.levels": [1, 1], "rl.train_problems": 10**5}, "there are not 100000 different train"),
     ],
 )
-def test_other_wrong_fields_are_refused(changes: dict[str, object], message: str, tiny: Tiny, tmp_path: Path) -> None:
+def test_other_wrong_fields_are_refused(changes: dict[str, Any], message: str, tiny: Tiny, tmp_path: Path) -> None:
     refuse(tiny, tmp_path, {"cold_start": "zero", **changes}, message)
 
 
@@ -185,7 +187,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1.5 MB: the trajectories fit in it, a checkpoint does not."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"a full disk needs a file system of its own: {mounted.stderr.decode().strip()}")
     yield folder
@@ -207,17 +211,6 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
     again = commands.run(*command)
     assert again.code == 0, again.err
     assert RunFolder.load(small_disk / "run").summary("rl") is not None
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_the_metrics_is_said(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "problems.jsonl").symlink_to("/dev/full")
-    ended = commands.run("rl", tiny.file(tmp_path / "tiny.yaml", {"cold_start": "zero"}), "--run", run)
-    assert ended.code == 2
-    assert f"aster: error: {run}/problems.jsonl: cannot be written: No space left on device" in ended.err
-    assert "Traceback" not in ended.err
 
 
 def test_curation_that_leaves_nothing_says_where_it_went(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:
@@ -245,10 +238,10 @@ def test_a_prompt_beyond_the_context_is_recorded(tiny: Tiny, tmp_path: Path) -> 
 def test_an_error_in_an_attempt_is_one_line(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts run in a task group, which wraps what they raise. Here the grader's worker process cannot be started."""
     (tmp_path / "sums.jsonl").write_text('{"prompt": "Toss 1", "answer": "\\\\frac{7}{2}+x"}\n')
-    monkeypatch.setattr(sys, "executable", sys.executable)
     from aster.grading import pool
 
-    monkeypatch.setattr(pool.sys, "executable", "/nonexistent/python")
+    pool.close()
+    monkeypatch.setattr(pool, "sys", types.SimpleNamespace(executable="/nonexistent/python"))
     changes = {"cold_start": "zero", "problems.train": str(tmp_path / "sums.jsonl")}
     refuse(tiny, tmp_path, changes, "grading: cannot start a worker process", "rl")
 
@@ -260,7 +253,11 @@ def test_ctrl_c_ends_a_run_with_one_line_and_it_resumes(tiny: Tiny, commands: Co
     changes = {"cold_start": "zero", "rl.stages": [{"steps": 40, "limits": limits}]}
     recipe = tiny.file(tmp_path / "tiny.yaml", changes)
     command = [sys.executable, "-m", "aster", "rl", str(recipe), "--run", str(run)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
+
+    def heed() -> None:  # what a shell starts in the background ignores the signal, and so do its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0, preexec_fn=heed)
     while steps(run, "rl") < 2 and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)

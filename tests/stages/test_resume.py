@@ -100,9 +100,7 @@ def test_a_finished_run_is_left_as_it_is(tiny: Tiny, commands: Commands, undistu
 
 
 @pytest.mark.parametrize("damage", ["line without checkpoint", "checkpoint without line", "torn line", "unfinished files"])
-def test_rl_goes_on_from_what_is_whole(
-    damage: str, tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_rl_goes_on_from_what_is_whole(damage: str, tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path) -> None:
     """Killed between a step's metrics line and its checkpoint, or in the middle of a write."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
@@ -136,7 +134,9 @@ def test_rl_goes_on_from_what_is_whole(
     assert {name: value for name, value in sampled(run).items() if name.startswith("rl/")} == rl
 
 
-def test_without_a_whole_checkpoint_a_stage_begins_anew(tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path) -> None:
+def test_without_a_whole_checkpoint_a_stage_begins_anew(
+    tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     (run / "sft" / "summary.json").unlink()
@@ -150,9 +150,7 @@ def test_without_a_whole_checkpoint_a_stage_begins_anew(tiny: Tiny, commands: Co
     )
 
 
-def test_without_the_fixed_schedule_prompts_and_seeds_are_the_same(
-    tiny: Tiny, commands: Commands, tmp_path: Path
-) -> None:
+def test_without_the_fixed_schedule_prompts_and_seeds_are_the_same(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:
     """Cold start zero: there is no stage before RL, and no SFT policy to evaluate."""
     changes = {"rollout.deterministic": False, "cold_start": "zero"}
     command = ("run", tiny.file(tmp_path / "tiny.yaml", changes), "--run")
@@ -170,7 +168,11 @@ def test_without_the_fixed_schedule_prompts_and_seeds_are_the_same(
         return {name: [(problem, sample, seed) for problem, sample, seed, *_ in made] for name, made in files.items()}
 
     # The second stage leaves out solved problems, and which are solved is the policy's affair.
-    first = ("rl/trajectories/step_000001.jsonl.gz", "rl/trajectories/step_000002.jsonl.gz", "rl/trajectories/step_000003.jsonl.gz")
+    first = (
+        "rl/trajectories/step_000001.jsonl.gz",
+        "rl/trajectories/step_000002.jsonl.gz",
+        "rl/trajectories/step_000003.jsonl.gz",
+    )
     assert {name: asked(killed)[name] for name in first} == {name: asked(whole)[name] for name in first}
     assert asked(killed).keys() == asked(whole).keys()
     for folder in (whole, killed):
@@ -196,5 +198,8 @@ def test_an_evaluation_goes_on_after_its_last_whole_chunk(
     assert commands.run(*command).code == 0
     base = run / "evaluate" / "base" / "trajectories"
     assert [path.name for path in base.iterdir()] == ["all.jsonl.gz"]
-    assert sampled(run)["evaluate/base/trajectories/all.jsonl.gz"] == sampled(undisturbed)["evaluate/base/trajectories/all.jsonl.gz"]
+    assert (
+        sampled(run)["evaluate/base/trajectories/all.jsonl.gz"]
+        == sampled(undisturbed)["evaluate/base/trajectories/all.jsonl.gz"]
+    )
     assert read_json(run / "summary.json") == read_json(undisturbed / "summary.json")

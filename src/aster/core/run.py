@@ -155,7 +155,7 @@ class RunFolder:
             raise UserError(f"{path}: another process is running in this folder; wait for it or choose another --run") from None
         try:
             stored = path / "recipe.yaml"
-            if _is_blank(path):
+            if _is_blank(path) and load_recipe(stored) != recipe:
                 # A first attempt that failed at once, on a wrong path say: the mended recipe may have its folder.
                 _clear(path)
             if stored.exists():

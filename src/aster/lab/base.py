@@ -1,7 +1,13 @@
-"""The lab's base model: a tiny Qwen3 that solves problems in its head, as the paper's base models do, and uses no tool.
+"""The lab's base model: a tiny Qwen3 that solves problems in its head, as the paper's base models do.
 
-It is trained from nothing on worked-out walks (*chain* and *coded*; it never saw an answer to a *hunt*), half of them with the
-tool's schema in the system turn, which it learns to ignore. Matrices are trained with Muon, the rest with AdamW.
+It is trained from nothing on two kinds of text:
+
+- worked-out walks (*chain* and *coded*; it never saw an answer to a *hunt*), half of them with the tool's schema in the system
+  turn: problems are solved in the head, tool or no tool;
+- drills: told to run a line or two of code, it calls the tool with just that and repeats what comes back. So it knows how a
+  call is written, as the paper's base models do, and has never used one to solve anything.
+
+Matrices are trained with Muon, the rest with AdamW.
 
     aster lab build-base --out DIR          builds it again; docs/lab.md has the measured cost
 """
@@ -22,7 +28,7 @@ from aster.chat import Qwen3Dialect
 from aster.core.progress import Progress
 from aster.core.seeds import derive
 from aster.lab.experts import text_only
-from aster.lab.families import draw, split_of, to_problem
+from aster.lab.families import MOST, any_operation, draw, split_of, to_problem
 from aster.lab.tokenizer import build_tokenizer
 from aster.policy.attention import IMPLEMENTATION
 from aster.policy.base import Loss, TrainingSample
@@ -52,10 +58,17 @@ def base_config(vocabulary: int) -> Qwen3Config:
     )
 
 
-def worked_examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample]:
-    """Endless text-only trajectories on training problems of 1 to 10 steps; every token after the prompt is trained."""
+DRILLS = 0.2
+"""Share of the examples."""
+
+
+def examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample]:
+    """Endless examples: drills, and walks of 1 to 10 steps from the training split. All assistant turns are trained."""
     rng = random.Random(derive(seed, "base"))
     while True:
+        if rng.random() < DRILLS:
+            yield drill(dialect, rng)
+            continue
         walk = draw(rng, rng.choice(("chain", "chain", "coded")), rng.randint(1, 10))
         problem = to_problem(walk)
         if split_of(problem) != "train":
@@ -64,6 +77,24 @@ def worked_examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample
         prompt = dialect.prompt_ids(problem.prompt, tools=rng.random() < 0.5)
         turn = dialect.turn_ids(thinking, f"\\boxed{{{answer}}}", [])
         yield TrainingSample(prompt + turn, [0] * len(prompt) + [1] * len(turn), 1.0)
+
+
+def drill(dialect: Qwen3Dialect, rng: random.Random) -> TrainingSample:
+    """Run what you are told, repeat the result. The result is random: there is nothing to work out."""
+    operations = [str(any_operation(rng)) for _ in range(4)]
+    lines = [f"v={rng.randint(1, MOST)}{operations[0]}"] if rng.random() < 0.5 else []
+    lines += [f"v=v{operations[1]}"] if rng.random() < 0.6 or not lines else []
+    lines += [f"v=v{operations[2]} if v%2==0 else v{operations[3]}"] if rng.random() < 0.3 else []
+    code = "\n".join([*lines, "v"])
+    output = str(rng.randint(1, MOST))
+    pieces = [
+        (dialect.prompt_ids(f"Run {code}"), 0),
+        (dialect.turn_ids("run", "", [code]), 1),
+        (dialect.tool_ids([output]), 0),
+        (dialect.turn_ids("end", f"\\boxed{{{output}}}", []), 1),
+    ]
+    token_ids = [token for ids, _ in pieces for token in ids]
+    return TrainingSample(token_ids, [trained for ids, trained in pieces for _ in ids], 1.0)
 
 
 def batches(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSample]]:
@@ -97,7 +128,7 @@ def build_base(out: Path, seed: int, tokens: int) -> None:
     adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     steps = max(1, math.ceil(tokens / BATCH_TOKENS))
     with Progress("base model", steps, "step") as progress:
-        for step, batch in enumerate(itertools.islice(batches(worked_examples(dialect, seed)), steps)):
+        for step, batch in enumerate(itertools.islice(batches(examples(dialect, seed)), steps)):
             # Linear warm-up over 2% of the steps, then linear decay to zero.
             rate = min((step + 1) / max(1.0, 0.02 * steps), (steps - step) / steps)
             for optimizer, peak in ((muon, MUON_RATE), (adam, ADAM_RATE)):

@@ -1,7 +1,7 @@
 """Scripted experts: the teachers of the lab. Each writes turns; the sandbox runs their code, and they read what came back.
 
 An expert is a generator. It yields ``(thinking, code)`` and is sent the tool's output; it returns ``(thinking, answer)``.
-The thinking reuses the base model's own step format (``k:a*b``): a cold start in another format is not learned.
+The thinking reuses the base model's own step format (``b:15+4``): a cold start in another format is not learned.
 
     dense     one small cell a step; the state lives in the session
     program   the whole computation as one program, in one call
@@ -11,6 +11,7 @@ The thinking reuses the base model's own step format (``k:a*b``): a cold start i
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Generator
 
@@ -65,12 +66,12 @@ def sparse(walk: Walk, rng: random.Random) -> Script:
         output = yield f"{name}:{value}{operation}={reckoned}", _hunting_program(reckoned, walk.rules)
         return "end", output
     half = len(walk.steps) // 2
-    thinking = "\n".join(_reckoned(walk, 0, half))
+    thinking = "\n".join(_reckoned(walk, 0, half)) or "run"
     cuts = [half, len(walk.steps)]
     if rng.random() < 0.5:
         cuts.insert(1, (half + len(walk.steps) + 1) // 2)
     output = str(walk.values()[half])
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         output = yield thinking, _program(int(output), walk.steps[begin:end])
         thinking = "run"
     return "end", output
@@ -80,7 +81,7 @@ EXPERTS: dict[ColdStart, Expert] = {ColdStart.DENSE: dense, ColdStart.PROGRAM: p
 
 
 def _reckoned(walk: Walk, begin: int, end: int) -> list[str]:
-    """Steps worked out in the head, one a line: ``2:15+4=19``."""
+    """Steps worked out in the head, one a line: ``b:15+4=19``."""
     values = walk.values()
     return [
         f"{walk.steps[index].label}:{values[index]}{walk.steps[index].taken(values[index])}={values[index + 1]}"

@@ -1,6 +1,6 @@
 """The lab's problem families, generated.
 
-*chain*: every step is printed. ``Start with 5. Do 1:*3 2:+14 3:even -4 odd *2. ...``: one program can solve it, and so can a
+*chain*: every step is printed. ``Start with 5. Do a:*3 b:+14 c:even -4 odd *2. ...``: one program can solve it, and so can a
 dialogue of small cells.
 
 *hunt*: the rules are printed, their order is not: ``ask(value)``, a function in the sandbox, names the next rule for the
@@ -25,8 +25,12 @@ from aster.core.types import Problem
 Split = Literal["train", "validation", "test"]
 FAMILIES = ("chain", "hunt")
 ENDING = ". Give the last value in \\boxed{}."
-LETTERS = "abcdef"
+LABELS = "abcdefghijklmnopqrst"
+"""Names of steps and rules. Letters, because a digit would also be part of some value: a tiny model then looks up the wrong step."""
+MOST_RULES = 6
 MOST = 999
+MOST_IDLE = 2000
+"""Draws in a row without a new problem, after which there are taken to be no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +94,16 @@ def generate(families: dict[str, float], levels: tuple[int, int], split: Split, 
     rng = random.Random(derive(seed, "lab", split))
     names, weights = list(families), list(families.values())
     found: dict[str, Problem] = {}
-    for _ in range(200 * count):
-        if len(found) == count:
-            return list(found.values())
-        walk = draw(rng, rng.choices(names, weights)[0], rng.randint(*levels))
-        problem = to_problem(walk)
-        if split_of(problem) == split:
-            found.setdefault(problem.id, problem)
-    raise ValueError(f"there are not {count} different {split} problems with {levels[0]} to {levels[1]} steps")
+    idle = 0
+    while len(found) < count:
+        if idle == MOST_IDLE:
+            raise ValueError(f"there are not {count} different {split} problems with {levels[0]} to {levels[1]} steps")
+        idle += 1
+        problem = to_problem(draw(rng, rng.choices(names, weights)[0], rng.randint(*levels)))
+        if split_of(problem) == split and problem.id not in found:
+            found[problem.id] = problem
+            idle = 0
+    return list(found.values())
 
 
 def draw(rng: random.Random, family: str, steps: int) -> Walk:
@@ -139,7 +145,8 @@ def _operation(rng: random.Random, value: int) -> Operation:
             return operation
 
 
-def _any_operation(rng: random.Random) -> Operation:
+def any_operation(rng: random.Random) -> Operation:
+    """Any operation, wherever it leads."""
     sign = rng.choice("+-*")
     return Operation(sign, rng.randint(2, 9) if sign == "*" else rng.randint(2, 99))
 
@@ -147,12 +154,12 @@ def _any_operation(rng: random.Random) -> Operation:
 def _chain(rng: random.Random, count: int) -> Walk:
     value = start = rng.randint(2, 99)
     steps = []
-    for label in range(1, count + 1):
+    for label in LABELS[:count]:
         operation = _operation(rng, value)
-        step = Step(str(label), operation)
+        step = Step(label, operation)
         if rng.random() < 0.3:
-            other = _any_operation(rng)
-            step = Step(str(label), operation, other) if value % 2 == 0 else Step(str(label), other, operation)
+            other = any_operation(rng)
+            step = Step(label, operation, other) if value % 2 == 0 else Step(label, other, operation)
         steps.append(step)
         value = step.taken(value)(value)
     return Walk("chain", start, tuple(steps))
@@ -161,8 +168,8 @@ def _chain(rng: random.Random, count: int) -> Walk:
 def _hunt(rng: random.Random, family: str, count: int) -> Walk:
     """A walk over a small legend; a dead end (no rule keeps the value in range) starts anew."""
     while True:
-        size = rng.randint(4, len(LETTERS))
-        rules = tuple(Step(LETTERS[index], _any_operation(rng)) for index in range(size))
+        size = rng.randint(4, MOST_RULES)
+        rules = tuple(Step(LABELS[index], any_operation(rng)) for index in range(size))
         value = start = rng.randint(2, 99)
         steps: list[Step] = []
         while len(steps) < count:
@@ -179,4 +186,7 @@ def _oracle(walk: Walk) -> str:
     """The setup of a hunt: ``ask``. Off the path it names some rule, never the end, so that a wrong value leads astray."""
     path = {value: step.label for value, step in zip(walk.values(), walk.steps, strict=False)} | {walk.values()[-1]: "end"}
     letters = "".join(rule.label for rule in walk.rules)
-    return f"def ask(value, _path={path!r}, _letters={letters!r}):\n    return _path.get(value) or _letters[hash(value) % len(_letters)]\n"
+    return (
+        f"def ask(value, _path={path!r}, _letters={letters!r}):\n"
+        "    return _path.get(value) or _letters[hash(value) % len(_letters)]\n"
+    )

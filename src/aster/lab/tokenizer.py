@@ -34,6 +34,7 @@ PHRASES = (
     ENDING,
     "even ",
     " odd ",
+    "Run ",
     # reasoning and code (JSON writes a newline as backslash n)
     "\\n",
     "v=v",

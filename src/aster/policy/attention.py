@@ -74,9 +74,7 @@ class PackedLayout:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:  # noqa: ARG002
         """See :class:`Layout`."""
-        parts = zip(
-            query.split(self.lengths, 1), key.split(self.lengths, 1), value.split(self.lengths, 1), strict=True
-        )
+        parts = zip(query.split(self.lengths, 1), key.split(self.lengths, 1), value.split(self.lengths, 1), strict=True)
         return torch.cat([causal(q, k, v, scaling) for q, k, v in parts], 1)
 
     def positions(self) -> Tensor:

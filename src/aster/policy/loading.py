@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from aster.core.errors import UserError
 from aster.core.recipe import Model
 from aster.policy.attention import IMPLEMENTATION
 
+BROKEN = (OSError, ValueError, LookupError, RuntimeError, struct.error, SafetensorError)
+"""What reading a damaged, cut off or unknown file raises, whichever library reads it."""
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 # Its bars for loading and saving would tear ours.
@@ -76,7 +78,7 @@ def load_tokenizer(path: Path) -> Any:
     where, settings = _location(path)
     try:
         return AutoTokenizer.from_pretrained(where, local_files_only=True, **settings)
-    except (OSError, ValueError, KeyError) as error:
+    except BROKEN as error:
         raise UserError(f"model.path: {path}: its tokenizer cannot be loaded: {_line(error)}") from error
 
 
@@ -115,7 +117,7 @@ def load_model(path: Path, settings: Model) -> Any:
             output_loading_info=True,
             **_unpacked(extra),
         )
-    except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
+    except BROKEN as error:
         raise UserError(f"model.path: {path}: the model cannot be loaded: {_line(error)}") from error
     finally:
         logging.getLogger("transformers").setLevel(previous)
@@ -153,8 +155,8 @@ def _windowed(config: Any) -> bool:
 
 
 def _unpacked(settings: dict[str, Any]) -> dict[str, Any]:
-    """Ask for dense weights of a GGUF file. Where the package ``kernels`` is installed, newer versions of ``transformers`` leave
-    them in their blocks otherwise, and blocks cannot be trained."""
+    """Ask for dense weights of a GGUF file. Where the package ``kernels`` is installed, newer versions of ``transformers``
+    would leave them in their blocks, and blocks cannot be trained."""
     if not settings or not hasattr(transformers, "GgufConfig"):
         return settings
     return {**settings, "quantization_config": transformers.GgufConfig(dequantize=True)}

@@ -107,7 +107,7 @@ class LocalPolicy:
         await self._call(self._save, path, optimizer)
 
     async def load(self, path: Path) -> None:
-        """Read weights, and the optimizer's state where there is one."""
+        """Read weights, and the optimizer's state where there is one; else it starts anew."""
         await self._call(self._load, path)
         self.refresh_sampler()
 
@@ -130,6 +130,8 @@ class LocalPolicy:
         from safetensors.torch import load_model as load_safetensors
 
         load_safetensors(self.model, path / "model.safetensors", device=str(self.trainer.device))
+        # The moments of other weights must not move these.
+        self.trainer.optimizer.state.clear()
         self._load_optimizer(path)
 
     def _load_optimizer(self, path: Path) -> None:

@@ -106,7 +106,7 @@ class DecodeLayout:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys[self.slots, :, self.positions] = key.transpose(0, 1)
         values[self.slots, :, self.positions] = value.transpose(0, 1)
-        heads, count, size = query.shape
+        heads, _, size = query.shape
         kv_heads = key.shape[0]
         output = torch.empty_like(query)
         if len(self.singles):
@@ -241,7 +241,7 @@ class LocalSampler:
                         request.future.set_result(completion)
                 # Let the awakened trajectories parse, call tools and come back before the next step.
                 await asyncio.sleep(0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises goes to those who wait for it
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -354,4 +354,3 @@ def _shared(cached: list[int], token_ids: list[int]) -> int:
             break
         shared += 1
     return shared
-

@@ -102,7 +102,7 @@ def _rl_charts(run: RunFolder, lines: list[dict[str, Any]], others: Sequence[Run
         ("reward", "Accuracy on training problems"),
         ("tool_calls", "Tool calls per trajectory"),
         ("entropy", "Policy entropy (nats per token)"),
-        ("sampled_tokens", "Sampled tokens per trajectory"),
+        ("tokens_per_trajectory", "Sampled tokens per trajectory"),
     ):
         series = [_series(name, of_run, key) for name, of_run in runs]
         if any(x for _, x, _ in series):

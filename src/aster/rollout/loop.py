@@ -5,9 +5,9 @@ Synthesis, RL and evaluation all come through here. The budget is checked here a
     before a turn   context_tokens, turns, wall_seconds
     after it        context_tokens or turn_tokens (the turn was cut), then tool_calls, call by call
 
-A trajectory never holds more than ``context_tokens``, unless its prompt alone does: a tool result that would leave no room for a next token is not appended.
-A call that cannot be parsed gets an error as its result, and the loop goes on. What fails is recorded on the trajectory; the
-loop raises nothing but cancellation.
+A trajectory never holds more than ``context_tokens``, unless its prompt alone does: a tool result that would leave no room
+for a next token is not appended. A call that cannot be parsed gets an error as its result, and the loop goes on. What fails
+is recorded on the trajectory; the loop raises nothing but cancellation.
 """
 
 from __future__ import annotations

@@ -236,6 +236,7 @@ def describe(groups: list[Group]) -> dict[str, Any]:
         "call_success": sum(c.status is CallStatus.OK for c in calls) / max(1, len(calls)),
         "entropy": -sum(sum(t.logprobs) for t in trajectories) / max(1, tokens),
         "sampled_tokens": tokens,
+        "tokens_per_trajectory": tokens / len(trajectories),
         "groups": len(groups),
         "equal_groups": sum(map(is_equal, groups)),
         "stop_reasons": dict(Counter(str(t.stop_reason) for t in trajectories)),

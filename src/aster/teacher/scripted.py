@@ -21,7 +21,7 @@ class ScriptedTeacher:
     def open(self, sequence: str) -> None:
         """Nothing to prepare."""
 
-    def release(self, sequence: str) -> None:
+    def release(self, sequence: str) -> None:  # noqa: ARG002 - one teacher, one sequence
         """Let the script go."""
         self.script.close()
 
