@@ -4,6 +4,7 @@
 #   make test      the test suite
 #   make lint      ruff and mypy
 #   make bench     the benchmarks, each against a peer in the same run
+#   make study     the lab's arms on both families, three seeds each (an hour on two cores)
 #   make install   only the set-up
 #   make clean     delete .venv, builds and caches (never runs/)
 #
@@ -22,7 +23,7 @@ STAMP := $(VENV)/.set-up
 # One thread a process: two threads on so small a model are slower than one, and several processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench study clean
 
 install: $(STAMP)
 
@@ -48,6 +49,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+study: $(STAMP)
+	$(BIN)/python studies/lab_arms.py --out runs/arms
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

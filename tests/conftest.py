@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shop_fixture import Shop
 
 from aster.core import recipe
 from aster.sandbox import Sandbox
+from tests.shop_fixture import Shop
 
 
 @pytest.fixture(scope="session")

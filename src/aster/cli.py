@@ -199,7 +199,7 @@ def problems_command(family: str, split: Literal["train", "validation", "test"],
 @lab_group.command("build-base")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the model's folder goes.")
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--tokens", type=click.IntRange(min=1), default=3_000_000, show_default=True, help="Tokens to train on.")
+@click.option("--tokens", type=click.IntRange(min=1), default=5_000_000, show_default=True, help="Tokens to train on.")
 def build_base_command(out: Path, seed: int, tokens: int) -> None:
     """Train the lab's base model from scratch."""
     from aster.lab.base import build_base

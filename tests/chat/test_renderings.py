@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_renderings import DIALOGUES, RENDERINGS, messages_of
 
 from aster.chat import Qwen3Dialect
 from aster.chat.qwen3 import TOOL_SCHEMA
 from aster.lab.tokenizer import build_tokenizer
+from tests.chat.make_renderings import DIALOGUES, RENDERINGS, messages_of
 
 RECORDS = json.loads(Path(RENDERINGS).read_text(encoding="utf-8"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-from shop_fixture import Shop
 
 from aster.chat import Qwen3Dialect
 from aster.core.recipe import ColdStart
@@ -16,6 +15,7 @@ from aster.lab.families import draw, generate, to_problem
 from aster.lab.tokenizer import build_tokenizer
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
 from aster.teacher import ScriptedTeacher
+from tests.shop_fixture import Shop
 
 BUDGET = Budget(context_tokens=4096, turn_tokens=1024, tool_calls=50, turns=64, wall_seconds=60)
 DIALECT = Qwen3Dialect(build_tokenizer())

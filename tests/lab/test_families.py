@@ -29,8 +29,9 @@ def solve_chain(prompt: str) -> list[int]:
     match = re.fullmatch(r"Start with (\d+)\. Do (.*)\. Give the last value in \\boxed\{\}\.", prompt)
     assert match, prompt
     values = [int(match[1])]
-    steps = re.findall(r"(\d+):(?:even (\S+) odd (\S+)|(\S+))", match[2])
-    assert [int(label) for label, *_ in steps] == list(range(1, len(steps) + 1))
+    steps = re.findall(r"([a-z]):(?:even (\S+) odd (\S+)|(\S+))", match[2])
+    assert "abcdefghijklmnopqrst".startswith("".join(label for label, *_ in steps))
+    assert len(steps) == match[2].count(":")
     for _, even, odd, plain in steps:
         values.append(apply(values[-1], plain or (even if values[-1] % 2 == 0 else odd)))
     return values

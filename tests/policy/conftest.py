@@ -1,5 +1,5 @@
 """The two architectures as fixtures."""
 
-from models import folder, llama_folder
+from tests.policy.models import folder, llama_folder
 
 __all__ = ["folder", "llama_folder"]

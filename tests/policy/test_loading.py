@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from models import oracle, oracle_logprobs, recipe_for
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -22,6 +21,7 @@ from aster.lab.tokenizer import build_tokenizer
 from aster.policy import AdamStep, Loss, SamplingParams, TrainingSample
 from aster.policy.loading import load_model, load_tokenizer, make_dialect, resolve
 from aster.policy.local import LocalPolicy
+from tests.policy.models import oracle, oracle_logprobs, recipe_for
 
 needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="GGUF IS NOT TESTED: pip install gguf")
 needs_smollm2 = pytest.mark.skipif(

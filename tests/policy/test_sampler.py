@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import oracle, oracle_logprobs, random_ids, recipe_for
 
 from aster.core.errors import UserError
 from aster.policy import Completion, SamplingParams
 from aster.policy import sampler as sampler_module
 from aster.policy.local import LocalPolicy
 from aster.policy.sampler import Request, choose, uniform
+from tests.policy.models import oracle, oracle_logprobs, random_ids, recipe_for
 
 CAPACITY = 256
 TURN = SamplingParams(max_tokens=9, temperature=1.2, top_p=0.95)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import oracle, oracle_logprobs, random_ids, recipe_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aster.core.errors import UserError
@@ -20,6 +19,7 @@ from aster.policy import AdamStep, Loss, SamplingParams, TrainingSample
 from aster.policy import trainer as trainer_module
 from aster.policy.local import LocalPolicy
 from aster.policy.trainer import microbatches, trained_positions
+from tests.policy.models import oracle, oracle_logprobs, random_ids, recipe_for
 
 SFT = Loss("cross_entropy")
 PPO = Loss("ppo")

@@ -9,12 +9,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import HOSTILE, fill
 
 from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.core.run import RunFolder
 from aster.reporting import render_table, write_report
+from tests.reporting.conftest import HOSTILE, fill
 
 
 class Elements(HTMLParser):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import attempt, byte_tokenizer, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from aster.core.errors import UserError
 from aster.core.run import RunFolder
 from aster.reporting.show import show
 from aster.reporting.text import split_assistant, turn_texts
+from tests.reporting.conftest import attempt, byte_tokenizer, fill
 
 
 def test_show_prints_turns_calls_and_reward(filled_run: RunFolder) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from scripted import DIALECT, WIDE, ScriptedFakeSampler, turn
-from shop_fixture import Shop
 
 from aster.core.recipe import Model, Recipe, Rollout
 from aster.core.types import Budget, Problem, StopReason, Trajectory
@@ -16,6 +14,8 @@ from aster.lab.families import generate
 from aster.policy import Completion, SamplingParams
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, turn
+from tests.shop_fixture import Shop
 
 
 def jobs(count: int) -> list[Job]:

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted import DIALECT, WIDE, ScriptedFakeSampler, raw, turn
-from shop_fixture import Shop
 
 from aster.core import recipe
 from aster.core.recipe import Model, Recipe
@@ -18,6 +16,8 @@ from aster.core.types import Budget, CallStatus, Problem, StopReason, Trajectory
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, rollout
 from aster.sandbox import Sandbox
+from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, raw, turn
+from tests.shop_fixture import Shop
 
 PROBLEM = Problem("p", "What is 2+2?", "4")
 PROMPT = len(DIALECT.prompt_ids(PROBLEM.prompt))

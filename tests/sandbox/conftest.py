@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from sandbox_bench import Bench
 
 from aster.core import recipe
 from aster.sandbox import Sandbox
+from tests.sandbox.sandbox_bench import Bench
 
 
 def _bench(settings: recipe.Sandbox) -> Iterator[Bench]:

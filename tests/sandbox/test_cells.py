@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from sandbox_bench import Bench
 
 from aster.core.types import CallStatus
 from aster.sandbox import SandboxFailure
+from tests.sandbox.sandbox_bench import Bench
 
 
 def outputs(bench: Bench, *codes: str) -> list[str]:

@@ -7,7 +7,8 @@ import os
 import signal
 
 import pytest
-from sandbox_bench import Bench
+
+from tests.sandbox.sandbox_bench import Bench
 
 KEPT = "variables and imports of earlier cells are kept"
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sandbox_bench import Bench
 
 from aster.core import recipe
 from aster.sandbox import Sandbox, SandboxFailure
+from tests.sandbox.sandbox_bench import Bench
 
 
 def processes_with(marker: str) -> list[int]:

@@ -8,9 +8,9 @@ import io
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sandbox_bench import Bench
 
 from aster.sandbox.output import Clip
+from tests.sandbox.sandbox_bench import Bench
 
 NAMES = st.sampled_from("abc")
 ATOMS = st.one_of(

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from runs import SETTINGS, Commands, Tiny, merged
+
+from tests.stages.runs import SETTINGS, Commands, Tiny, merged
 
 
 @pytest.fixture(scope="session")

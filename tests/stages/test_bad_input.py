@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Commands, Tiny, steps
 
 from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, read_json, read_trajectories
 from aster.core.types import StopReason
 from aster.stages import pipeline
+from tests.stages.runs import Commands, Tiny, steps
 
 
 def refuse(tiny: Tiny, folder: Path, changes: Mapping[str, Any], message: str, stage: str = "") -> None:

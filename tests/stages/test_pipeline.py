@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import Commands, Tiny, sampled, steps
 
 from aster.core.errors import UserError
 from aster.core.run import RunFolder, read_json
 from aster.stages import pipeline
 from aster.stages.beside import Beside
+from tests.stages.runs import Commands, Tiny, sampled, steps
 
 
 def test_stages_one_by_one_are_the_run(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import Commands, Tiny, lines, sampled, snapshot, steps, weights
 
 from aster.core.run import RunFolder, read_json
+from tests.stages.runs import Commands, Tiny, lines, sampled, snapshot, steps, weights
 
 
 @pytest.fixture(scope="module")

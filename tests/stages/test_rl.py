@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import LIMITS, Tiny, lines
 
 from aster.core.errors import UserError
 from aster.core.recipe import Rl, RlStage
@@ -17,6 +16,7 @@ from aster.core.run import RunFolder, read_trajectories
 from aster.core.types import StopReason, Trajectory
 from aster.stages import rl
 from aster.stages.common import note_faults
+from tests.stages.runs import LIMITS, Tiny, lines
 
 Run = Callable[[dict[str, Any]], Path]
 

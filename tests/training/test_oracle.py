@@ -9,13 +9,13 @@ import itertools
 import json
 from typing import Any
 
-import make_oracle
 import numpy as np
 import pytest
 import torch
 
 from aster.training.advantages import group_advantages
 from aster.training.losses import clipped_policy_loss, merge_metrics
+from tests.training import make_oracle
 
 RECORD: dict[str, Any] = json.loads(make_oracle.ORACLE.read_text(encoding="utf-8"))
 CLIPS = ("clip_low", "clip_high", "dual_clip", "importance_cap")

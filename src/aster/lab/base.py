@@ -109,6 +109,43 @@ def batches(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSample]]
         yield [TrainingSample(sample.token_ids, sample.loss_mask, scale) for sample in batch]
 
 
+class Muon:
+    """Muon (Keller Jordan, 2024): momentum whose matrices are orthogonalised by five Newton-Schulz steps.
+
+    ``torch.optim.Muon`` does the same in bfloat16, which processors without bfloat16 arithmetic emulate: there it cost 0.7 s a
+    step here, as much as two thirds of the forward and backward pass. This one works in float32, all matrices of a shape at once.
+    """
+
+    MOMENTUM = 0.95
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+    def __init__(self, matrices: list[torch.nn.Parameter]) -> None:
+        self.groups = [[m for m in matrices if m.shape == shape] for shape in dict.fromkeys(m.shape for m in matrices)]
+        self.momenta = [torch.zeros(len(group), *group[0].shape) for group in self.groups]
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """One step; the update is scaled by sqrt(max(1, rows / columns)) as in the original."""
+        for group, momentum in zip(self.groups, self.momenta, strict=True):
+            gradient = torch.stack([matrix.grad for matrix in group if matrix.grad is not None])
+            momentum.lerp_(gradient, 1 - self.MOMENTUM)
+            update = self.orthogonalize(gradient.lerp(momentum, self.MOMENTUM))
+            rows, columns = update.shape[-2:]
+            for matrix, change in zip(group, update, strict=True):
+                matrix.sub_(change, alpha=learning_rate * max(1.0, rows / columns) ** 0.5)
+
+    def orthogonalize(self, batch: torch.Tensor) -> torch.Tensor:
+        """Matrices (B, rows, columns) -> their nearest orthogonal ones, roughly: singular values come to lie around 1."""
+        a, b, c = self.COEFFICIENTS
+        tall = batch.shape[-2] > batch.shape[-1]
+        x = batch.mT if tall else batch
+        x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x.mT if tall else x
+
+
 def build_base(out: Path, seed: int, tokens: int) -> None:
     """Train the base model on ``tokens`` tokens and write it to ``out`` as a ``transformers`` folder."""
     keep_freed_memory()
@@ -123,21 +160,19 @@ def build_base(out: Path, seed: int, tokens: int) -> None:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    # match_rms_adamw would scale Muon's step to AdamW's; the original scaling with its usual rate learned faster here.
-    muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0)
+    muon = Muon(matrices)
     adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     steps = max(1, math.ceil(tokens / BATCH_TOKENS))
     with Progress("base model", steps, "step") as progress:
         for step, batch in enumerate(itertools.islice(batches(examples(dialect, seed)), steps)):
             # Linear warm-up over 2% of the steps, then linear decay to zero.
             rate = min((step + 1) / max(1.0, 0.02 * steps), (steps - step) / steps)
-            for optimizer, peak in ((muon, MUON_RATE), (adam, ADAM_RATE)):
-                optimizer.param_groups[0]["lr"] = peak * rate
+            adam.param_groups[0]["lr"] = ADAM_RATE * rate
             metrics = trainer.forward_backward(batch, Loss("cross_entropy"))
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in (muon, adam):
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            muon.step(MUON_RATE * rate)
+            adam.step()
+            model.zero_grad(set_to_none=True)
             progress.advance(loss=metrics["loss"])
     model.generation_config.eos_token_id = dialect.end_id
     out.mkdir(parents=True, exist_ok=True)

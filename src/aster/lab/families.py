@@ -26,7 +26,7 @@ Split = Literal["train", "validation", "test"]
 FAMILIES = ("chain", "hunt")
 ENDING = ". Give the last value in \\boxed{}."
 LABELS = "abcdefghijklmnopqrst"
-"""Names of steps and rules. Letters, because a digit would also be part of some value: a tiny model then looks up the wrong step."""
+"""Names of steps and rules. Letters: a digit is also part of some value, and a tiny model then looks up the wrong step."""
 MOST_RULES = 6
 MOST = 999
 MOST_IDLE = 2000
