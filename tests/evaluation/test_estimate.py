@@ -17,6 +17,14 @@ def test_mean_over_problems_not_over_samples() -> None:
     assert (estimate.mean, estimate.k, estimate.problems) == (0.5, 2, 2)
 
 
+def test_nothing_solved_is_not_certainty() -> None:
+    nothing = avg_at_k({str(i): [0.0] for i in range(30)}, seed=0)
+    everything = avg_at_k({str(i): [1.0, 1.0] for i in range(30)}, seed=0)
+    # Clopper-Pearson for 0 of 30 and 30 of 30.
+    assert (nothing.low, round(nothing.high, 4)) == (0.0, 0.1157)
+    assert (round(everything.low, 4), everything.high) == (0.8843, 1.0)
+
+
 def test_one_problem_and_equal_problems_have_no_width() -> None:
     assert avg_at_k({"a": [0.0, 1.0, 1.0]}, seed=0) == Estimate(2 / 3, 2 / 3, 2 / 3, 3, 1)
     assert avg_at_k({str(n): [1.0, 0.0] for n in range(7)}, seed=0) == Estimate(0.5, 0.5, 0.5, 2, 7)

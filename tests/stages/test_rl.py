@@ -235,3 +235,13 @@ def test_a_stage_that_dropped_every_problem_says_so(train: Run, tmp_path: Path) 
     (run / "rl" / "summary.json").unlink()
     with pytest.raises(UserError, match="no problem is left to draw prompts from; add problems, or set drop_solved to false"):
         train(changes)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    rate = rl.learning_rate
+    flat = Rl(learning_rate=1e-3)
+    assert [rate(flat, step, 5) for step in range(1, 6)] == [1e-3] * 5
+    shaped = Rl(learning_rate=1e-3, warmup_steps=1, final_rate=0.5)
+    rates = [rate(shaped, step, 5) for step in range(1, 6)]
+    assert rates == pytest.approx([0.5e-3, 0.875e-3, 0.75e-3, 0.625e-3, 0.5e-3])
+    assert rate(shaped, 1, 1) == pytest.approx(0.5e-3)

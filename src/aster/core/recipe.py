@@ -222,6 +222,10 @@ class Rl(Section):
     """Optimizer steps per batch; the groups of a batch are split evenly. Reproduction: 2 (128 prompts, minibatch 64)."""
     learning_rate: PositiveFloat = 1e-6
     """Reproduction: 1e-6, flat."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Linear warm-up of the learning rate over the first steps of RL: Adam's first steps follow noise."""
+    final_rate: Share = 1.0
+    """Share of ``learning_rate`` that a linear decay over all steps ends at. 1 is flat, as in the reproduction."""
     clip_low: Share = 0.2
     """Probability ratios below 1 - clip_low are clipped. Paper: 0.2."""
     clip_high: Share = 0.28

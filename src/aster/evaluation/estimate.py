@@ -37,8 +37,10 @@ def avg_at_k(rewards: Mapping[str, Sequence[float]], seed: int, resamples: int =
     and their Application (1997), section 3.8, for resampling whole clusters; Miller, Adding Error Bars to Evals (2024,
     arXiv 2411.00640), for the same view of language-model benchmarks, with standard errors instead of the bootstrap.
 
-    With few problems (AIME has 30) percentile intervals are somewhat too narrow. With one problem, or problems whose
-    means are all equal, resampling sees no spread at all: the interval has width zero and says nothing.
+    With few problems (AIME has 30) percentile intervals are somewhat too narrow. Where no problem was ever solved, or every
+    one always, resampling sees no spread at all, and [0, 0] would read as certainty: there the interval is the exact binomial
+    one for so many problems (Clopper and Pearson 1934): 0 of 30 gives [0, 0.116]. Other means that are all equal give an
+    interval of width zero, which says nothing.
 
     ``rewards`` maps a problem id to its k rewards. ``seed`` alone decides the draws; the order of the mapping does not
     matter. Raises ValueError where there is no problem, a problem has no reward, or a reward is not finite.
@@ -55,7 +57,12 @@ def avg_at_k(rewards: Mapping[str, Sequence[float]], seed: int, resamples: int =
     # fsum rounds once, so that the order of the rewards does not matter either.
     means = np.array([math.fsum(rewards[name]) / len(rewards[name]) for name in sorted(rewards)])
     mean = math.fsum(means) / len(means)
-    if np.all(means == means[0]):
+    unseen = 1 - ((1 - LEVEL) / 2) ** (1 / len(means))
+    if np.all(means == 0):
+        low, high = 0.0, unseen
+    elif np.all(means == 1):
+        low, high = 1 - unseen, 1.0
+    elif np.all(means == means[0]):
         low = high = mean
     else:
         low, high = _bootstrap(means, seed, resamples)

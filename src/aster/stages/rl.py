@@ -81,7 +81,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
                 trajectories = [t for group in groups for t in group]
                 note_faults(f"rl step {place.step}", [*trajectories, *discarded])
                 write_trajectories(folder.trajectory_file("rl", f"step_{place.step:06d}"), [*trajectories, *discarded])
-                trained = await _train(policy, settings, groups)
+                trained = await _train(policy, settings, groups, learning_rate(settings, place.step, len(plan)))
                 seconds = {"sample_seconds": sampled - began, "train_seconds": time.monotonic() - sampled}
                 metrics = describe(groups) | trained | {name: round(value, 3) for name, value in seconds.items()}
                 rewards = defaultdict(list)
@@ -153,6 +153,13 @@ async def _sample(
     raise AssertionError("the last attempt returns")
 
 
+def learning_rate(settings: Rl, step: int, steps: int) -> float:
+    """The rate of a step (from 1): linear warm-up, and linear decay to ``final_rate`` of it at the last step."""
+    warm = min(1.0, step / (settings.warmup_steps + 1))
+    decay = 1.0 - (1.0 - settings.final_rate) * (step - 1) / max(1, steps - 1)
+    return settings.learning_rate * warm * decay
+
+
 def is_equal(group: Group) -> bool:
     """True where all rewards are equal: no gradient."""
     return len({trajectory.reward for trajectory in _healthy(group)}) <= 1
@@ -163,7 +170,7 @@ def _healthy(group: Group) -> Group:
     return [trajectory for trajectory in group if trajectory.stop_reason not in FAULTS]
 
 
-async def _train(policy: LocalPolicy, settings: Rl, groups: list[Group]) -> dict[str, float]:
+async def _train(policy: LocalPolicy, settings: Rl, groups: list[Group], rate: float) -> dict[str, float]:
     """One optimizer step a minibatch; minibatches without any advantage are skipped, and counted."""
     batch_tokens = sum(t.sampled_tokens for group in groups for t in group)
     size = -(-len(groups) // settings.minibatches)
@@ -180,7 +187,7 @@ async def _train(policy: LocalPolicy, settings: Rl, groups: list[Group]) -> dict
             for s, logprobs in zip(minibatches[index], old, strict=True)
         ]
     loss = Loss("ppo", settings.clip_low, settings.clip_high, settings.dual_clip, settings.importance_cap)
-    adam = AdamStep(settings.learning_rate, **settings.adam.model_dump())
+    adam = AdamStep(rate, **settings.adam.model_dump())
     parts: list[dict[str, float]] = []
     norms: list[float] = []
     for samples in minibatches:
