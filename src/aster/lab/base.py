@@ -113,7 +113,7 @@ class Muon:
     """Muon (Keller Jordan, 2024): momentum whose matrices are orthogonalised by five Newton-Schulz steps.
 
     ``torch.optim.Muon`` does the same in bfloat16, which processors without bfloat16 arithmetic emulate: there it cost 0.7 s a
-    step here, as much as two thirds of the forward and backward pass. This one works in float32, all matrices of a shape at once.
+    step here, two thirds of the forward and backward pass. This one works in float32, all matrices of a shape at once.
     """
 
     MOMENTUM = 0.95

