@@ -1,8 +1,8 @@
 """Make the C allocator keep memory between training steps.
 
-By default glibc hands every large tensor back to the kernel and asks for fresh, zeroed pages the next time. On a small model
-that costs more than the arithmetic: in a virtual machine with two cores the trainer spent over half of its time in page faults
-(benchmarks/trainer.py --default-malloc measures it).
+By default glibc hands every large tensor back to the kernel and asks for fresh, zeroed pages the next time. On a small model in
+a virtual machine that can cost more than the arithmetic: a training process was seen at 100% system time, and at 3% with its
+pages kept. ``benchmarks/trainer.py --default-malloc`` compares.
 """
 
 from __future__ import annotations
