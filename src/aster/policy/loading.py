@@ -67,9 +67,10 @@ def _packaged(name: str) -> Path:
 def _location(path: Path) -> tuple[str, dict[str, Any]]:
     """What ``from_pretrained`` wants."""
     if path.is_file():
-        if importlib.util.find_spec("gguf") is None:
+        if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
             raise UserError(
-                f"model.path: {path.name}: reading GGUF needs the package gguf; install it (pip install 'aster-tir[gguf]')"
+                f"model.path: {path.name}: reading GGUF needs the packages gguf and accelerate; install them "
+                "(pip install 'aster-tir[gguf]')"
             )
         return str(path.parent), {"gguf_file": path.name}
     return str(path), {}
