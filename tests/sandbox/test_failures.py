@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 
 import pytest
@@ -56,7 +57,8 @@ def test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt(hasty
         ("import os\nprint('last words')\nos._exit(3)", "exited with status 3"),
         ("import ctypes\nctypes.string_at(0)", "was killed by SIGSEGV"),
         ("import os\nos.kill(os.getpid(), 9)", "was killed by SIGKILL"),
-        ("import os\nos.closerange(0, 4096)", "was killed by"),
+        # It finds its connection gone and exits, or is killed first: a race, and either is true.
+        ("import os\nos.closerange(0, 4096)", "was killed by|exited with status 1"),
         (
             "import os\nfor fd in range(3, 1024):\n    try: os.write(fd, b'\\0\\0\\0\\2{}')\n    except OSError: pass",
             "own connection",
@@ -75,7 +77,7 @@ def test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt(hasty
 def test_a_dead_interpreter_costs_no_earlier_state(bench: Bench, code: str, how: str) -> None:
     *_, crash, after = bench.cells("import math\nx = [1]", "x.append(math.factorial(3))", "x.append(2)\n1 / 0", code, "x")
     assert crash.status == "crashed"
-    assert how in crash.output
+    assert re.search(how, crash.output)
     assert crash.output.endswith(f"; the {KEPT}]")
     assert after.output == "[1, 6, 2]"
 
