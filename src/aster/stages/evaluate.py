@@ -6,17 +6,16 @@ import asyncio
 from collections import defaultdict
 from pathlib import Path
 
-from aster.core.progress import Progress, say
 from aster.core.recipe import Recipe
-from aster.core.run import RunFolder, read_trajectories, write_json, write_trajectories
+from aster.core.run import RunFolder, write_json, write_trajectories
 from aster.core.seeds import derive
-from aster.core.types import Problem, Trajectory
+from aster.core.types import Problem
 from aster.dynamics import tool_use
 from aster.evaluation import avg_at_k
 from aster.policy.local import LocalPolicy
-from aster.rollout import Decoding, Workshop, rollout_batch
-from aster.sandbox import Sandbox
-from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs, note_faults
+from aster.rollout import Decoding
+from aster.stages.attempts import attempt_all
+from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs
 from aster.stages.pipeline import stages_of
 
 CHUNK = 256
@@ -50,25 +49,18 @@ async def _evaluate(recipe: Recipe, folder: RunFolder, problems: list[Problem], 
     stage = f"evaluate/{name}"
     # The seeds do not depend on the policy: all are asked with the same random numbers.
     jobs = make_jobs(problems, settings.k, recipe.seed, "evaluate")
-    chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
-    files = [folder.trajectory_file(stage, f"chunk_{index:05d}") for index in range(len(chunks))]
-    before = sum(len(chunk) for chunk, file in zip(chunks, files, strict=True) if file.exists())
     policy = LocalPolicy(recipe, checkpoint, capacity=settings.limits.context_tokens)
-    if before:
-        say(f"evaluate {name}: resuming after attempt {before} of {len(jobs)}")
-    trajectories: list[Trajectory] = []
-    with Progress(f"evaluate {name}", len(jobs), "attempt", done=before) as progress:
-        async with Sandbox(recipe.sandbox) as sandbox:
-            workshop = Workshop(lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
-            decoding = Decoding(settings.temperature, settings.top_p)
-            for chunk, file in zip(chunks, files, strict=True):
-                if not file.exists():
-                    made = await rollout_batch(
-                        chunk, workshop, settings.limits.budget(), decoding, lambda t: progress.advance(calls=t.tool_calls)
-                    )
-                    note_faults(f"evaluate {name}", made)
-                    write_trajectories(file, made)
-                trajectories += read_trajectories(file)
+    trajectories = await attempt_all(
+        recipe,
+        folder,
+        stage,
+        jobs,
+        chunk=CHUNK,
+        limits=settings.limits,
+        decoding=Decoding(settings.temperature, settings.top_p),
+        sampler_for=lambda _: policy,
+        dialect=policy.dialect,
+    )
     write_trajectories(folder.trajectory_file(stage, "all"), trajectories)
     rewards: dict[str, list[float]] = defaultdict(list)
     for trajectory in trajectories:

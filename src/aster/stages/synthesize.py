@@ -7,18 +7,16 @@ from collections.abc import Callable
 
 from aster.chat import Qwen3Dialect
 from aster.core.errors import UserError
-from aster.core.progress import Progress, say
 from aster.core.recipe import Recipe
-from aster.core.run import RunFolder, read_trajectories, write_trajectories
+from aster.core.run import RunFolder
 from aster.core.seeds import derive
-from aster.core.types import Trajectory
 from aster.lab.experts import EXPERTS
 from aster.policy import Sampler
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.policy.local import LocalPolicy
-from aster.rollout import Decoding, Job, Workshop, rollout_batch
-from aster.sandbox import Sandbox
-from aster.stages.common import LAB, make_jobs, note_faults, teaching_problems
+from aster.rollout import Decoding, Job
+from aster.stages.attempts import attempt_all
+from aster.stages.common import LAB, make_jobs, teaching_problems
 from aster.teacher import ScriptedTeacher
 
 CHUNK = 64
@@ -36,23 +34,17 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     folder.remember_problems(problems)
     sampler_for, dialect = _teacher(recipe)
     jobs = make_jobs(problems, settings.attempts, recipe.seed, "synthesize")
-    chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
-    files = [folder.trajectory_file("synthesize", f"chunk_{index:05d}") for index in range(len(chunks))]
-    before = sum(len(chunk) for chunk, file in zip(chunks, files, strict=True) if file.exists())
-    if before:
-        say(f"synthesize: resuming after attempt {before} of {len(jobs)}")
-    trajectories: list[Trajectory] = []
-    with Progress("synthesize", len(jobs), "attempt", done=before) as progress:
-        async with Sandbox(recipe.sandbox) as sandbox:
-            workshop = Workshop(sampler_for, dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
-            for chunk, file in zip(chunks, files, strict=True):
-                if not file.exists():
-                    made = await rollout_batch(
-                        chunk, workshop, settings.limits.budget(), Decoding(), lambda t: progress.advance(calls=t.tool_calls)
-                    )
-                    note_faults("synthesize", made)
-                    write_trajectories(file, made)
-                trajectories += read_trajectories(file)
+    trajectories = await attempt_all(
+        recipe,
+        folder,
+        "synthesize",
+        jobs,
+        chunk=CHUNK,
+        limits=settings.limits,
+        decoding=Decoding(),
+        sampler_for=sampler_for,
+        dialect=dialect,
+    )
     folder.finish(
         "synthesize",
         {
