@@ -265,6 +265,21 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(folder: Path, tmp_path:
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("content", [b"", b"not a file of torch's", None], ids=["empty", "foreign", "cut off"])
+def test_a_damaged_optimizer_state_is_one_line(content: bytes | None, folder: Path, tmp_path: Path) -> None:
+    policy = LocalPolicy(recipe_for(folder))
+    policy.trainer.forward_backward(make_samples(LENGTHS), SFT)
+    policy.trainer.optim_step(AdamStep(learning_rate=1e-3))
+    asyncio.run(policy.save(tmp_path / "saved"))
+    state = tmp_path / "saved" / "optimizer.pt"
+    state.write_bytes(state.read_bytes()[:1000] if content is None else content)
+    with pytest.raises(
+        UserError, match=r"optimizer\.pt: the optimizer's state cannot be read .*delete .*saved and give the command"
+    ) as error:
+        LocalPolicy(recipe_for(folder), tmp_path / "saved", optimizer=True)
+    assert "\n" not in str(error.value)
+
+
 def test_a_saved_folder_is_a_plain_transformers_folder(folder: Path, tmp_path: Path) -> None:
     policy, samples = LocalPolicy(recipe_for(folder)), make_samples(LENGTHS)
     policy.trainer.forward_backward(samples, SFT)

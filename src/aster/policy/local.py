@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.core.run import replacing
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
-from aster.policy.loading import load_model, load_tokenizer, make_dialect, resolve
+from aster.policy.loading import BROKEN, load_model, load_tokenizer, make_dialect, resolve
 from aster.policy.memory import keep_freed_memory
 from aster.policy.sampler import LocalSampler
 from aster.policy.trainer import LocalTrainer
@@ -33,7 +34,7 @@ class LocalPolicy:
     ) -> None:
         """Load ``path`` (a checkpoint; default: the recipe's model), with its optimizer's state if asked. UserError where it
         cannot be loaded."""
-        settings = recipe.model
+        settings = self._settings = recipe.model
         keep_freed_memory()
         self._pool = ThreadPoolExecutor(1, "aster-policy")
         if settings.threads:
@@ -127,14 +128,19 @@ class LocalPolicy:
                 raise OSError(f"{str(error).splitlines()[0]} ({free:.1f} MiB are free)") from error
 
     def _load(self, path: Path) -> None:
-        from safetensors.torch import load_model as load_safetensors
-
-        load_safetensors(self.model, path / "model.safetensors", device=str(self.trainer.device))
+        self.model.load_state_dict(load_model(path, self._settings).state_dict())
         # The moments of other weights must not move these.
         self.trainer.optimizer.state.clear()
         self._load_optimizer(path)
 
     def _load_optimizer(self, path: Path) -> None:
         file = path / OPTIMIZER
-        if file.exists():
+        if not file.exists():
+            return
+        try:
             self.trainer.optimizer.load_state_dict(torch.load(file, map_location=self.trainer.device, weights_only=True))
+        except (*BROKEN, EOFError, UnpicklingError) as error:
+            raise UserError(
+                f"{file}: the optimizer's state cannot be read ({type(error).__name__}); delete {path} "
+                "and give the command again: the run resumes from the checkpoint before it"
+            ) from error
