@@ -3,8 +3,11 @@
     .venv/bin/python studies/lab_arms.py --out runs/arms [--seeds 1 2 3] [--families chain hunt] [field=value ...]
 
 Runs ``aster run recipes/lab.yaml`` for every family, cold start and seed, as many processes as there are cores, each with one
-thread. Runs that are finished are not run again, so an interrupted study goes on. Prints a Markdown table to stdout; the last
-one is in docs/results/lab.md.
+thread. Runs that are finished are not run again, so an interrupted study goes on. The last table is in docs/results/lab.md.
+
+Prints a Markdown table to stdout, each seed's value and their mean: avg@k and tool calls per trajectory on held-out problems
+before and after RL (before: the cold start; for zero the base model), and the entropy in nats per sampled token in RL's first
+and last five steps.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from aster.core.run import read_json_lines
 
 ARMS = ("dense", "program", "sparse", "zero")
 
@@ -50,20 +55,47 @@ async def run_all(runs: list[tuple[list[str], Path]], processes: int) -> None:
     await asyncio.gather(*(one(*run) for run in runs))
 
 
-def row(family: str, arm: str, summaries: list[dict[str, Any]]) -> str:
+ENTROPY_STEPS = 5
+"""RL steps whose mean entropy stands for the beginning, and for the end."""
+
+
+def read_run(folder: Path, arm: str) -> dict[str, float] | None:
+    """The numbers of one finished run; None where it has not finished."""
+    if not (folder / "summary.json").exists():
+        return None
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    before, after = summary["base" if arm == "zero" else "sft"], summary["rl"]
+    entropy = [line["entropy"] for line in read_json_lines(folder / "metrics.jsonl") if line["stage"] == "rl"]
+    return {
+        "accuracy before": before["accuracy"],
+        "accuracy after": after["accuracy"],
+        "half width": (after["high"] - after["low"]) / 2,
+        "calls before": before["tool_calls"],
+        "calls after": after["tool_calls"],
+        "entropy before": mean(entropy[:ENTROPY_STEPS]),
+        "entropy after": mean(entropy[-ENTROPY_STEPS:]),
+    }
+
+
+COLUMNS = {
+    "accuracy before": 3,
+    "accuracy after": 3,
+    "calls before": 2,
+    "calls after": 2,
+    "entropy before": 4,
+    "entropy after": 4,
+}
+"""The table's columns with their digits."""
+
+
+def row(family: str, arm: str, runs: list[dict[str, float]]) -> str:
     """One line of the table: each seed's value, then their mean."""
 
-    def cells(policy: str, key: str, digits: int) -> str:
-        values = [summary[policy][key] for summary in summaries if policy in summary]
-        if not values:
-            return "-"
-        each = " / ".join(f"{value:.{digits}f}" for value in values)
-        return f"{each} (**{mean(values):.{digits}f}**)"
+    def cell(name: str, digits: int) -> str:
+        each = " / ".join(f"{run[name]:.{digits}f}" for run in runs)
+        return f"{each} (**{mean(run[name] for run in runs):.{digits}f}**)" if runs else "-"
 
-    before = "base" if arm == "zero" else "sft"
-    columns = [(before, "accuracy", 3), ("rl", "accuracy", 3), (before, "tool_calls", 2), ("rl", "tool_calls", 2)]
-    parts = [cells(policy, key, digits) for policy, key, digits in columns]
-    return f"| {family} | {arm} | " + " | ".join(parts) + " |"
+    return f"| {family} | {arm} | " + " | ".join(cell(*column) for column in COLUMNS.items()) + " |"
 
 
 def main() -> None:
@@ -82,11 +114,16 @@ def main() -> None:
     asyncio.run(
         run_all([(command(*place, folder, overrides), folder) for place, folder in places.items()], arguments.processes)
     )
-    print("| family | cold start | before RL, each seed (mean) | after RL | calls before | calls after |")
-    print("|---|---|---|---|---|---|")
+    print(f"| family | cold start | {' | '.join(COLUMNS)} |")
+    print("|---|---|" + "---|" * len(COLUMNS))
+    widths = []
     for family, arm in product(arguments.families, arguments.arms):
-        files = [places[family, arm, seed] / "summary.json" for seed in arguments.seeds]
-        print(row(family, arm, [json.loads(file.read_text()) for file in files if file.exists()]))
+        read = [read_run(places[family, arm, seed], arm) for seed in arguments.seeds]
+        runs = [run for run in read if run is not None]
+        widths += [run["half width"] for run in runs]
+        print(row(family, arm, runs))
+    if widths:
+        print(f"\nHalf the 95% interval of one accuracy after RL: {min(widths):.3f} to {max(widths):.3f}.")
 
 
 if __name__ == "__main__":
