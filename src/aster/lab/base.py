@@ -4,8 +4,8 @@ It is trained from nothing on two kinds of text:
 
 - worked-out walks (*chain* and *coded*; it never saw an answer to a *hunt*), half of them with the tool's schema in the system
   turn: problems are solved in the head, tool or no tool;
-- drills: told to run a line or two of code, it calls the tool with just that and repeats what comes back. So it knows how a
-  call is written, as the paper's base models do, and has never used one to solve anything.
+- drills: told to run some lines of code, it calls the tool with just those, one call after the other, and repeats what came
+  back last. So it knows how calls are written, as the paper's base models do, and has never used one to solve anything.
 
 Matrices are trained with Muon, the rest with AdamW.
 
@@ -28,7 +28,7 @@ from aster.chat import Qwen3Dialect
 from aster.core.progress import Progress
 from aster.core.seeds import derive
 from aster.lab.experts import text_only
-from aster.lab.families import MOST, any_operation, draw, split_of, to_problem
+from aster.lab.families import LABELS, MOST, any_operation, draw, split_of, to_problem
 from aster.lab.tokenizer import build_tokenizer
 from aster.policy.attention import IMPLEMENTATION
 from aster.policy.base import Loss, TrainingSample
@@ -60,16 +60,20 @@ def base_config(vocabulary: int) -> Qwen3Config:
 
 DRILLS = 0.2
 """Share of the examples."""
+MOST_CALLS = 8
+"""Calls of the longest drill."""
+MOST_STEPS = 12
+"""Steps of the longest walk: beyond the lab's ten, so that their last labels are not the rarest ones of the training text."""
 
 
 def examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample]:
-    """Endless examples: drills, and walks of 1 to 10 steps from the training split. All assistant turns are trained."""
+    """Endless examples: drills, and walks of 1 to MOST_STEPS steps from the training split. All assistant turns are trained."""
     rng = random.Random(derive(seed, "base"))
     while True:
         if rng.random() < DRILLS:
             yield drill(dialect, rng)
             continue
-        walk = draw(rng, rng.choice(("chain", "chain", "coded")), rng.randint(1, 10))
+        walk = draw(rng, rng.choice(("chain", "chain", "coded")), rng.randint(1, MOST_STEPS))
         problem = to_problem(walk)
         if split_of(problem) != "train":
             continue
@@ -80,21 +84,23 @@ def examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample]:
 
 
 def drill(dialect: Qwen3Dialect, rng: random.Random) -> TrainingSample:
-    """Run what you are told, repeat the result. The result is random: there is nothing to work out."""
-    operations = [str(any_operation(rng)) for _ in range(4)]
-    lines = [f"v={rng.randint(1, MOST)}{operations[0]}"] if rng.random() < 0.5 else []
-    lines += [f"v=v{operations[1]}"] if rng.random() < 0.6 or not lines else []
-    lines += [f"v=v{operations[2]} if v%2==0 else v{operations[3]}"] if rng.random() < 0.3 else []
-    code = "\n".join([*lines, "v"])
-    output = str(rng.randint(1, MOST))
-    pieces = [
-        (dialect.prompt_ids(f"Run {code}"), 0),
-        (dialect.turn_ids("run", "", [code]), 1),
-        (dialect.tool_ids([output]), 0),
-        (dialect.turn_ids("end", f"\\boxed{{{output}}}", []), 1),
-    ]
+    """Run what you are told, call by call, and repeat the last result. The results are random: there is nothing to work out."""
+    snippets = [_snippet(rng, first=index == 0) for index in range(rng.randint(1, MOST_CALLS))]
+    told = " ".join(f"{label}:{code}" for label, code in zip(LABELS, snippets, strict=False))
+    pieces = [(dialect.prompt_ids(f"Run {told}"), 0)]
+    output = ""
+    for label, code in zip(LABELS, snippets, strict=False):
+        output = str(rng.randint(1, MOST))
+        pieces += [(dialect.turn_ids(label, "", [f"{code}\nv"]), 1), (dialect.tool_ids([output]), 0)]
+    pieces.append((dialect.turn_ids("end", f"\\boxed{{{output}}}", []), 1))
     token_ids = [token for ids, _ in pieces for token in ids]
     return TrainingSample(token_ids, [trained for ids, trained in pieces for _ in ids], 1.0)
+
+
+def _snippet(rng: random.Random, first: bool) -> str:
+    """A line or two that a drill tells to run."""
+    line = f"v={rng.randint(1, MOST)}{any_operation(rng)}" if first else f"v=v{any_operation(rng)}"
+    return f"{line}\nv=v{any_operation(rng)} if v%2==0 else v{any_operation(rng)}" if rng.random() < 0.2 else line
 
 
 def batches(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSample]]:
