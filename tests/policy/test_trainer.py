@@ -294,14 +294,3 @@ def test_a_saved_folder_is_a_plain_transformers_folder(folder: Path, tmp_path: P
     assert tokenizer.encode(text) == policy.tokenizer.encode(text)
     assert tokenizer.chat_template == policy.tokenizer.chat_template
     assert policy.dialect.open_thinking
-
-
-def test_windowed_attention_is_refused(lab_folder: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(lab_folder)
-    model.config.layer_types = ["full_attention", "sliding_attention"]
-    model.config.sliding_window = 8
-    model.config.use_sliding_window = True
-    model.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(lab_folder).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="full attention"):
-        LocalPolicy(recipe_for(tmp_path))
