@@ -218,8 +218,8 @@ def test_the_filter_is_a_whole_program_on_both_machines(
     monkeypatch.setattr(seccomp, "MACHINE", machine)
     monkeypatch.setattr(syscalls, "MACHINE", machine)
     code = [
-        struct.unpack_from("=HBBI", seccomp.program(unix_sockets), place)
-        for place in range(0, len(seccomp.program(unix_sockets)), 8)
+        struct.unpack_from("=HBBI", seccomp.program(() if unix_sockets else seccomp.SOCKETS + seccomp.FILE_RIGHTS), place)
+        for place in range(0, len(seccomp.program(() if unix_sockets else seccomp.SOCKETS + seccomp.FILE_RIGHTS)), 8)
     ]
 
     def run(arch: int, number: int, *arguments: int) -> int:
@@ -259,6 +259,7 @@ def test_the_filter_is_a_whole_program_on_both_machines(
     assert call("setpriority", 0, 9, 5) == call("setpriority", 2, 0, 5) == eperm
     assert call("ioctl", 0, 0x5413) == allow
     assert call("ioctl", 0, 0x5412) == eperm
+    assert call("fchmodat") == (allow if unix_sockets else eperm)
     assert call("socket", 2, 1) == call("socket", 16, 3) == eperm
     assert call("socket", 1, 1) == (allow if unix_sockets else eperm)
     assert call("socketpair", 1, 0x80001) == call("socketpair", 1, 5) == allow

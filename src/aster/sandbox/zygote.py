@@ -17,12 +17,11 @@ import select
 import signal
 import socket
 import sys
-import time
 import traceback
 
 from aster.sandbox.cells import Interpreter
 from aster.sandbox.isolation import Plan, enter_zygote, fork_session, make_scratch
-from aster.sandbox.isolation.guard import children
+from aster.sandbox.isolation.guard import kill_all_below
 from aster.sandbox.protocol import MAX_PACKET, ForkRequest
 from aster.sandbox.worker import become_session, libc
 
@@ -135,18 +134,8 @@ class Zygote:
         with contextlib.suppress(ProcessLookupError):  # killed before it came to setsid
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        self._kill_strays()
+        kill_all_below(self._sessions.values(), STRAY_SECONDS)
         self._send({"gone": pid, "status": status})
-
-    def _kill_strays(self) -> None:
-        """Kill every child that is no session: this process is where the orphans of dead sessions end up."""
-        deadline = time.monotonic() + STRAY_SECONDS
-        while strays := set(children(self._pid)) - set(self._sessions.values()):
-            for stray in strays:
-                os.kill(stray, signal.SIGKILL)
-                os.waitpid(stray, 0)
-            if time.monotonic() > deadline:
-                return
 
     def _send(self, message: dict[str, int | str], *descriptors: int) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone: the loop sees that next

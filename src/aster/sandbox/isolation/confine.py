@@ -107,12 +107,21 @@ def confine_session(plan: Plan, scratch: str, limits: Limits) -> None:
     if ruleset is not None:
         ruleset.enforce()
     if plan.seccomp:
-        seccomp.install(unix_sockets=plan.level is Level.NAMESPACES)
+        seccomp.install(_more_denied(plan))
 
 
 def confine_branch(plan: Plan, scratch: str) -> None:  # noqa: ARG001 - the hook of all levels
     """Go on in ``scratch`` after a fork of a confined session. Every wall but the working directory is inherited."""
     os.chdir(scratch)
+
+
+def _more_denied(plan: Plan) -> tuple[str, ...]:
+    """The system calls that reach the host's files and services where those are in sight and Landlock does not guard them."""
+    if plan.level is Level.NAMESPACES:
+        return ()
+    if plan.level is Level.RLIMITS or plan.session_ids:
+        return seccomp.SOCKETS
+    return seccomp.SOCKETS + seccomp.FILE_RIGHTS + (seccomp.TRUNCATION if plan.landlock_abi < 3 else ())
 
 
 def _ruleset(plan: Plan, scratch: str) -> landlock.Ruleset:

@@ -7,12 +7,13 @@ itself, being the subreaper of all that, and it removes the sandbox's files wher
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import secrets
 import select
-import shutil
 import signal
-import stat
 import time
+from collections.abc import Collection
 from typing import NoReturn
 
 from aster.sandbox.isolation.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
@@ -70,30 +71,94 @@ def close_all_but(*kept: int) -> None:
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
-def children(pid: int) -> list[int]:
-    """The child processes of a process with one thread, zombies too."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(child) for child in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat") as file:
-                if int(file.read().rpartition(")")[2].split()[1]) == pid:
-                    found.append(int(entry))
-        return found
+def kill_all_below(spared: Collection[int] = (), seconds: float = BURY_SECONDS) -> None:
+    """Kill and reap all descendants of this process, except its children in ``spared`` with theirs. It must be their subreaper.
+
+    They are stopped first, until none is left running, and killed then: the processes of a bomb that forks faster than it is
+    killed still count against its limit while they are stopped.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := _below(spared)) and time.monotonic() < deadline:
+        stopped: set[int] = set()
+        while (running := left.keys() - stopped) and time.monotonic() < deadline:
+            for pid in running:
+                _signal(pid, signal.SIGSTOP)
+            stopped |= running
+            left = _below(spared)
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        for pid, parent in left.items():
+            if parent == os.getpid():
+                os.waitpid(pid, 0)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # its parent may have reaped it meanwhile
+        os.kill(pid, number)
+
+
+def _below(spared: Collection[int]) -> dict[int, int]:
+    """Every descendant of this process, zombies too, with its parent."""
+    own = os.getpid()
+    # Mostly there is none, and then one read says so, unless the kernel lacks CONFIG_PROC_CHILDREN.
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/{own}/task/{own}/children") as file:
+        if not set(map(int, file.read().split())) - set(spared):
+            return {}
+    children: dict[int, list[int]] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{entry}/stat") as file:
+            children.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(entry))
+    found: dict[int, int] = {}
+    todo = [own]
+    while todo:
+        parent = todo.pop()
+        for child in children.get(parent, ()):
+            if child not in spared:
+                found[child] = parent
+                todo.append(child)
+    return found
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory that cells wrote, whatever permissions they left on what is in it. Nothing may run in it any more."""
-    for place, directories, _ in os.walk(path):
-        for name in directories:
-            directory = os.path.join(place, name)
-            # A directory without its permissions could not be listed, and the walk comes to it next.
+    """Remove a directory that cells wrote, whatever rights they left and however deep it is; what cannot be removed stays.
+
+    Nothing may run in it any more. Directories are moved up and emptied there, so that no path grows long and nothing recurses.
+    """
+    count = itertools.count()
+    prefix = f".{secrets.token_hex(8)}-"
+    _open_up(path)
+    removed = True
+    while removed:
+        removed = False
+        for entry in _entries(path):
             with contextlib.suppress(OSError):
-                if stat.S_ISDIR(os.lstat(directory).st_mode):
-                    os.chmod(directory, 0o700)
-    shutil.rmtree(path, ignore_errors=True)
+                if entry.is_dir(follow_symlinks=False):
+                    _open_up(entry.path)
+                    for inner in _entries(entry.path):
+                        if inner.is_dir(follow_symlinks=False):
+                            _open_up(inner.path)  # to move a directory is to write to it
+                            os.rename(inner.path, os.path.join(path, f"{prefix}{next(count)}"))
+                        else:
+                            os.unlink(inner.path)
+                    os.rmdir(entry.path)
+                else:
+                    os.unlink(entry.path)
+                removed = True
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def _open_up(directory: str) -> None:
+    with contextlib.suppress(OSError):
+        os.chmod(directory, 0o700)
+
+
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except OSError:
+        return []
 
 
 def _watch(child: int, supervisor_pidfd: int, root: str) -> NoReturn:
@@ -105,11 +170,7 @@ def _watch(child: int, supervisor_pidfd: int, root: str) -> NoReturn:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(child_pidfd, signal.SIGKILL)
     os.waitpid(child, 0)
-    deadline = time.monotonic() + BURY_SECONDS
-    while (left := children(os.getpid())) and time.monotonic() < deadline:
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    kill_all_below()
     if orphaned or has_ended(supervisor_pidfd):
         remove_tree(root)
     os._exit(0)

@@ -175,7 +175,7 @@ def _reason(error: BaseException) -> str:
 
 def _try_seccomp() -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    seccomp.install(unix_sockets=True)
+    seccomp.install()
     if not seccomp.refuses_unshare():
         raise OSError("a filter was taken, but does not act")
 

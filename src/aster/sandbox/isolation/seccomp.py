@@ -46,6 +46,17 @@ DENIED = (
 )
 ONLY_ONESELF = ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr")
 """Calls whose first argument is a process: 0, the caller, is allowed."""
+SOCKETS = ("socket",)
+"""Without them there are connected pairs alone. A socket could reach a service that listens in the file system, and Landlock
+does not stop it."""
+FILE_RIGHTS = (
+    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "futimesat"),
+    *("utimensat", "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr", "setxattrat"),
+    *("removexattrat", "file_setattr"),
+)
+"""Modes, owners, times and attributes of files. Landlock does not watch over them: an owner's session could change all."""
+TRUNCATION = ("truncate",)
+"""Landlock watches over it from ABI 3 on."""
 NEW_NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
 AF_UNIX, SOCK_STREAM, SOCK_SEQPACKET, SOCK_TYPE_MASK = 1, 1, 5, 0xF
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
@@ -77,19 +88,18 @@ def available() -> bool:
     return MACHINE in AUDIT_ARCHITECTURE
 
 
-def install(unix_sockets: bool) -> None:
-    """Filter this process and all its children for ever. It needs no_new_privs, or CAP_SYS_ADMIN.
+def install(more: tuple[str, ...] = ()) -> None:
+    """Filter this process and all its children for ever: DENIED, and ``more`` names of calls, of the groups in this module.
 
-    ``unix_sockets``: sockets of the UNIX domain are allowed. Without them there are connected pairs alone. A socket could
-    otherwise reach a service that listens in the file system, and Landlock does not stop it.
+    It needs no_new_privs, or CAP_SYS_ADMIN.
     """
-    code = program(unix_sockets)
+    code = program(more)
     filter_program = _FilterProgram(len(code) // 8, code)
     if libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), ctypes.byref(filter_program), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP) failed")
 
 
-def program(unix_sockets: bool) -> bytes:
+def program(more: tuple[str, ...] = ()) -> bytes:
     """The filter's instructions, 8 bytes each."""
     lines = [
         _Instruction(_LOAD, _ARCHITECTURE),
@@ -98,8 +108,8 @@ def program(unix_sockets: bool) -> bytes:
     ]
     if MACHINE == "x86_64":
         lines.append(_Instruction(_AT_LEAST, X32, "unknown"))
-    refused = DENIED if unix_sockets else (*DENIED, "socket")
-    lines += [_Instruction(_EQUAL, found, "denied") for name in refused if (found := number(name)) is not None]
+    unix_sockets = "socket" not in more
+    lines += [_Instruction(_EQUAL, found, "denied") for name in (*DENIED, *more) if (found := number(name)) is not None]
     lines += _jump("clone3", "unknown")  # its flags are out of a filter's reach; the C library then takes clone
     lines += _jump("clone", "clone") + _jump("ioctl", "ioctl") + _jump("setpriority", "setpriority")
     lines += _jump("socket", "socket") + _jump("socketpair", "socketpair")
