@@ -139,8 +139,10 @@ os.killpg(0, signal.SIGHUP)
         """
 for _ in range(100):
     if os.fork() == 0:
-        os.fork()
-        os._exit(0)
+        try:
+            os.fork()
+        finally:
+            os._exit(0)
     os.wait()
 """,
     ),
