@@ -26,6 +26,7 @@ SURFACE = {
     "report": ["[RECIPE] [FIELD=VALUE ...]", "--run"],
     "recipe": ["[RECIPE] [FIELD=VALUE ...]"],
     "show": ["RUN", "--stage", "--name", "--index"],
+    "doctor": [],
     "lab problems": ["--family", "--split", "--count", "--seed"],
     "lab build-base": ["--out", "--seed", "--tokens"],
 }

@@ -173,6 +173,18 @@ def show_command(folder: Path, stage: str, name: str | None, index: int) -> None
     click.echo(show(RunFolder.load(folder), stage, name, index))
 
 
+@main.command("doctor")
+def doctor_command() -> None:
+    """Say how well this machine can shut in what models write.
+
+    Every mechanism, the isolation level that follows, what is missing and what the level does not cover.
+    """
+    from aster.sandbox.isolation.doctor import describe
+    from aster.sandbox.isolation.machine import probe
+
+    click.echo(describe(probe()))
+
+
 @main.group("lab")
 def lab_group() -> None:
     """The embedded default: its problems and its base model."""

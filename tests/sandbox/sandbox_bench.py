@@ -35,6 +35,13 @@ class Bench:
         session = self.open(seed, setup)
         return [self.do(session.run(code)) for code in codes]
 
+    def zygote_pid(self) -> int:
+        """The zygote's pid as this process sees it, whatever namespace it is in."""
+        handle = self.sandbox._zygote
+        assert handle is not None
+        with open(f"/proc/self/fdinfo/{handle.pidfd}") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+
     def close_sessions(self) -> None:
         """Close what the test opened."""
         while self._open:

@@ -96,8 +96,21 @@ class Sandbox(Section):
         "networkx",
         "mpmath",
     ]
-    """Packages loaded in the warm parent, so that a cell's import costs nothing. Others can be imported all the same. What is
-    loaded makes each session's fork dearer."""
+    """Packages loaded in the warm parent, so that a cell's import costs nothing. Others that are installed can be imported all
+    the same. What is loaded makes each session's fork dearer."""
+    isolation: Literal["auto", "namespaces", "landlock", "rlimits"] = "auto"
+    """How sessions are shut in. ``auto`` takes the best level that holds on the machine; a level named here must hold. `aster
+    doctor` tells. ``rlimits`` does not isolate."""
+    processes: Positive = 64
+    """Processes and threads of a session."""
+    disk_mb: Positive = 256
+    """Files of a session in total, in MiB. They are in memory. Held at the level ``namespaces`` alone."""
+    file_mb: Positive = 256
+    """Size of one file, in MiB."""
+    open_files: Annotated[int, Field(ge=512)] = 512
+    """Open files of each process of a session."""
+    mounts: list[str] = []
+    """Files and directories of yours that sessions may read, at the same absolute paths. They can change none of them."""
 
 
 class Limits(Section):

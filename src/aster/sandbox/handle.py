@@ -14,12 +14,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from aster.sandbox.isolation import Plan
 from aster.sandbox.protocol import MAX_PACKET, ForkRequest, SandboxFailure
 
 START_SECONDS = 180.0
 """The imports take 2 s; many times that on a busy machine."""
 FORK_SECONDS = 30.0
 STOP_SECONDS = 10.0
+BURY_SECONDS = 15.0
+"""How long the guard may take to end what a killed zygote left behind."""
 LOG = "zygote.log"
 ENVIRONMENT = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 """All that sessions see of the supervisor's environment."""
@@ -45,8 +48,9 @@ class ZygoteHandle:
 
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
         self.alive = True
-        self.pid = process.pid
-        self._process = process
+        self.pidfd: int | None = None
+        """The zygote's, once it is ready."""
+        self._process = process  # the zygote's guard
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -56,9 +60,10 @@ class ZygoteHandle:
         self._loop.add_reader(connection, self._on_readable)
 
     @classmethod
-    async def start(cls, root: Path, preload: list[str]) -> ZygoteHandle:
-        """Start a zygote that has imported ``preload`` and keeps its log and its sessions' files below ``root``. SandboxFailure
-        where that fails."""
+    async def start(cls, plan: Plan, preload: list[str]) -> ZygoteHandle:
+        """Start a zygote that has imported ``preload`` and keeps its log and its sessions' files below the plan's root.
+        SandboxFailure where that fails."""
+        root = Path(plan.root)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         # -P: a numpy.py in the working directory is not numpy. no_debug_ranges: shorter tracebacks, less memory.
@@ -66,7 +71,7 @@ class ZygoteHandle:
         with theirs, open(root / LOG, "wb") as log:
             try:
                 process = subprocess.Popen(
-                    [*command, str(theirs.fileno()), str(root), str(os.getpid()), *preload],
+                    [*command, str(theirs.fileno()), plan.to_text(), str(os.getpid()), *preload],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -113,16 +118,22 @@ class ZygoteHandle:
         self.alive = False
         self._loop.remove_reader(self._connection)
         self._connection.close()
-        self._process.kill()
-        self._process.wait()
+        if self.pidfd is None:
+            self._process.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.close(self.pidfd)
+        try:
+            self._process.wait(BURY_SECONDS)  # it ends when all below it is dead
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         for future in (self._ready, self._fork):
             if future is not None and not future.done():
                 future.set_exception(ZygoteLost())
                 future.exception()  # nobody may be waiting: that is no error
-        for pid, gone in self._gone.items():
-            # The sessions die with their parent; what they started is in their groups.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+        for gone in self._gone.values():
             gone.set_result(None)
         self._gone.clear()
 
@@ -154,6 +165,7 @@ class ZygoteHandle:
     def _take(self, message: dict[str, int | str], descriptors: list[int]) -> None:
         match message:
             case {"ready": int()}:
+                self.pidfd = descriptors[0]
                 self._ready.set_result(None)
             case {"forked": int(pid)}:
                 gone = self._gone[pid] = self._loop.create_future()

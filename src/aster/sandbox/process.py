@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,13 @@ class SessionProcess:
     """One session process. Requests go one at a time."""
 
     def __init__(
-        self, zygote: ZygoteHandle, forked: Forked, connection: socket.socket, output: int, clip: Clip, scratch: str
+        self,
+        zygote: ZygoteHandle,
+        forked: Forked,
+        connection: socket.socket,
+        output: int,
+        clip: Clip,
+        remove_files: Callable[[], None] | None,
     ) -> None:
         self.pid = forked.pid
         self.clip = clip
@@ -55,7 +61,7 @@ class SessionProcess:
         self._pidfd = forked.pidfd
         self._connection = connection
         self._output = output
-        self._scratch = scratch
+        self._remove_files = remove_files
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._nonce = ""
@@ -70,8 +76,11 @@ class SessionProcess:
         self.gone.add_done_callback(self._on_gone)
 
     @classmethod
-    async def fork(cls, zygote: ZygoteHandle, request: ForkRequest, clip: Clip) -> SessionProcess:
-        """A new process from the zygote. Raises ZygoteLost or SandboxFailure."""
+    async def fork(
+        cls, zygote: ZygoteHandle, request: ForkRequest, clip: Clip, remove_files: Callable[[], None] | None
+    ) -> SessionProcess:
+        """A new process from the zygote; ``remove_files`` is called in a thread once it is gone. Raises ZygoteLost or
+        SandboxFailure."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         output, their_output = os.pipe()
@@ -85,7 +94,7 @@ class SessionProcess:
         finally:
             theirs.close()
             os.close(their_output)
-        return cls(zygote, forked, ours, output, clip, request.scratch)
+        return cls(zygote, forked, ours, output, clip, remove_files)
 
     @property
     def zygote_lost(self) -> bool:
@@ -128,10 +137,8 @@ class SessionProcess:
         self.kill()
         await asyncio.shield(self.gone)
         self.release()
-        try:
-            os.rmdir(self._scratch)  # mostly it is empty
-        except OSError:
-            await asyncio.to_thread(shutil.rmtree, self._scratch, True)
+        if self._remove_files is not None:
+            await asyncio.to_thread(self._remove_files)
 
     def release(self) -> None:
         """Close this side's descriptors."""

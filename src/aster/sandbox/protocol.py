@@ -3,10 +3,12 @@
 Supervisor and zygote speak over a ``SOCK_SEQPACKET`` socket pair, one JSON object a packet, file descriptors beside it:
 
     supervisor -> zygote   {"op": "fork", ...ForkRequest}   with 2 descriptors: the session's connection, its output pipe
-    zygote -> supervisor   {"ready": pid}                   once, when everything is imported
+    zygote -> supervisor   {"ready": pid}                   once, when everything is imported; with 1 descriptor: its pidfd
                            {"forked": pid}                  with 1 descriptor: a pidfd of the session
                            {"failed": reason}               the fork did not happen
                            {"gone": pid, "status": s}       a session's leader ended (s as of waitpid); its group is dead too
+
+Pids are the zygote's. Where it has a process namespace they are names alone: the supervisor cannot signal them.
 
 Supervisor and session speak over a ``SOCK_STREAM`` socket pair of their own, in frames of a 4-byte length and a JSON object:
 
@@ -26,6 +28,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from aster.sandbox.isolation.levels import Limits
+
 LENGTH = struct.Struct("!I")
 MAX_REPLY = 4096
 """Bytes of the longest reply frame a session may send."""
@@ -41,12 +45,18 @@ class SandboxFailure(Exception):
 class ForkRequest:
     """What the zygote must know to fork a session."""
 
-    scratch: str
-    """Directory to create and work in."""
+    name: str
+    """Of its scratch directory; no other session of the sandbox has it."""
+    limits: Limits
     memory_mb: int
     """Address space the session may add, in MiB."""
     timeout_text: str
     """Message of the exception that a soft interrupt raises in a cell."""
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> ForkRequest:
+        """From the fields of a ``fork`` packet."""
+        return cls(message["name"], Limits(**message["limits"]), message["memory_mb"], message["timeout_text"])
 
 
 def pack(message: dict[str, Any]) -> bytes:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import itertools
 import resource
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aster.core.errors import UserError
+from aster.core.progress import say
 from aster.sandbox.handle import ZygoteHandle, ZygoteLost
+from aster.sandbox.isolation import Level, Limits, Plan, make_plan, remove_scratch
+from aster.sandbox.isolation.guard import remove_tree
 from aster.sandbox.output import Clip
 from aster.sandbox.process import SessionProcess
 from aster.sandbox.protocol import ForkRequest, SandboxFailure
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 DESCRIPTORS_PER_SESSION = 3
 SPARE_DESCRIPTORS = 512
+NOT_ISOLATED = "sandbox: NOT ISOLATED: cells can reach your files and processes (isolation level rlimits; see `aster doctor`)"
 
 
 class Sandbox:
@@ -37,6 +41,7 @@ class Sandbox:
         self._zygote: ZygoteHandle | None = None
         self._zygote_lock = asyncio.Lock()
         self._root: Path | None = None
+        self._plan: Plan | None = None
         self._count = itertools.count()
         self._forks: set[asyncio.Task[SessionProcess] | asyncio.Task[None]] = set()
 
@@ -49,9 +54,13 @@ class Sandbox:
         _allow_descriptors(self._settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
         self._root = Path(tempfile.mkdtemp(prefix="aster-sandbox-"))
         try:
+            self._plan = await asyncio.to_thread(make_plan, self._settings, str(self._root))
+            _say_once(
+                NOT_ISOLATED if self._plan.level is Level.RLIMITS else f"sandbox: isolation level {self._plan.level.value}"
+            )
             await self._warm()
         except BaseException:
-            shutil.rmtree(self._root, ignore_errors=True)
+            remove_tree(str(self._root))
             raise
         return self
 
@@ -63,7 +72,14 @@ class Sandbox:
             if self._zygote is not None:
                 await self._zygote.stop()
         if root is not None:
-            await asyncio.to_thread(shutil.rmtree, root, True)
+            await asyncio.to_thread(remove_tree, str(root))
+
+    @property
+    def level(self) -> Level:
+        """The isolation level of this sandbox, which was entered."""
+        if self._plan is None:
+            raise SandboxFailure("the sandbox was not entered with `async with`")
+        return self._plan.level
 
     async def open(self, seed: int, setup: str = "") -> Session:
         """A fresh session; waits while ``sessions`` are alive.
@@ -98,20 +114,24 @@ class Sandbox:
 
     async def _fork_now(self, clip: Clip) -> SessionProcess:
         zygote = await self._warm()
-        if self._root is None:
+        if self._root is None or self._plan is None:
             raise SandboxFailure("the sandbox is closed")
-        seconds = f"{self._settings.cell_seconds:g}"
-        scratch = str(self._root / f"session-{next(self._count)}")
-        request = ForkRequest(scratch, self._settings.memory_mb, f"the cell ran longer than {seconds} s")
-        return await SessionProcess.fork(zygote, request, clip)
+        settings = self._settings
+        name = f"session-{next(self._count)}"
+        limits = Limits(settings.processes, settings.disk_mb, settings.file_mb, settings.open_files)
+        request = ForkRequest(name, limits, settings.memory_mb, f"the cell ran longer than {settings.cell_seconds:g} s")
+        remove_files = None  # at this level they go with the session's last process
+        if self._plan.level is not Level.NAMESPACES:
+            remove_files = functools.partial(remove_scratch, self._plan, name)
+        return await SessionProcess.fork(zygote, request, clip, remove_files)
 
     async def _warm(self) -> ZygoteHandle:
         """The zygote; a new one where the last is gone."""
         async with self._zygote_lock:
-            if self._root is None:
+            if self._root is None or self._plan is None:
                 raise SandboxFailure("the sandbox is closed, or was not entered with `async with`")
             if self._zygote is None or not self._zygote.alive:
-                self._zygote = await ZygoteHandle.start(self._root, self._settings.preload)
+                self._zygote = await ZygoteHandle.start(self._plan, self._settings.preload)
             return self._zygote
 
     def _forget(self, session: Session) -> None:
@@ -123,6 +143,11 @@ async def _bury(task: asyncio.Task[SessionProcess]) -> None:
     """End the process that a task brings."""
     with contextlib.suppress(ZygoteLost, SandboxFailure):  # then it brings none
         await (await task).end()
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def _allow_descriptors(wanted: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import random
@@ -15,19 +14,16 @@ from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
 from aster.sandbox.cells import Interpreter, short_traceback
+from aster.sandbox.isolation import Plan, confine_session
+from aster.sandbox.isolation.syscalls import PR_SET_CHILD_SUBREAPER, libc, prctl
 from aster.sandbox.protocol import ForkRequest, pack, read_frame
 
-# Descriptors above what careless cells close, and below OPEN_FILES.
+# Descriptors above what careless cells close, and below the least limit that a recipe may set.
 CONNECTION, OUTPUT, EMPTY = 500, 501, 502
-OPEN_FILES = 512
-FILE_BYTES = 256 << 20
 RESERVE_BYTES = 64 << 20
 """Address space beyond a cell's limit in which its MemoryError is reported and the next cell is compiled."""
 LARGEST_INT_DIGITS = 200_000
 """Digits of an integer that ``str`` converts; Python's own 4,300 stops ordinary problems such as the digit sum of 2**20000."""
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MemoryGuard(contextlib.AbstractContextManager["MemoryGuard"]):
@@ -48,12 +44,12 @@ class MemoryGuard(contextlib.AbstractContextManager["MemoryGuard"]):
 class Worker:
     """Serves one session's requests until its connection ends."""
 
-    def __init__(self, request: ForkRequest) -> None:
+    def __init__(self, request: ForkRequest, address_space: int) -> None:
         module = ModuleType("__main__")
         sys.modules["__main__"] = module  # so that pickle and multiprocessing find what cells define
         self._output = _output_stream()
         self._pid = os.getpid()
-        guard = MemoryGuard(_address_space() + (request.memory_mb << 20))
+        guard = MemoryGuard(address_space + (request.memory_mb << 20))
         guard.__exit__()
         self._interpreter = Interpreter(module.__dict__, self._report, guard, request.timeout_text)
 
@@ -119,27 +115,22 @@ class Worker:
         libc.fflush(None)
 
 
-def become_session(request: ForkRequest, zygote: int, connection: int, output: int) -> NoReturn:
-    """Turn a fresh child of the zygote into a session and serve. Closes every descriptor but the two given."""
+def become_session(request: ForkRequest, plan: Plan, scratch: str, connection: int, output: int) -> NoReturn:
+    """Turn a fresh child of the zygote into a session, shut it in and serve. Closes every descriptor but the two given."""
     os.setsid()
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != zygote:  # it died before the line above
-        os._exit(1)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     _take_descriptors(connection, output)
-    os.mkdir(request.scratch, 0o700)
-    os.chdir(request.scratch)
-    os.environ["HOME"] = os.environ["TMPDIR"] = request.scratch
-    tempfile.tempdir = None
-    sys.argv = [""]
-    sys.path.insert(0, request.scratch)
+    # Both need /proc, which a session has not.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # where memory runs out, a session goes before the trainer; some containers forbid it
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    address_space = _address_space()
+    confine_session(plan, scratch, request.limits)
+    os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["MPLCONFIGDIR"] = scratch
+    tempfile.tempdir = None
+    sys.argv = [""]
+    sys.path.insert(0, scratch)
     sys.set_int_max_str_digits(LARGEST_INT_DIGITS)
-    Worker(request).serve()
+    Worker(request, address_space).serve()
 
 
 def seed_everything(seed: int) -> None:

@@ -1,8 +1,8 @@
-"""The warm parent: ``python -m aster.sandbox.zygote DESCRIPTOR ROOT SUPERVISOR_PID [PACKAGE ...]``.
+"""The warm parent: ``python -m aster.sandbox.zygote DESCRIPTOR PLAN SUPERVISOR_PID [PACKAGE ...]``.
 
-It imports and exercises the libraries once and then forks sessions on request. It has one thread and never runs a cell. It is
-the subreaper of everything that sessions leave behind, and kills it. It ends, with all sessions and the directory ROOT, when
-the supervisor closes the connection or is gone.
+It enters the isolation level of the PLAN, imports and exercises the libraries once and then forks sessions on request. It has
+one thread and never runs a cell. It is the subreaper of everything that sessions leave behind, and kills it. It ends, with all
+sessions, when the supervisor closes the connection; its guard sees to the rest.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import io
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
-import time
 import traceback
 
 from aster.sandbox.cells import Interpreter
+from aster.sandbox.isolation import Plan, enter_zygote, fork_session, make_scratch
+from aster.sandbox.isolation.guard import kill_all_below
 from aster.sandbox.protocol import MAX_PACKET, ForkRequest
-from aster.sandbox.worker import PR_SET_CHILD_SUBREAPER, become_session, libc
+from aster.sandbox.worker import become_session, libc
 
-LOOK_SECONDS = 1.0
-"""How often the zygote checks that the supervisor lives: a process that inherited its socket can keep that open."""
 STRAY_SECONDS = 2.0
 """How long the zygote fights processes that a session left behind, before it goes back to serving."""
 
@@ -60,9 +58,9 @@ scipy.optimize.brentq(lambda t: t*t - 2, 0, 2), scipy.integrate.quad(math.exp, 0
 class Zygote:
     """Forks sessions and buries them."""
 
-    def __init__(self, connection: socket.socket, supervisor: int) -> None:
+    def __init__(self, connection: socket.socket, plan: Plan) -> None:
         self._connection = connection
-        self._supervisor = supervisor
+        self._plan = plan
         self._pid = os.getpid()
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -70,10 +68,12 @@ class Zygote:
         """pidfd -> pid of every session that was not buried yet."""
 
     def serve(self) -> None:
-        """Answer until the supervisor is gone."""
-        self._send({"ready": self._pid})
-        while os.getppid() == self._supervisor:
-            for descriptor, _ in self._poll.poll(LOOK_SECONDS * 1000):
+        """Answer until the supervisor closes the connection."""
+        pidfd = os.pidfd_open(self._pid)
+        self._send({"ready": self._pid}, pidfd)
+        os.close(pidfd)
+        while True:
+            for descriptor, _ in self._poll.poll():
                 if descriptor != self._connection.fileno():
                     self._bury(descriptor)
                 elif not self._answer():
@@ -98,7 +98,7 @@ class Zygote:
             return False
         message = json.loads(data)
         try:
-            self._fork(ForkRequest(message["scratch"], message["memory_mb"], message["timeout_text"]), *descriptors)
+            self._fork(ForkRequest.from_message(message), *descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -106,14 +106,15 @@ class Zygote:
 
     def _fork(self, request: ForkRequest, connection: int, output: int) -> None:
         try:
-            pid = os.fork()
+            scratch = make_scratch(self._plan, request.name)
+            pid = fork_session(self._plan)
         except OSError as error:
             self._send({"failed": str(error)})
             return
         if pid == 0:
             self._connection.detach()  # its number is the child's to use again
             try:
-                become_session(request, self._pid, connection, output)
+                become_session(request, self._plan, scratch, connection, output)
             except BaseException:  # noqa: BLE001 - the child must never come back into the zygote's loop
                 with contextlib.suppress(OSError):
                     os.write(1, traceback.format_exc().encode())
@@ -133,36 +134,12 @@ class Zygote:
         with contextlib.suppress(ProcessLookupError):  # killed before it came to setsid
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        self._kill_strays()
+        kill_all_below(self._sessions.values(), STRAY_SECONDS)
         self._send({"gone": pid, "status": status})
-
-    def _kill_strays(self) -> None:
-        """Kill every child that is no session: this process is where the orphans of dead sessions end up."""
-        deadline = time.monotonic() + STRAY_SECONDS
-        while strays := set(children(self._pid)) - set(self._sessions.values()):
-            for stray in strays:
-                os.kill(stray, signal.SIGKILL)
-                os.waitpid(stray, 0)
-            if time.monotonic() > deadline:
-                return
 
     def _send(self, message: dict[str, int | str], *descriptors: int) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone: the loop sees that next
             socket.send_fds(self._connection, [json.dumps(message).encode()], list(descriptors))
-
-
-def children(pid: int) -> list[int]:
-    """The child processes of a process with one thread, zombies too."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(child) for child in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat") as file:
-                if int(file.read().rpartition(")")[2].split()[1]) == pid:
-                    found.append(int(entry))
-        return found
 
 
 def warm_up(packages: list[str]) -> None:
@@ -183,14 +160,13 @@ def warm_up(packages: list[str]) -> None:
 
 def main() -> None:
     """Serve on an inherited descriptor."""
-    descriptor, root, supervisor = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    descriptor, plan, supervisor = int(sys.argv[1]), Plan.from_text(sys.argv[2]), int(sys.argv[3])
+    plan = enter_zygote(plan, supervisor)
     connection = socket.socket(fileno=descriptor)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     warm_up(sys.argv[4:])
-    zygote = Zygote(connection, supervisor)
+    zygote = Zygote(connection, plan)
     zygote.serve()
     zygote.end()
-    shutil.rmtree(root, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,227 @@
+"""What this machine allows, found by trying it in a process of its own: ``python -m aster.sandbox.isolation`` prints JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aster.core.errors import UserError
+from aster.sandbox.isolation import confine, landlock, namespaces, seccomp
+from aster.sandbox.isolation.guard import remove_tree
+from aster.sandbox.isolation.levels import Level, Limits, Plan
+from aster.sandbox.isolation.paths import PACKAGE_ROOT, check_mounts, readable_paths
+from aster.sandbox.isolation.syscalls import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    PR_SET_NO_NEW_PRIVS,
+    prctl,
+    unshare,
+)
+
+if TYPE_CHECKING:
+    from aster.core import recipe
+
+PROBE_SECONDS = 60.0
+NAMESPACE_KINDS = {
+    "mount namespaces": CLONE_NEWNS,
+    "process namespaces": CLONE_NEWPID,
+    "network namespaces": CLONE_NEWNET,
+    "IPC namespaces": CLONE_NEWIPC,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """One thing that isolation can use."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found."""
+
+    mechanisms: tuple[Mechanism, ...]
+    failures: dict[Level, str]
+    """Why a level does not hold; a level that holds is not in it."""
+    landlock_abi: int
+    seccomp: bool
+
+    @property
+    def best(self) -> Level:
+        """The strongest level that holds."""
+        return next(level for level in Level if level not in self.failures)
+
+
+@functools.cache
+def probe() -> Report:
+    """Try everything, once for this process: in a new interpreter, since the caller may have threads."""
+    environment = {**os.environ, "PYTHONPATH": PACKAGE_ROOT, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-P", "-m", "aster.sandbox.isolation"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PROBE_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        why = f"the probe itself failed: {error} {getattr(error, 'stderr', '') or ''}".strip()
+        return Report((Mechanism("the probe", False, why),), {Level.NAMESPACES: why, Level.LANDLOCK: why}, 0, False)
+    found = json.loads(done.stdout)
+    return Report(
+        tuple(Mechanism(**mechanism) for mechanism in found["mechanisms"]),
+        {Level(level): why for level, why in found["failures"].items()},
+        found["landlock_abi"],
+        found["seccomp"],
+    )
+
+
+def choose(demanded: str) -> Level:
+    """The level for a recipe's ``sandbox.isolation``; the best one for ``auto``. UserError where a named one does not hold."""
+    report = probe()
+    if demanded == "auto":
+        return report.best
+    level = Level(demanded)
+    if level in report.failures:
+        raise UserError(
+            f"sandbox.isolation: the level {level.value!r} does not hold here: {report.failures[level]}; "
+            "`aster doctor` says what is missing and how to get it"
+        )
+    return level
+
+
+def make_plan(settings: recipe.Sandbox, root: str) -> Plan:
+    """The plan of a sandbox with its files below ``root``. UserError for a level or mounts that cannot be had."""
+    check_mounts(settings.mounts)
+    level = choose(settings.isolation)
+    report = probe()
+    abi = 0 if level is Level.RLIMITS else report.landlock_abi
+    readable = readable_paths(settings.preload, settings.mounts)
+    return Plan(level, os.path.realpath(root), readable, abi, report.seccomp, settings.sessions)
+
+
+def try_everything() -> Report:
+    """The probe itself. It forks: to be called in a process with one thread."""
+    mechanisms = [
+        Mechanism("Linux", True, f"{platform.release()}, {platform.machine()}, {' '.join(platform.libc_ver())}".strip(", "))
+    ]
+
+    def add(name: str, why_not: str, detail: str = "") -> bool:
+        mechanisms.append(Mechanism(name, not why_not, why_not or detail))
+        return not why_not
+
+    user_namespaces = add("user namespaces", _attempt(lambda: unshare(CLONE_NEWUSER)))
+    for name, kind in NAMESPACE_KINDS.items():
+        add(name, _attempt(functools.partial(unshare, CLONE_NEWUSER | kind)) if user_namespaces else "needs user namespaces")
+    try:
+        abi = landlock.abi()
+        add("Landlock", "", f"ABI {abi}")
+    except OSError as error:
+        abi = 0
+        add("Landlock", str(error))
+    filters = add("seccomp", _attempt(_try_seccomp) if seccomp.available() else f"not built for {platform.machine()}")
+    failures = {}
+    root = tempfile.mkdtemp(prefix="aster-probe-")
+    try:
+        readable = readable_paths()
+        for level in (Level.NAMESPACES, Level.LANDLOCK):
+            if not filters:
+                failures[level] = "seccomp is missing"
+            elif level is Level.LANDLOCK and not abi:
+                failures[level] = "Landlock is missing"
+            else:
+                plan = Plan(level, root, readable, abi, True, 1)
+                failures[level] = _attempt(functools.partial(_try_level, plan))
+    finally:
+        remove_tree(root)
+    add("a file system of its own", failures[Level.NAMESPACES])
+    mechanisms.append(_cgroup())
+    return Report(tuple(mechanisms), {level: why for level, why in failures.items() if why}, abi, filters)
+
+
+def _attempt(action: Callable[[], object]) -> str:
+    """Do something in a child. Empty where it succeeds, or why it does not."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        why = ""
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - the reason is what is asked for
+            why = _reason(error)
+        os.write(writing, (why or "fine").encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(child, 0)
+    return "" if said == "fine" else said or "the process that tried it died"
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+
+
+def _try_seccomp() -> None:
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    seccomp.install()
+    if not seccomp.refuses_unshare():
+        raise OSError("a filter was taken, but does not act")
+
+
+def _try_level(plan: Plan) -> None:
+    """Go all the way that a session goes, and look at the result."""
+    if plan.level is Level.NAMESPACES:
+        parent = os.pidfd_open(os.getppid())
+        namespaces.enter(plan, parent)
+    scratch = confine.make_scratch(plan, "trial")
+    reading, writing = os.pipe()
+    session = confine.fork_session(plan)
+    if session == 0:
+        try:
+            confine.confine_session(plan, scratch, Limits(processes=16, disk_mb=1, file_mb=1, open_files=64))
+            with open("file", "w") as file:
+                file.write("written")
+            with open(os.__file__) as file:
+                file.read(1)
+            for path in ("/proc/1/environ", "/proc/self/environ"):
+                with contextlib.suppress(OSError), open(path):
+                    raise RuntimeError(f"{path} can be read inside")
+        except BaseException as error:  # noqa: BLE001 - the reason is what is asked for
+            os.write(writing, _reason(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    _, status = os.waitpid(session, 0)
+    with open(reading, "rb") as file:
+        why = file.read().decode()
+    if why or status:
+        raise OSError(why or f"a trial session ended with status {status}")
+
+
+def _cgroup() -> Mechanism:
+    """Whether this process may limit a cgroup of its own: nothing here does, but whoever starts a run can."""
+    try:
+        with open("/proc/self/cgroup") as file:
+            own = next((line.split(":", 2)[2].strip() for line in file if line.startswith("0::")), None)
+    except OSError as error:
+        return Mechanism("cgroup", False, str(error))
+    for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        place = f"{top}{own}".rstrip("/")
+        if own is not None and os.path.exists(f"{place}/cgroup.controllers"):
+            with open(f"{place}/cgroup.controllers") as file:
+                controllers = file.read().split()
+            usable = "memory" in controllers and os.access(place, os.W_OK)
+            return Mechanism("cgroup", usable, f"{place}, controllers: {' '.join(controllers) or 'none'}")
+    return Mechanism("cgroup", False, "no cgroup 2 hierarchy is mounted")
