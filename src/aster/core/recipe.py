@@ -98,6 +98,9 @@ class Sandbox(Section):
     ]
     """Packages loaded in the warm parent, so that a cell's import costs nothing. Others can be imported all the same. What is
     loaded makes each session's fork dearer."""
+    addresses: list[Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$")]] = []
+    """Services (``aster sandbox serve``) to run the sessions on, for instance ``http://10.0.0.5:8080``; empty: this machine.
+    Their token comes from the environment variable ASTER_SANDBOX_TOKEN."""
 
 
 class Limits(Section):

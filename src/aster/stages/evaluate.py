@@ -15,7 +15,7 @@ from aster.dynamics import tool_use
 from aster.evaluation import avg_at_k
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, Workshop, rollout_batch
-from aster.sandbox import Sandbox
+from aster.sandbox import make_sandbox
 from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs, note_faults
 from aster.stages.pipeline import stages_of
 
@@ -58,7 +58,7 @@ async def _evaluate(recipe: Recipe, folder: RunFolder, problems: list[Problem], 
         say(f"evaluate {name}: resuming after attempt {before} of {len(jobs)}")
     trajectories: list[Trajectory] = []
     with Progress(f"evaluate {name}", len(jobs), "attempt", done=before) as progress:
-        async with Sandbox(recipe.sandbox) as sandbox:
+        async with make_sandbox(recipe.sandbox) as sandbox:
             workshop = Workshop(lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
             decoding = Decoding(settings.temperature, settings.top_p)
             for chunk, file in zip(chunks, files, strict=True):

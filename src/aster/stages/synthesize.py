@@ -17,7 +17,7 @@ from aster.policy import Sampler
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
-from aster.sandbox import Sandbox
+from aster.sandbox import make_sandbox
 from aster.stages.common import LAB, make_jobs, note_faults, teaching_problems
 from aster.teacher import ScriptedTeacher
 
@@ -43,7 +43,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
         say(f"synthesize: resuming after attempt {before} of {len(jobs)}")
     trajectories: list[Trajectory] = []
     with Progress("synthesize", len(jobs), "attempt", done=before) as progress:
-        async with Sandbox(recipe.sandbox) as sandbox:
+        async with make_sandbox(recipe.sandbox) as sandbox:
             workshop = Workshop(sampler_for, dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
             for chunk, file in zip(chunks, files, strict=True):
                 if not file.exists():
