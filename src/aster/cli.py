@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from aster import __version__
+from aster.cli_sandbox import sandbox_group
 from aster.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -171,6 +172,9 @@ def show_command(folder: Path, stage: str, name: str | None, index: int) -> None
     from aster.reporting.show import show
 
     click.echo(show(RunFolder.load(folder), stage, name, index))
+
+
+main.add_command(sandbox_group)
 
 
 @main.group("lab")
