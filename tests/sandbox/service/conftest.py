@@ -35,7 +35,7 @@ def tight() -> Iterator[Service]:
         "--body-mb",
         "1",
     ]
-    service = Service(*limits, "--idle-seconds", "2", "sandbox.sessions=3", "sandbox.cell_seconds=2", tokens=f"{ALICE},{BOB}")
+    service = Service(*limits, "sandbox.sessions=3", "sandbox.cell_seconds=2", tokens=f"{ALICE},{BOB}")
     yield service
     service.stop()
 

@@ -189,7 +189,7 @@ def test_a_service_that_comes_back_is_used_again_and_sessions_are_rebuilt(starts
 
 
 def test_state_that_cannot_be_rebuilt_is_told(starts: Callable[..., Service]) -> None:
-    first, second = starts("sandbox.cell_seconds=0.3"), starts("sandbox.cell_seconds=0.3")
+    first, second = starts("sandbox.cell_seconds=5"), starts("sandbox.cell_seconds=5")
 
     async def main() -> None:
         async with SandboxClient([first.url, second.url]) as sandbox:
