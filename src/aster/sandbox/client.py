@@ -136,6 +136,8 @@ class SandboxClient:
         if reply.status != 200:
             raise UserError(f"sandbox.addresses: {host.address} is no sandbox service: {reply.detail}")
         wanted = {} if self._settings is None else self._settings.model_dump(mode="json", exclude={"addresses", "sessions"})
+        if wanted.get("isolation") == "auto":  # whatever level the service found
+            del wanted["isolation"]
         for name, value in wanted.items():
             if name in reply.body and reply.body[name] != value:
                 raise UserError(

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import httpx2
 
+from aster.sandbox.isolation import Level
+from aster.sandbox.supervisor import NOT_ISOLATED
+from tests.sandbox.conftest import ISOLATION, level_taken
+
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
 READY_SECONDS = 120.0
 
@@ -19,7 +23,9 @@ READY_SECONDS = 120.0
 class Service:
     """One ``aster sandbox serve``."""
 
-    def __init__(self, *arguments: str, tokens: str = "", preload: str = "[]", port: int = 0) -> None:
+    def __init__(
+        self, *arguments: str, tokens: str = "", preload: str = "[]", port: int = 0, isolation: str = ISOLATION
+    ) -> None:
         """``preload``: nothing, so that it starts at once."""
         environment = {**os.environ, "ASTER_SANDBOX_TOKENS": tokens}
         command = [
@@ -31,6 +37,7 @@ class Service:
             "--port",
             str(port),
             f"sandbox.preload={preload}",
+            f"sandbox.isolation={isolation}",
             *arguments,
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -73,6 +80,12 @@ class Service:
             self.process.send_signal(signal.SIGTERM)
         _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, errors
+
+
+def level_line(isolation: str = ISOLATION) -> str:
+    """What a program says on stderr when its sandbox starts."""
+    level = level_taken(isolation)
+    return f"{NOT_ISOLATED}\n" if level is Level.RLIMITS else f"sandbox: isolation level {level.value}\n"
 
 
 def run(http: httpx2.Client, session: str, code: str, request_id: str | None = None) -> dict[str, object]:

@@ -14,6 +14,8 @@ from aster.core.errors import UserError
 from aster.core.types import CallStatus
 from aster.sandbox import Sandbox, SandboxFailure, make_sandbox
 from aster.sandbox.client import RemoteSession, SandboxClient
+from aster.sandbox.isolation import Level
+from tests.sandbox.conftest import ISOLATION, level_taken
 from tests.sandbox.service.services import ALICE, Service, counter, eventually
 
 SESSIONS = int(os.environ.get("ASTER_TEST_SESSIONS", "30"))
@@ -49,7 +51,7 @@ def test_cells_and_forks_as_with_a_local_sandbox(service: Service) -> None:
             return [(call.status, call.code, call.output) for call in calls]
 
     async def main() -> None:
-        settings = recipe.Sandbox(cell_seconds=5, memory_mb=256, output_characters=2000, preload=[])
+        settings = recipe.Sandbox(cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], isolation=ISOLATION)
         assert await outputs(SandboxClient([service.url], ALICE, settings)) == await outputs(Sandbox(settings))
         async with SandboxClient([service.url], ALICE) as sandbox:
             trunk = await sandbox.open(1)
@@ -130,6 +132,21 @@ def test_wrong_tokens_and_other_settings_are_the_users_errors(service: Service) 
         do(enter(ALICE, recipe.Sandbox(preload=[])))
 
 
+def test_a_demanded_level_is_the_level_that_services_have(service: Service) -> None:
+    async def enter(isolation: Any) -> str:
+        settings = recipe.Sandbox(
+            cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], isolation=isolation, addresses=[service.url]
+        )
+        async with SandboxClient(settings.addresses, ALICE, settings) as sandbox, await sandbox.open(0) as session:
+            return (await session.run("'in'")).output
+
+    taken = level_taken()
+    assert [asyncio.run(enter(isolation)) for isolation in ("auto", taken.value)] == ["'in'", "'in'"]
+    other = next(level for level in Level if level is not taken)
+    with pytest.raises(UserError, match=f"sandbox.isolation is '{other}' in the recipe and '{taken}' at http"):
+        asyncio.run(enter(other.value))
+
+
 def test_the_recipe_chooses(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASTER_SANDBOX_TOKEN", ALICE)
     assert isinstance(make_sandbox(recipe.Sandbox()), Sandbox)
@@ -194,13 +211,10 @@ def test_state_that_cannot_be_rebuilt_is_told(starts: Callable[..., Service]) ->
     async def main() -> None:
         async with SandboxClient([first.url, second.url]) as sandbox:
             session = await sandbox.open(0, "import os")
-            mark = f"/tmp/aster-test-{os.getpid()}"
-            await session.run(f"x = 1\nif os.path.exists({mark!r}): os._exit(5)\nopen({mark!r}, 'w').close()")
+            made = (await session.run("os.stat('.').st_ctime_ns")).output  # each process's directory is a new one
+            await session.run(f"x = 1\nif os.stat('.').st_ctime_ns != {made}: os._exit(5)")
             (first if session.address == first.url else second).kill()
-            try:
-                call = await session.run("'x' in globals()")
-            finally:
-                os.unlink(mark)
+            call = await session.run("'x' in globals()")
             assert call.output == (
                 "[the interpreter had to be replaced before this cell; "
                 "the variables and imports of earlier cells are lost]\nFalse"

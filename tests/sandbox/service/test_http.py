@@ -18,7 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 from aster.cli import main
-from tests.sandbox.service.services import ALICE, BOB, Service, counter, eventually, run
+from tests.sandbox.conftest import levels_here
+from tests.sandbox.service.services import ALICE, BOB, Service, counter, eventually, level_line, run
+from tests.sandbox.test_isolation import all_dead, descendants
 
 
 def test_a_session_keeps_its_state_and_ends(http: httpx2.Client) -> None:
@@ -356,19 +358,21 @@ def test_sigterm_lets_a_cell_end_and_leaves_nothing() -> None:
     service = Service("sandbox.cell_seconds=20")
     with service.client() as http, concurrent.futures.ThreadPoolExecutor(1) as pool:
         http.post("/v1/sessions", json={"id": "last"})
-        zygote = int(str(run(http, "last", "import os\nos.getppid()")["output"]))
+        run(http, "last", "import subprocess\nsleeper = subprocess.Popen(['sleep', '600'])")
+        below = descendants(service.process.pid)
+        assert len(below) >= 3  # the zygote, the session, what it started
         cell = pool.submit(run, http, "last", "import time\ntime.sleep(1)\n'done'")
         assert eventually(lambda: counter(http, "aster_sandbox_cells_running") == 1)
         status, errors = service.stop()
         assert cell.result()["output"] == "'done'"
-    assert (status, errors) == (0, "")
-    assert eventually(lambda: not Path(f"/proc/{zygote}").exists())
+    assert (status, errors) == (0, level_line())
+    assert eventually(lambda: all_dead(below))
 
 
 def test_sigint_ends_it_too() -> None:
     service = Service()
     service.process.send_signal(signal.SIGINT)
-    assert service.stop() == (0, "")
+    assert service.stop() == (0, level_line())
 
 
 def test_what_the_user_can_mend_is_one_line(service: Service, tmp_path: Path) -> None:
@@ -395,6 +399,26 @@ def test_what_the_user_can_mend_is_one_line(service: Service, tmp_path: Path) ->
         assert message in result.stderr
 
 
+@pytest.mark.parametrize("level", [level for level in levels_here() if level != "rlimits"])
+def test_cells_cannot_read_the_tokens(level: str, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"{ALICE}\n")
+    code = f"""
+import glob
+for name in [{str(file)!r}, *glob.glob("/proc/*/environ"), *glob.glob("/proc/*/cmdline")]:
+    try:
+        print(len(open(name).read()))
+    except OSError:
+        pass
+"""
+    in_file, in_variable = Service("--token-file", str(file), isolation=level), Service(tokens=ALICE, isolation=level)
+    for service in (in_file, in_variable):
+        with service.client(ALICE) as http:
+            http.post("/v1/sessions", json={"id": "thief"})
+            assert run(http, "thief", code)["output"] == "[no output]"
+        assert service.stop()[0] == 0
+
+
 def test_tokens_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"# clients\n\nalice {ALICE}\n{BOB}\n")
     service = Service("--token-file", str(tmp_path / "tokens"))
@@ -404,4 +428,4 @@ def test_tokens_come_from_a_file(tmp_path: Path) -> None:
         assert stranger.get("/v1/sessions").status_code == 401
         assert counter(bob, 'aster_sandbox_sessions{client="alice"}') == 1
         assert counter(bob, 'aster_sandbox_sessions{client="client-2"}') == 0
-    assert service.stop() == (0, "")
+    assert service.stop() == (0, level_line())

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from aster.sandbox.repl import Cells
-from tests.sandbox.service.services import ALICE, Service
+from tests.sandbox.conftest import ISOLATION
+from tests.sandbox.service.services import ALICE, Service, level_line
 
-COMMAND = [sys.executable, "-m", "aster", "sandbox", "run", "sandbox.preload=[]"]
+COMMAND = [sys.executable, "-m", "aster", "sandbox", "run", "sandbox.preload=[]", f"sandbox.isolation={ISOLATION}"]
 
 
 def piped(text: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +45,7 @@ ask(1)
 print("never")
 """
     result = piped(text, "--setup", str(tmp_path / "setup.py"))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, level_line())
     lines = result.stdout.splitlines()
     assert lines[:7] == ["0", "1", "41", "[session 2, forked from 1]", "  1", "* 2  forked from 1", "[session 1]"]
     assert lines[7] == "40"

@@ -96,7 +96,7 @@ def make_app(registry: Registry, metrics: Metrics) -> FastAPI:
 
     @app.get("/v1/settings", tags=["service"], responses=_problems())
     async def settings(_: Client) -> dict[str, Any]:
-        """The section `sandbox` of the service's recipe."""
+        """The section `sandbox` of the service's recipe, with the isolation level that holds."""
         return registry.settings.model_dump(mode="json")
 
     @app.get("/v1/sessions", tags=["sessions"], responses=_problems())

@@ -53,7 +53,7 @@ async def run_code(registry: Registry, account: Account, request: RunCodeRequest
         "code": request.code,
         "stdin": request.stdin,
         "seconds": _seconds(registry, request),
-        "memory_mb": request.memory_limit_MB,
+        "withheld_mb": _withheld_mb(registry.settings.memory_mb, request.memory_limit_MB),
         "files": request.files,
         "fetch": request.fetch_files,
     }
@@ -114,6 +114,11 @@ def _seconds(registry: Registry, request: RunCodeRequest) -> float:
     """Within the session's own limit, whose interrupt would come in between otherwise."""
     limit = registry.settings.cell_seconds
     return min(request.run_timeout, limit - min(0.5, limit / 10))
+
+
+def _withheld_mb(session_mb: int, wanted_mb: int) -> int:
+    """What a script that wants less memory than its session has must leave alone."""
+    return max(session_mb - wanted_mb, 0) if wanted_mb > 0 else 0
 
 
 def _call(function: str, arguments: dict[str, Any]) -> str:

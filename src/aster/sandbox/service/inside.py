@@ -65,12 +65,15 @@ def take(start: int, size: int) -> None:
 
 
 def run_script(
-    code: str, stdin: str | None, seconds: float, memory_mb: int, files: dict[str, str | None], fetch: list[str]
+    code: str, stdin: str | None, seconds: float, withheld_mb: int, files: dict[str, str | None], fetch: list[str]
 ) -> None:
-    """Run ``code`` like ``python script.py`` in a child process, and keep its result."""
+    """Run ``code`` like ``python script.py`` in a child process, and keep its result.
+
+    ``withheld_mb``: of the memory that the session may use, what the script may not.
+    """
     try:
         _put(files)
-        outcome = _script(code, stdin, seconds, memory_mb)
+        outcome = _script(code, stdin, seconds, withheld_mb)
         outcome["files"] = _fetch(fetch)
     except (OSError, ValueError) as error:
         outcome = {"fault": str(error)}
@@ -89,7 +92,7 @@ def run_cell(code: str, stdin: str | None, seconds: float, files: dict[str, str 
     _keep(outcome)
 
 
-def _script(code: str, stdin: str | None, seconds: float, memory_mb: int) -> dict[str, Any]:
+def _script(code: str, stdin: str | None, seconds: float, withheld_mb: int) -> dict[str, Any]:
     path = os.path.join(ROOT, "script.py")
     with open(path, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(code)
@@ -99,7 +102,7 @@ def _script(code: str, stdin: str | None, seconds: float, memory_mb: int) -> dic
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        _become_script(path, given, out_end, err_end, memory_mb)
+        _become_script(path, given, out_end, err_end, withheld_mb)
     os.close(given)
     os.close(out_end)
     os.close(err_end)
@@ -160,7 +163,7 @@ def _read(end: int, text: bytearray) -> bool:
     return bool(data)
 
 
-def _become_script(path: str, given: int, out: int, err: int, memory_mb: int) -> NoReturn:
+def _become_script(path: str, given: int, out: int, err: int, withheld_mb: int) -> NoReturn:
     code = 1
     try:
         os.setsid()
@@ -173,7 +176,7 @@ def _become_script(path: str, given: int, out: int, err: int, memory_mb: int) ->
         sys.stdout = _writer(1, "strict")
         sys.stderr = _writer(2, "backslashreplace")
         sys.argv = [path]
-        _lower_memory(memory_mb)
+        _lower_memory(withheld_mb)
         module = ModuleType("__main__")
         module.__file__ = path
         sys.modules["__main__"] = module
@@ -186,6 +189,9 @@ def _become_script(path: str, given: int, out: int, err: int, memory_mb: int) ->
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+    except BaseException:  # noqa: BLE001 - a fault of this file's, or no memory for it: the script never came to its end
+        code = 1
+        os.write(2, traceback.format_exc().encode("utf-8", "replace"))
     finally:
         os._exit(code)
 
@@ -255,14 +261,10 @@ def _writer(descriptor: int, errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(open(descriptor, "wb", closefd=False), encoding="utf-8", errors=errors, line_buffering=True)
 
 
-def _lower_memory(megabytes: int) -> None:
-    if megabytes <= 0:
-        return
-    with open("/proc/self/statm") as file:
-        wanted = int(file.read().split()[0]) * resource.getpagesize() + (megabytes << 20)
+def _lower_memory(withheld_mb: int) -> None:
+    # The session's own limit is where to count from: without /proc nobody can ask how much address space there is already.
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY or wanted < soft:
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (soft - (withheld_mb << 20), hard))
 
 
 def _inside(name: str) -> str:

@@ -96,7 +96,7 @@ class RunCodeRequest(BaseModel):
     run_timeout: float = Field(30, ge=0, le=86400, description="Seconds; sandbox.cell_seconds is the most there is.")
     compile_timeout: float = Field(10, ge=0, le=86400, description="Python is not compiled; adds to the time a request waits.")
     memory_limit_MB: Whole = Field(
-        -1, ge=-1, le=2**31, description="Beyond what the interpreter has; -1: sandbox.memory_mb alone."
+        -1, ge=-1, le=2**31, description="Beyond what the interpreter has; sandbox.memory_mb is the most there is. -1: that."
     )
     stdin: Text | None = None
     files: dict[str, str | None] = Field({}, description="Path in the working directory -> content in base64.")

@@ -65,7 +65,8 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: ServiceSettings, sandbox: recipe.Sandbox, tokens: dict[str, str], say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``say`` gets one line when the service listens. UserError where it cannot."""
+    """Serve until SIGTERM or SIGINT. ``say`` gets one line when the service listens; before that, the sandbox tells its
+    isolation level on stderr. UserError where it cannot."""
     if sandbox.output_characters < SHORTEST_OUTPUT:
         raise UserError(f"sandbox.output_characters: the service needs at least {SHORTEST_OUTPUT}")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -108,7 +109,7 @@ async def _serve(
         Sandbox(sandbox_settings) as sandbox,
         Registry(
             sandbox,
-            sandbox_settings,
+            sandbox_settings.model_copy(update={"isolation": sandbox.level.value}),
             metrics,
             queue_seconds=settings.queue_seconds,
             idle_seconds=settings.idle_seconds,
