@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from aster import __version__
+from aster.cli_sandbox import sandbox_group
 from aster.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -183,6 +184,9 @@ def doctor_command() -> None:
     from aster.sandbox.isolation.machine import probe
 
     click.echo(describe(probe()))
+
+
+main.add_command(sandbox_group)
 
 
 @main.group("lab")

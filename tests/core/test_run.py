@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aster.core.errors import UserError
-from aster.core.recipe import ColdStart, Recipe, Rl, RlStage
+from aster.core.recipe import ColdStart, Recipe, Rl, RlStage, Sandbox
 from aster.core.run import (
     RunFolder,
     iterate_trajectories,
@@ -175,6 +175,14 @@ def test_another_recipe_is_refused_and_its_field_named(run: RunFolder) -> None:
     # A refusal keeps no lock and changes nothing.
     with RunFolder.open(run.path, Recipe()) as resumed:
         assert resumed.recipe == Recipe()
+
+
+def test_a_run_goes_on_with_other_sandbox_services(run: RunFolder) -> None:
+    run.log("sft", 1)
+    run.close()
+    moved = Recipe(sandbox=Sandbox(addresses=["http://10.0.0.5:8080"]))
+    with RunFolder.open(run.path, moved) as resumed:
+        assert resumed.recipe.sandbox.addresses == ["http://10.0.0.5:8080"]
 
 
 def test_one_process_at_a_time(run: RunFolder) -> None:

@@ -39,6 +39,11 @@ def levels_here() -> list[Any]:
     return [level.value for level in Level if level not in probe().failures]
 
 
+def level_taken(isolation: str = ISOLATION) -> Level:
+    """The level that a sandbox of this setting has here."""
+    return probe().best if isolation == "auto" else Level(isolation)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the core tests at every level."""
     if metafunc.function.__name__ in CORE:

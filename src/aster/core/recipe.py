@@ -111,6 +111,9 @@ class Sandbox(Section):
     """Open files of each process of a session."""
     mounts: list[str] = []
     """Files and directories of yours that sessions may read, at the same absolute paths. They can change none of them."""
+    addresses: list[Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$")]] = []
+    """Services (``aster sandbox serve``) to run the sessions on, for instance ``http://10.0.0.5:8080``; empty: this machine.
+    Their token comes from the environment variable ASTER_SANDBOX_TOKEN."""
 
 
 class Limits(Section):

@@ -331,7 +331,8 @@ def _clear(path: Path) -> None:
 
 def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
     """UserError where a folder's stored recipe is not the given one."""
-    changed = _first_difference(stored.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    old, new = (each.model_dump(mode="json", exclude={"sandbox": {"addresses"}}) for each in (stored, recipe))
+    changed = _first_difference(old, new)  # where sessions run is no part of what a run is: machines come and go
     if changed:
         raise UserError(f"{path}: holds a run of another recipe (they differ in {changed}); choose another --run or delete it")
 

@@ -10,7 +10,7 @@ from aster.chat import Qwen3Dialect
 from aster.core.types import Budget, Problem, Trajectory
 from aster.policy import Sampler
 from aster.rollout.loop import Decoding, rollout
-from aster.sandbox import Sandbox
+from aster.sandbox import AnySandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Workshop:
     sampler_for: Callable[[Job], Sampler]
     """Who writes the turns of a job: the policy for all, or a scripted expert for each."""
     dialect: Qwen3Dialect
-    sandbox: Sandbox
+    sandbox: AnySandbox
     concurrency: int
     """Trajectories under way at once."""
     deterministic: bool = False

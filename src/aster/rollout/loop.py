@@ -20,7 +20,7 @@ from aster.chat import AssistantTurn, ParsedCall, Qwen3Dialect
 from aster.core.types import Budget, CallStatus, Problem, StopReason, ToolCall, Trajectory
 from aster.grading import extract_boxed, fast_verdict, verify
 from aster.policy import Completion, Sampler, SamplingParams
-from aster.sandbox import Sandbox, SandboxFailure, Session
+from aster.sandbox import AnySandbox, AnySession, SandboxFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ async def rollout(
     sequence: str,
     sampler: Sampler,
     dialect: Qwen3Dialect,
-    sandbox: Sandbox,
+    sandbox: AnySandbox,
     budget: Budget,
     decoding: Decoding,
 ) -> Trajectory:
@@ -81,10 +81,10 @@ class _Attempt:
     sequence: str
     sampler: Sampler
     dialect: Qwen3Dialect
-    sandbox: Sandbox
+    sandbox: AnySandbox
     budget: Budget
     decoding: Decoding
-    session: Session | None = None
+    session: AnySession | None = None
     final: AssistantTurn | None = None
 
     async def run(self, began: float) -> StopReason:

@@ -11,7 +11,7 @@ from aster.core.run import RunFolder, read_trajectories, write_trajectories
 from aster.core.types import Trajectory
 from aster.policy import Sampler
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
-from aster.sandbox import Sandbox
+from aster.sandbox import make_sandbox
 from aster.stages.common import note_faults
 
 
@@ -39,7 +39,7 @@ async def attempt_all(
         say(f"{label}: resuming after attempt {before} of {len(jobs)}")
     trajectories: list[Trajectory] = []
     with Progress(label, len(jobs), "attempt", done=before) as progress:
-        async with Sandbox(recipe.sandbox) as sandbox:
+        async with make_sandbox(recipe.sandbox) as sandbox:
             workshop = Workshop(sampler_for, dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
             for part, file in zip(chunks, files, strict=True):
                 if not file.exists():

@@ -26,7 +26,7 @@ from aster.core.types import CallStatus, Problem, Trajectory
 from aster.policy import AdamStep, Loss, TrainingSample
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, Workshop, rollout_batch
-from aster.sandbox import Sandbox
+from aster.sandbox import make_sandbox
 from aster.stages.common import FAULTS, make_jobs, note_faults, resume_point, starting_point, training_problems
 from aster.training.advantages import group_advantages
 from aster.training.curriculum import choose_prompts, drop_solved
@@ -68,7 +68,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     policy = LocalPolicy(recipe, checkpoint or starting_point(folder), optimizer=done > 0, capacity=capacity)
     plan = places(settings)
     with Progress("rl", len(plan), "step", done=done) as progress:
-        async with Sandbox(recipe.sandbox) as sandbox:
+        async with make_sandbox(recipe.sandbox) as sandbox:
             workshop = Workshop(lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
             for place in plan[done:]:
                 stage = settings.stages[place.stage_index]

@@ -1,0 +1,367 @@
+"""Sessions behind one or several services, with the interface of a local :class:`aster.sandbox.Sandbox`.
+
+A session stays with its host. The client keeps each session's history, so when its host is gone it is made again on another:
+same seed, same setup, then its earlier cells, silently. That is what a local session does when its process dies, and the same
+cells are left out: those that were interrupted or took their interpreter along. Every run carries an id, so that a request
+whose answer was lost can be sent again: the service runs a cell once for each id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+import uuid
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
+from aster.core.errors import UserError
+from aster.core.types import CallStatus, ToolCall
+from aster.sandbox.hosts import LONGEST_SECONDS, LOOK_SECONDS, Host, HostLost, Patience, Reply
+from aster.sandbox.protocol import SandboxFailure
+from aster.sandbox.session import LOST, REPLAY_FACTOR
+
+if TYPE_CHECKING:
+    from aster.core import recipe
+
+GIVE_UP_SECONDS = 60.0
+END_SECONDS = 15.0
+"""For a session's end to be heard of."""
+ENTER_SECONDS = 15.0
+"""For the first answer of a service, when the client is entered."""
+BROKEN = frozenset({404, 410})
+"""Of a run: the session is not there any more, or cannot say what came of the cell."""
+
+
+class SandboxClient:
+    """Sessions on services. Use as ``async with SandboxClient(addresses, token) as sandbox``; one event loop."""
+
+    def __init__(
+        self,
+        addresses: list[str],
+        token: str | None = None,
+        settings: recipe.Sandbox | None = None,
+        give_up_seconds: float = GIVE_UP_SECONDS,
+    ) -> None:
+        """``settings``: what the services must be set to; None asks for nothing. Where no service answers for
+        ``give_up_seconds``, that is a SandboxFailure."""
+        if not addresses:
+            raise UserError("sandbox.addresses: name at least one service, for instance http://127.0.0.1:8080")
+        self.give_up_seconds = give_up_seconds
+        self.cell_seconds = 0.0
+        """The longest limit of a cell at any of the services."""
+        self._settings = settings
+        self._hosts = [Host(address, token) for address in dict.fromkeys(addresses)]
+        self._sessions: set[RemoteSession] = set()
+        self._looking: asyncio.Task[None] | None = None
+        self._errands: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> SandboxClient:
+        try:
+            await self._check()
+        except BaseException:
+            await self._close_hosts()
+            raise
+        self._looking = asyncio.create_task(self._look())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        await asyncio.gather(*(session.close() for session in list(self._sessions)))
+        await asyncio.gather(*self._errands, return_exceptions=True)
+        await self._close_hosts()
+
+    async def open(self, seed: int, setup: str = "") -> RemoteSession:
+        """A fresh session on the least loaded service; waits while all of them are full.
+
+        ``seed`` and ``setup`` are those of :meth:`aster.sandbox.Sandbox.open`. SandboxFailure where the setup raises, or
+        where no service answers for long.
+        """
+        session = RemoteSession(self, seed, setup)
+        self._sessions.add(session)
+        try:
+            await session.begin()
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    def hosts_by_load(self) -> list[Host]:
+        """The services that answer, the emptiest first."""
+        return sorted(
+            (host for host in self._hosts if host.healthy and host.vetted), key=lambda host: (host.load, random.random())
+        )
+
+    def nobody(self) -> SandboxFailure:
+        """What to raise where no service answers."""
+        troubles = "; ".join(f"{host.address}: {host.trouble or 'no answer'}" for host in self._hosts)
+        return SandboxFailure(f"no sandbox service answers ({troubles})")
+
+    def forget(self, session: RemoteSession) -> None:
+        """A session ended."""
+        self._sessions.discard(session)
+
+    def adopt(self, session: RemoteSession) -> None:
+        """A session was forked."""
+        self._sessions.add(session)
+
+    def send_away(self, work: Awaitable[None]) -> None:
+        """Do something whose result nobody waits for."""
+        task = asyncio.ensure_future(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    async def _check(self) -> None:
+        """Wait for one service to answer; UserError where one refuses our token or is set otherwise than the recipe."""
+        patience = Patience(min(ENTER_SECONDS, self.give_up_seconds))
+        while not any(await asyncio.gather(*(host.look() for host in self._hosts))):
+            if patience.over:
+                raise self.nobody()
+            await asyncio.sleep(0.3)
+        for host in self._hosts:
+            if host.healthy:
+                await self._vet(host)
+
+    async def _vet(self, host: Host) -> None:
+        """Ask a host that answers for its settings, before it is used."""
+        try:
+            reply = await host.ask("GET", "/v1/settings")
+        except HostLost:
+            return
+        if reply.status == 401:
+            raise UserError(f"sandbox.addresses: {host.address} refuses the token; set ASTER_SANDBOX_TOKEN to one of its own")
+        if reply.status != 200:
+            raise UserError(f"sandbox.addresses: {host.address} is no sandbox service: {reply.detail}")
+        wanted = {} if self._settings is None else self._settings.model_dump(mode="json", exclude={"addresses", "sessions"})
+        if wanted.get("isolation") == "auto":  # whatever level the service found
+            del wanted["isolation"]
+        for name, value in wanted.items():
+            if name in reply.body and reply.body[name] != value:
+                raise UserError(
+                    f"sandbox.{name} is {value!r} in the recipe and {reply.body[name]!r} at {host.address}: "
+                    "results would differ; start the service with this recipe"
+                )
+        seconds = float(reply.body["cell_seconds"])
+        host.longest_seconds = LONGEST_SECONDS + 2 * REPLAY_FACTOR * seconds
+        self.cell_seconds = max(self.cell_seconds, seconds)
+        host.vetted = True
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.gather(*(self._look_at(host) for host in self._hosts))
+
+    async def _look_at(self, host: Host) -> None:
+        if await host.look() and not host.vetted:
+            try:
+                await self._vet(host)
+            except UserError as error:
+                host.trouble = str(error)  # the others go on; where there are none, the failure says this
+
+    async def _close_hosts(self) -> None:
+        await asyncio.gather(*(host.close() for host in self._hosts))
+
+
+class RemoteSession:
+    """A Python interpreter of its own, on some service. Calls of :meth:`run` go one at a time."""
+
+    def __init__(self, client: SandboxClient, seed: int, setup: str) -> None:
+        self._client = client
+        self._seed = seed
+        self._setup = setup
+        self._host: Host | None = None
+        self._id = ""
+        self._history: list[tuple[str, CallStatus]] = []
+        self._lock = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def address(self) -> str | None:
+        """The service it is on now."""
+        return self._host.address if self._host is not None else None
+
+    async def begin(self) -> None:
+        """Open it somewhere."""
+        async with self._lock:
+            await self._bring_back(Patience(self._client.give_up_seconds))
+
+    async def run(self, code: str) -> ToolCall:
+        """Run one cell. Never raises for what the code does; SandboxFailure where no service can go on."""
+        async with self._lock:
+            self._require_open()
+            started = time.perf_counter()
+            try:
+                reply, note = await self._run(code)
+            except asyncio.CancelledError:
+                self._leave()  # the cell is still running: the next one must not find it
+                raise
+            status = CallStatus(reply.body["status"])
+            self._history.append((code, status))
+            return ToolCall(code, status, note + reply.body["output"], time.perf_counter() - started)
+
+    async def fork(self) -> RemoteSession:
+        """A second session with the same state, on the same service. Waits while that is full."""
+        async with self._lock:
+            self._require_open()
+            patience = Patience(self._client.give_up_seconds)
+            while True:
+                host = self._host or (await self._bring_back(patience))[0]
+                child = RemoteSession(self._client, self._seed, self._setup)
+                child._id = _new_id()
+                try:
+                    reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/fork", {"id": child._id})
+                except HostLost:
+                    self._leave()
+                    continue
+                if reply.status in BROKEN:
+                    self._leave()
+                    continue
+                if reply.status not in (200, 201):
+                    raise SandboxFailure(reply.detail)
+                child._history = list(self._history)
+                child._settle(host)
+                self._client.adopt(child)
+                return child
+
+    async def close(self) -> None:
+        """End it, and the cell that runs in it. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._client.forget(self)
+        host = self._host
+        self._leave(tidy=False)
+        if host is not None and host.healthy:
+            await _end(host, self._id)
+
+    async def __aenter__(self) -> RemoteSession:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _run(self, code: str) -> tuple[Reply, str]:
+        """The reply to a cell, wherever it was had, and a note for what comes before its output."""
+        patience = Patience(self._client.give_up_seconds)
+        request = {"code": code, "request_id": _new_id()}
+        note = ""
+        while True:
+            host = self._host
+            if host is None:
+                host, lost = await self._bring_back(patience)
+                if lost:
+                    note = f"[the interpreter had to be replaced before this cell; {LOST}]\n"
+            try:
+                reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/run", request)
+            except HostLost:
+                self._leave(tidy=False)
+                continue
+            self._require_open()
+            if reply.status == 200:
+                return reply, note
+            if reply.status not in BROKEN:
+                raise SandboxFailure(reply.detail)
+            self._leave(tidy=False)
+
+    async def _ask(self, host: Host, method: str, path: str, body: dict[str, str]) -> Reply:
+        """An answer other than "busy"."""
+        while True:
+            reply = await host.ask(method, path, body)
+            if not reply.busy:
+                return reply
+            if not host.healthy:
+                raise HostLost(reply.detail)
+            await asyncio.sleep(reply.retry_seconds * random.uniform(0.5, 1.0))
+
+    async def _bring_back(self, patience: Patience) -> tuple[Host, bool]:
+        """A host on which the session is open, with the state of its earlier cells, and whether that state was lost."""
+        lost = False
+        while True:
+            host = await self._open_somewhere(patience)
+            try:
+                if await self._replay(host):
+                    patience.renew()
+                    return host, lost
+            except HostLost:
+                self._leave(tidy=False)
+                continue
+            self._leave()
+            self._history.clear()
+            lost = True
+
+    async def _open_somewhere(self, patience: Patience) -> Host:
+        while True:
+            self._require_open()
+            hosts = self._client.hosts_by_load()
+            pause = 0.2
+            for host in hosts:
+                self._id = _new_id()
+                try:
+                    reply = await host.ask("POST", "/v1/sessions", {"id": self._id, "seed": self._seed, "setup": self._setup})
+                except HostLost:
+                    continue
+                except asyncio.CancelledError:
+                    self._client.send_away(_end(host, self._id))
+                    raise
+                if reply.status in (200, 201):
+                    self._settle(host)
+                    if self._closed:
+                        self._leave()
+                    return host
+                if not reply.busy:
+                    raise SandboxFailure(reply.detail)
+                patience.renew()  # it is full, and alive
+                pause = reply.retry_seconds
+            if patience.over:
+                raise self._client.nobody()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _replay(self, host: Host) -> bool:
+        """Run the earlier cells again, silently. False where that takes too long or ends otherwise than a cell's end."""
+        deadline = time.monotonic() + REPLAY_FACTOR * self._client.cell_seconds
+        for code, status in self._history:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            # An empty cell stands for one that is left out: the numbers in tracebacks stay what they were.
+            repeated = code if status in (CallStatus.OK, CallStatus.ERROR) else ""
+            request = {"code": repeated, "request_id": _new_id()}
+            reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/run", request)
+            if reply.status in BROKEN:
+                raise HostLost(reply.detail)
+            if reply.status != 200:
+                raise SandboxFailure(reply.detail)
+            if reply.body["status"] not in (CallStatus.OK, CallStatus.ERROR):
+                return False
+        return True
+
+    def _settle(self, host: Host) -> None:
+        self._host = host
+        host.own += 1
+
+    def _leave(self, tidy: bool = True) -> None:
+        """Have no host any more; ``tidy`` ends what is there."""
+        host, self._host = self._host, None
+        if host is None:
+            return
+        host.own -= 1
+        if tidy:
+            self._client.send_away(_end(host, self._id))
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise SandboxFailure("the session is closed")
+
+
+async def _end(host: Host, session_id: str) -> None:
+    """End a session on its host. Where it cannot be told, it ends there as idle."""
+    with contextlib.suppress(HostLost, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await host.ask("DELETE", f"/v1/sessions/{session_id}")
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex

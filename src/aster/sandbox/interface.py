@@ -1,0 +1,49 @@
+"""What a user of sessions needs of them, wherever they are: in this process's sandbox, or behind a service."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from aster.core.types import ToolCall
+
+if TYPE_CHECKING:
+    from aster.core import recipe
+
+TOKEN_VARIABLE = "ASTER_SANDBOX_TOKEN"
+"""The environment variable with the client's token. Not in the recipe: run folders keep that."""
+
+
+class AnySession(Protocol):
+    """A Python interpreter of its own."""
+
+    async def run(self, code: str) -> ToolCall:
+        """Run one cell."""
+
+    async def close(self) -> None:
+        """End it."""
+
+
+class AnySandbox(Protocol):
+    """Where sessions come from. Used as ``async with``."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    async def open(self, seed: int, setup: str = "") -> AnySession:
+        """A fresh session."""
+
+
+def make_sandbox(settings: recipe.Sandbox) -> AnySandbox:
+    """The sandbox that a recipe's section asks for: services where it names addresses, else one in this process."""
+    if settings.addresses:
+        from aster.sandbox.client import SandboxClient  # with an HTTP library, which no zygote needs
+
+        return SandboxClient(settings.addresses, os.environ.get(TOKEN_VARIABLE), settings)
+    from aster.sandbox.supervisor import Sandbox
+
+    return Sandbox(settings)

@@ -1,0 +1,58 @@
+"""One roomy service and one tight one for all tests of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from tests.sandbox.service.services import ALICE, BOB, Service
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """Two clients, cells of 5 s, 2,000 characters of output."""
+    service = Service(
+        "sandbox.cell_seconds=5", "sandbox.memory_mb=256", "sandbox.output_characters=2000", tokens=f"{ALICE},{BOB}"
+    )
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def tight() -> Iterator[Service]:
+    """Two clients; of each two sessions, one cell that runs and one that waits; bodies of 1 MiB; 3 sessions in all."""
+    limits = [
+        "--client-sessions",
+        "2",
+        "--client-cells",
+        "1",
+        "--client-queue",
+        "1",
+        "--queue-seconds",
+        "0.1",
+        "--body-mb",
+        "1",
+    ]
+    service = Service(*limits, "sandbox.sessions=3", "sandbox.cell_seconds=2", tokens=f"{ALICE},{BOB}")
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[httpx2.Client]:
+    """Alice, at the roomy service. Her sessions are closed afterwards."""
+    with service.client(ALICE) as client:
+        yield client
+        for session in client.get("/v1/sessions").json()["sessions"]:
+            client.delete(f"/v1/sessions/{session['id']}")
+
+
+@pytest.fixture
+def narrow(tight: Service) -> Iterator[httpx2.Client]:
+    """Alice, at the tight service."""
+    with tight.client(ALICE) as client:
+        yield client
+        for session in client.get("/v1/sessions").json()["sessions"]:
+            client.delete(f"/v1/sessions/{session['id']}")

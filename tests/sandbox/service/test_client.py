@@ -1,0 +1,305 @@
+"""The client: the local sandbox's interface over services, and sessions that outlive their hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from aster.core import recipe
+from aster.core.errors import UserError
+from aster.core.types import CallStatus
+from aster.sandbox import Sandbox, SandboxFailure, make_sandbox
+from aster.sandbox.client import RemoteSession, SandboxClient
+from aster.sandbox.isolation import Level
+from tests.sandbox.conftest import ISOLATION, level_taken
+from tests.sandbox.service.services import ALICE, Service, counter, eventually
+
+SESSIONS = int(os.environ.get("ASTER_TEST_SESSIONS", "30"))
+"""Of the test with three services; 300 for the whole."""
+
+
+@pytest.fixture
+def starts() -> Iterator[Callable[..., Service]]:
+    """Starts services that are killed afterwards."""
+    started: list[Service] = []
+
+    def start(*arguments: str, **more: Any) -> Service:
+        started.append(Service(*arguments, **more))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.kill()
+
+
+def do(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 120))
+
+
+def test_cells_and_forks_as_with_a_local_sandbox(service: Service) -> None:
+    cells = ["x = ask(20)\nx", "print('a')\n1 / 0", "x += 1\nx", "", "def f(:", "import random\nrandom.random()"]
+    setup = "def ask(x): return 2 * x + 1"
+
+    async def outputs(sandbox: Any) -> list[tuple[CallStatus, str, str]]:
+        async with sandbox, await sandbox.open(7, setup) as session:
+            calls = [await session.run(code) for code in cells]
+            assert all(call.seconds > 0 for call in calls)
+            return [(call.status, call.code, call.output) for call in calls]
+
+    async def main() -> None:
+        settings = recipe.Sandbox(cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], isolation=ISOLATION)
+        assert await outputs(SandboxClient([service.url], ALICE, settings)) == await outputs(Sandbox(settings))
+        async with SandboxClient([service.url], ALICE) as sandbox:
+            trunk = await sandbox.open(1)
+            await trunk.run("x = [1]")
+            twig = await trunk.fork()
+            await twig.run("x.append(2)")
+            assert [(await session.run("x")).output for session in (trunk, twig)] == ["[1]", "[1, 2]"]
+
+    do(main())
+
+
+def test_nothing_is_left_on_the_service(service: Service) -> None:
+    async def main() -> None:
+        async with SandboxClient([service.url], ALICE) as sandbox:
+            session = await sandbox.open(0)
+            await sandbox.open(1)
+            await (await session.fork()).run("1")
+            await session.close()
+            await session.close()
+            with pytest.raises(SandboxFailure, match="closed"):
+                await session.run("1")
+
+    do(main())
+    with service.client(ALICE) as http:
+        assert http.get("/v1/sessions").json() == {"sessions": []}
+
+
+def test_a_setup_that_raises_is_a_sandbox_failure(service: Service) -> None:
+    async def main() -> None:
+        async with SandboxClient([service.url], ALICE) as sandbox:
+            with pytest.raises(SandboxFailure, match="ZeroDivisionError"):
+                await sandbox.open(0, "1 / 0")
+
+    do(main())
+
+
+def test_closing_ends_a_running_cell_and_cancelling_leaves_no_trace(service: Service) -> None:
+    async def main() -> None:
+        async with SandboxClient([service.url], ALICE) as sandbox:
+            session = await sandbox.open(0)
+            await session.run("x = 8")
+            cell = asyncio.create_task(session.run("import time\nx = 9\nprint('noise')\ntime.sleep(60)"))
+            await asyncio.sleep(0.2)
+            cell.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cell
+            assert (await session.run("x")).output == "8"
+            cell = asyncio.create_task(session.run("import time\ntime.sleep(60)"))
+            await asyncio.sleep(0.2)
+            await session.close()
+            with pytest.raises(SandboxFailure, match="closed"):
+                await cell
+
+    do(main())
+
+
+def test_open_waits_while_a_service_is_full(tight: Service) -> None:
+    async def one(sandbox: SandboxClient, number: int) -> str:
+        async with await sandbox.open(number) as session:
+            return (await session.run(f"{number}")).output
+
+    async def main() -> None:
+        async with SandboxClient([tight.url], ALICE) as sandbox:
+            outputs = await asyncio.gather(*(one(sandbox, number) for number in range(6)))
+            assert outputs == [str(number) for number in range(6)]
+
+    do(main())
+
+
+def test_wrong_tokens_and_other_settings_are_the_users_errors(service: Service) -> None:
+    async def enter(token: str, settings: recipe.Sandbox | None) -> None:
+        async with SandboxClient([service.url], token, settings):
+            raise AssertionError("it was let in")
+
+    with pytest.raises(UserError, match=r"refuses the token; set ASTER_SANDBOX_TOKEN"):
+        do(enter("wrong-wrong-wrong-wrong", None))
+    with pytest.raises(UserError, match=r"sandbox.cell_seconds is 10.0 in the recipe and 5.0 at http"):
+        do(enter(ALICE, recipe.Sandbox(preload=[])))
+
+
+def test_a_demanded_level_is_the_level_that_services_have(service: Service) -> None:
+    async def enter(isolation: Any) -> str:
+        settings = recipe.Sandbox(
+            cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], isolation=isolation, addresses=[service.url]
+        )
+        async with SandboxClient(settings.addresses, ALICE, settings) as sandbox, await sandbox.open(0) as session:
+            return (await session.run("'in'")).output
+
+    taken = level_taken()
+    assert [asyncio.run(enter(isolation)) for isolation in ("auto", taken.value)] == ["'in'", "'in'"]
+    other = next(level for level in Level if level is not taken)
+    with pytest.raises(UserError, match=f"sandbox.isolation is '{other}' in the recipe and '{taken}' at http"):
+        asyncio.run(enter(other.value))
+
+
+def test_the_recipe_chooses(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASTER_SANDBOX_TOKEN", ALICE)
+    assert isinstance(make_sandbox(recipe.Sandbox()), Sandbox)
+
+    async def main() -> None:
+        settings = recipe.Sandbox(
+            cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], addresses=[service.url], sessions=1
+        )
+        async with make_sandbox(settings) as sandbox:
+            session = await sandbox.open(0)
+            assert isinstance(session, RemoteSession)
+            assert (await session.run("1 + 1")).output == "2"
+
+    do(main())
+
+
+def test_no_service_at_all_is_a_failure_after_a_while(starts: Callable[..., Service]) -> None:
+    service = starts()
+
+    async def main() -> None:
+        async with SandboxClient([service.url], give_up_seconds=2) as sandbox:
+            session = await sandbox.open(0)
+            service.kill()
+            with pytest.raises(SandboxFailure, match=f"no sandbox service answers.*{service.url}: ConnectError"):
+                await session.run("1")
+        with pytest.raises(SandboxFailure, match="no sandbox service answers"):
+            async with SandboxClient([service.url], give_up_seconds=1):
+                raise AssertionError("it was let in")
+
+    do(main())
+
+
+def test_a_service_that_comes_back_is_used_again_and_sessions_are_rebuilt(starts: Callable[..., Service]) -> None:
+    service = starts("sandbox.cell_seconds=2")
+
+    async def main() -> None:
+        async with SandboxClient([service.url]) as sandbox:
+            session = await sandbox.open(5, "y = 3")
+            outputs = [
+                (await session.run(code)).output for code in ("import random\nx = [random.random()]", "x.append(y)\n1 / 0")
+            ]
+            await session.run("x.append('late')\nwhile True: pass")
+            await session.run("import os\nos._exit(1)")
+            random = (await session.run("x[0]")).output
+            service.kill()
+            again = starts("sandbox.cell_seconds=2", port=service.port)
+            # The cell that was interrupted is left out, like in a local session's recovery; the others are there.
+            call = await session.run("x")
+            assert call.output == f"[{random}, 3]"
+            # As is the numbering of cells.
+            assert "<cell 7>" in (await session.run("1 / 0")).output
+            assert "ZeroDivisionError" in outputs[1]
+            with again.client() as http:
+                assert len(http.get("/v1/sessions").json()["sessions"]) == 1
+
+    do(main())
+
+
+def test_state_that_cannot_be_rebuilt_is_told(starts: Callable[..., Service]) -> None:
+    first, second = starts("sandbox.cell_seconds=5"), starts("sandbox.cell_seconds=5")
+
+    async def main() -> None:
+        async with SandboxClient([first.url, second.url]) as sandbox:
+            session = await sandbox.open(0, "import os")
+            made = (await session.run("os.stat('.').st_ctime_ns")).output  # each process's directory is a new one
+            await session.run(f"x = 1\nif os.stat('.').st_ctime_ns != {made}: os._exit(5)")
+            (first if session.address == first.url else second).kill()
+            call = await session.run("'x' in globals()")
+            assert call.output == (
+                "[the interpreter had to be replaced before this cell; "
+                "the variables and imports of earlier cells are lost]\nFalse"
+            )
+
+    do(main())
+
+
+def test_sessions_go_to_the_emptiest_service(starts: Callable[..., Service]) -> None:
+    services = [starts("sandbox.sessions=20"), starts("sandbox.sessions=10")]
+
+    async def main() -> None:
+        async with SandboxClient([service.url for service in services]) as sandbox:
+            sessions = [await sandbox.open(number) for number in range(12)]
+            places = [sum(session.address == service.url for session in sessions) for service in services]
+            assert places == [8, 4]
+
+    do(main())
+
+
+def test_three_services_of_which_one_is_killed(starts: Callable[..., Service]) -> None:
+    """Every session counts its cells and goes on; no reply is lost or doubled."""
+    services = [starts("sandbox.cell_seconds=30") for _ in range(3)]
+    cells = 12
+
+    async def one(sandbox: SandboxClient, number: int, begun: asyncio.Barrier) -> tuple[list[str], str | None]:
+        async with await sandbox.open(number, f"name, n, log = {number}, 0, []") as session:
+            outputs = []
+            for step in range(cells):
+                if step == 4:
+                    await begun.wait()  # all are in use when the service is killed
+                call = await session.run(f"import time\ntime.sleep(0.02)\nn += 1\nlog.append({step})\nname, n, len(log)")
+                assert call.status is CallStatus.OK, call
+                outputs.append(call.output)
+            assert (await session.run("log")).output == str(list(range(cells)))
+            return outputs, session.address
+
+    async def main() -> None:
+        async with SandboxClient([service.url for service in services]) as sandbox:
+            begun = asyncio.Barrier(SESSIONS + 1)
+            running = [asyncio.create_task(one(sandbox, number, begun)) for number in range(SESSIONS)]
+            await begun.wait()
+            await asyncio.sleep(0.05)
+            services[1].kill()
+            results = await asyncio.gather(*running)
+        for number, (outputs, address) in enumerate(results):
+            assert outputs == [f"({number}, {step}, {step})" for step in range(1, cells + 1)]
+            assert address != services[1].url
+        for service in (services[0], services[2]):
+            with service.client() as http:
+                assert eventually(lambda http=http: http.get("/v1/sessions").json() == {"sessions": []})
+                assert counter(http, "aster_sandbox_cells_running") == 0
+
+    asyncio.run(asyncio.wait_for(main(), 600))
+
+
+def test_a_reply_that_is_lost_on_its_way_is_had_once(service: Service) -> None:
+    """A proxy drops connections after the request went through: the cell ran, and its reply is asked for again."""
+    drops = iter([True, False, True, True, False] * 20)
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", service.port)
+
+        async def upward() -> None:
+            while data := await reader.read(1 << 16):
+                up_writer.write(data)
+            up_writer.close()
+
+        async def downward() -> None:
+            while data := await up_reader.read(1 << 16):
+                if b'"output"' in data and next(drops):
+                    writer.transport.abort()
+                    return
+                writer.write(data)
+            writer.close()
+
+        await asyncio.gather(upward(), downward(), return_exceptions=True)
+
+    async def main() -> None:
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with SandboxClient([f"http://127.0.0.1:{port}"], ALICE) as sandbox:
+            session = await sandbox.open(0, "n = 0")
+            outputs = [(await session.run("n += 1\nn")).output for _ in range(8)]
+            assert outputs == [str(number) for number in range(1, 9)]
+        server.close()
+
+    do(main())

@@ -1,0 +1,279 @@
+"""The request forms of SandboxFusion and of the community reproduction, as their clients read them, at every level."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.sandbox.conftest import levels_here
+from tests.sandbox.service.services import ALICE, Service, run
+
+RESPONSE = {"status", "message", "compile_result", "run_result", "executor_pod_name", "files"}
+RESULT = {"status", "execution_time", "return_code", "stdout", "stderr"}
+
+
+@pytest.fixture(scope="module", params=levels_here())
+def _leveled(request: pytest.FixtureRequest) -> Iterator[Service]:
+    settings = ["sandbox.cell_seconds=5", "sandbox.memory_mb=256", "sandbox.output_characters=2000"]
+    service = Service(*settings, tokens=ALICE, isolation=request.param)
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def http(_leveled: Service) -> Iterator[httpx2.Client]:
+    """Alice, at a service of each level. Her sessions are closed afterwards."""
+    with _leveled.client(ALICE) as client:
+        yield client
+        for session in client.get("/v1/sessions").json()["sessions"]:
+            client.delete(f"/v1/sessions/{session['id']}")
+
+
+def script(http: httpx2.Client, code: str, **more: Any) -> dict[str, Any]:
+    """What ``/run_code`` says, asked as verl asks."""
+    body = {
+        "compile_timeout": 30,
+        "run_timeout": 30,
+        "code": code,
+        "stdin": None,
+        "memory_limit_MB": 1024,
+        "language": "python",
+        "files": {},
+        "fetch_files": [],
+    }
+    response = http.post("/run_code", json={**body, **more})
+    assert response.status_code == 200, response.text
+    reply = response.json()
+    assert set(reply) == RESPONSE
+    assert reply["run_result"] is None or set(reply["run_result"]) == RESULT
+    assert isinstance(reply, dict)
+    return reply
+
+
+def cell(http: httpx2.Client, code: str, session: str | None = "s", **more: Any) -> dict[str, Any]:
+    """What ``/run_stateful_code`` says."""
+    response = http.post("/run_stateful_code", json={"code": code, "language": "python", "session_id": session, **more})
+    assert response.status_code == 200, response.text
+    reply = response.json()
+    assert set(reply) == RESPONSE | {"session_id"}
+    assert isinstance(reply, dict)
+    return reply
+
+
+def test_a_script_has_no_echo_and_its_streams_apart(http: httpx2.Client) -> None:
+    reply = script(http, "import sys\nprint('out')\nprint('err', file=sys.stderr)\n42")
+    assert reply["status"] == "Success"
+    assert reply["compile_result"] is None
+    result = reply["run_result"]
+    assert (result["status"], result["return_code"], result["stdout"], result["stderr"]) == ("Finished", 0, "out\n", "err\n")
+    assert result["execution_time"] > 0
+
+
+def test_streams_of_subprocesses_and_c_code_are_apart_too(http: httpx2.Client) -> None:
+    code = "import os, subprocess\nos.write(2, b'raw ')\nsubprocess.run('echo out; echo err >&2', shell=True)"
+    result = script(http, code)["run_result"]
+    assert (result["stdout"], result["stderr"]) == ("out\n", "raw err\n")
+
+
+def test_a_script_is_main_and_runs_its_end(http: httpx2.Client) -> None:
+    code = """
+import atexit, sys, threading, time
+atexit.register(print, "bye")
+threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+if __name__ == "__main__":
+    print("main", len(sys.argv), __file__.endswith(".py"))
+"""
+    assert script(http, code)["run_result"]["stdout"] == "main 1 True\nthread\nbye\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "return_code", "stderr"),
+    [
+        ("import sys; sys.exit(3)", 3, ""),
+        ("import sys; sys.exit('no')", 1, "no\n"),
+        ("import os; os._exit(4)", 4, ""),
+        ("import os; os.kill(os.getpid(), 9)", -9, ""),
+        ("import ctypes; ctypes.string_at(0)", -11, ""),
+        ("def f(:", 1, "SyntaxError: invalid syntax\n"),
+        ("def f():\n    raise ValueError(1)\nf()", 1, "line 3, in <module>\n    f()\n"),
+        ("x = bytearray(3 << 30)", 1, "MemoryError\n"),
+        ("input()", 1, "EOFError: EOF when reading a line\n"),
+    ],
+)
+def test_how_a_script_ends_is_its_return_code(http: httpx2.Client, code: str, return_code: int, stderr: str) -> None:
+    reply = script(http, "print('before')\n" + code if "def" not in code else code)
+    assert reply["status"] == "Failed"
+    assert reply["run_result"]["status"] == "Finished"
+    assert reply["run_result"]["return_code"] == return_code
+    assert stderr in reply["run_result"]["stderr"].replace("line 4", "line 3")
+    assert "inside.py" not in reply["run_result"]["stderr"]
+
+
+def test_a_script_gets_the_memory_it_asks_for_within_the_sessions_own(http: httpx2.Client) -> None:
+    code = "x = bytearray(100 << 20)\nprint(len(x) >> 20)"
+    for megabytes, stdout in ((50, ""), (150, "100\n"), (4096, "100\n"), (-1, "100\n")):
+        result = script(http, code, memory_limit_MB=megabytes)["run_result"]
+        assert (result["stdout"], result["return_code"]) == (stdout, 0 if stdout else 1)
+        assert result["stderr"].endswith("" if stdout else "MemoryError\n")
+
+
+@pytest.mark.parametrize("code", ["while True: pass", "import signal, time\nsignal.signal(2, signal.SIG_IGN)\ntime.sleep(60)"])
+def test_a_script_that_runs_too_long_is_ended(http: httpx2.Client, code: str) -> None:
+    reply = script(http, "print('before')\n" + code, run_timeout=0.3)
+    assert reply["status"] == "Failed"
+    result = reply["run_result"]
+    assert (result["status"], result["return_code"], result["stdout"]) == ("TimeLimitExceeded", None, "before\n")
+
+
+def test_no_run_timeout_goes_beyond_the_cells_own_limit(narrow: httpx2.Client) -> None:
+    # 2 s there; 1.8 s for the script.
+    result = script(narrow, "print('before')\nimport time\ntime.sleep(60)", run_timeout=3600)["run_result"]
+    assert (result["status"], result["stdout"]) == ("TimeLimitExceeded", "before\n")
+
+
+def test_stdin_and_files_go_in_and_files_come_back(http: httpx2.Client) -> None:
+    code = """
+import sys
+with open("data/in.bin", "rb") as file: data = file.read()
+with open("out.txt", "w") as file: file.write(sys.stdin.read().upper())
+print(data, open("script.py").read() != "")
+"""
+    files = {"data/in.bin": base64.b64encode(b"\x00\xff").decode(), "left_out": None}
+    stdin = "ünï\n" * 30_000  # more than a pipe holds
+    reply = script(http, code, stdin=stdin, files=files, fetch_files=["out.txt", "none.txt"])
+    assert reply["run_result"]["stdout"] == "b'\\x00\\xff' True\n"
+    assert set(reply["files"]) == {"out.txt"}
+    assert base64.b64decode(reply["files"]["out.txt"]).decode() == stdin.upper()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"files": {"../outside": ""}},
+        {"files": {"/tmp/aster-outside": ""}},
+        {"files": {"x": "not base64!"}},
+        {"fetch_files": ["../../../etc/passwd"]},
+        {"language": "cpp"},
+        {"language": "bash"},
+    ],
+)
+def test_what_cannot_be_done_is_an_error_in_their_form(http: httpx2.Client, more: dict[str, Any]) -> None:
+    reply = script(http, "print(1)", **more)
+    assert reply["status"] == "SandboxError"
+    assert reply["run_result"] is None
+    assert reply["message"]
+
+
+def test_long_output_is_kept_from_its_start_and_whole_up_to_a_mebibyte(http: httpx2.Client) -> None:
+    # The sandbox's own limit is 2,000 characters.
+    result = script(http, "print('a' * 300_000)")["run_result"]
+    assert result["stdout"] == "a" * 300_000 + "\n"
+    result = script(http, "for _ in range(40): print('ab' * 50_000)")["run_result"]
+    assert result["return_code"] == 0
+    assert len(result["stdout"]) == 1 << 20
+
+
+def test_scripts_share_nothing_and_leave_nothing(http: httpx2.Client) -> None:
+    script(http, "import subprocess\nopen('left', 'w').close()\nx = 1\nsubprocess.Popen(['sleep', '600'])")
+    reply = script(http, "import os\nprint(os.path.exists('left'), 'x' in globals())")
+    assert reply["run_result"]["stdout"] == "False False\n"
+    assert http.get("/v1/sessions").json() == {"sessions": []}
+
+
+def test_a_script_has_none_of_its_sessions_descriptors(http: httpx2.Client) -> None:
+    code = """
+import os
+for fd in range(3, 1024):
+    try:
+        os.fstat(fd)
+        print(fd)
+    except OSError:
+        pass
+print("looked")
+"""
+    assert script(http, code)["run_result"]["stdout"] == "looked\n"
+
+
+def test_a_script_that_breaks_its_session_breaks_nothing_else(http: httpx2.Client) -> None:
+    reply = script(http, "import os\nos.kill(os.getppid(), 9)\nimport time\ntime.sleep(30)")
+    assert reply["status"] in ("Failed", "SandboxError")
+    assert script(http, "print(1)")["run_result"]["stdout"] == "1\n"
+
+
+def test_cells_keep_their_state_by_session_id(http: httpx2.Client) -> None:
+    first = cell(http, "x = [math.factorial(5), sp.Integer(2)]", None)
+    assert first["status"] == "Success"
+    session = first["session_id"]
+    assert session
+    assert cell(http, "print(x)\nx", session)["run_result"]["stdout"] == "[120, 2]\n"
+    assert cell(http, "print(x)", "another")["run_result"]["return_code"] == 1
+    assert cell(http, "print(len(x))", session)["run_result"]["stdout"] == "2\n"
+
+
+def test_a_cells_error_is_in_stderr_and_its_state_is_kept(http: httpx2.Client) -> None:
+    reply = cell(http, "import sys\nx = 1\nprint('out')\nprint('err', file=sys.stderr)\nx = 2\n1 / 0")
+    assert reply["status"] == "Failed"
+    result = reply["run_result"]
+    assert (result["status"], result["return_code"], result["stdout"]) == ("Finished", 1, "out\n")
+    assert result["stderr"].startswith("err\nTraceback (most recent call last):\n")
+    assert result["stderr"].endswith("    1 / 0\nZeroDivisionError: division by zero\n")
+    assert "inside.py" not in result["stderr"]
+    again = cell(http, "print(x)")
+    assert (again["status"], again["run_result"]["stdout"], again["run_result"]["stderr"]) == ("Success", "2\n", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "return_code", "note"),
+    [
+        ("import os\nprint('last words')\nos._exit(3)", "Finished", 3, "[crashed: the Python interpreter exited with status 3"),
+        ("import ctypes\nprint('last words')\nctypes.string_at(0)", "Finished", -11, "was killed by SIGSEGV"),
+        ("print('last words')\nwhile True: pass", "TimeLimitExceeded", None, ""),
+    ],
+)
+def test_what_a_cell_does_to_its_interpreter_costs_no_state(
+    http: httpx2.Client, code: str, status: str, return_code: int | None, note: str
+) -> None:
+    cell(http, "x = 7")
+    reply = cell(http, code, run_timeout=0.3)
+    assert reply["status"] == "Failed"
+    result = reply["run_result"]
+    assert (result["status"], result["return_code"], result["stdout"]) == (status, return_code, "last words\n")
+    assert note in result["stderr"]
+    assert cell(http, "print(x)")["run_result"]["stdout"] == "7\n"
+
+
+def test_a_cell_beyond_the_sessions_own_limit_is_a_timeout(narrow: httpx2.Client) -> None:
+    code = "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\nx = 1\nprint('before')\nwhile True: pass"
+    result = cell(narrow, code, run_timeout=60)["run_result"]
+    assert (result["status"], result["return_code"], result["stdout"]) == ("TimeLimitExceeded", None, "before\n")
+    assert result["stderr"] == "[timeout: the cell was interrupted after 2 s; all variables are kept]"
+
+
+def test_stdin_and_files_of_cells(http: httpx2.Client) -> None:
+    reply = cell(http, "print(input() + open('f').read())", stdin="a\nb\n", files={"f": base64.b64encode(b"!").decode()})
+    assert reply["run_result"]["stdout"] == "a!\n"
+    assert cell(http, "input()")["run_result"]["stderr"].endswith("EOFError: EOF when reading a line\n")
+
+
+def test_a_cell_that_comes_twice_runs_once(http: httpx2.Client) -> None:
+    cell(http, "n = 0")
+    first = cell(http, "n += 1\nprint(n)", request_id="r1")
+    assert cell(http, "n += 1\nprint(n)", request_id="r1") == first
+    assert cell(http, "print(n)")["run_result"]["stdout"] == "1\n"
+
+
+def test_logging_goes_to_the_cell_that_logs(http: httpx2.Client) -> None:
+    cell(http, "import logging\nlogging.basicConfig()\nlogging.warning('one')")
+    assert cell(http, "logging.warning('two')")["run_result"]["stderr"] == "WARNING:root:two\n"
+
+
+def test_a_cells_session_is_one_of_the_clients_sessions(http: httpx2.Client) -> None:
+    cell(http, "x = 3", "shared-1")
+    assert run(http, "shared-1", "x")["output"] == "3"
+    assert http.delete("/v1/sessions/shared-1").status_code == 204
+    assert cell(http, "print('x' in globals())", "shared-1")["run_result"]["stdout"] == "False\n"
+    assert cell(http, "1", "shared-1", language="cpp")["status"] == "SandboxError"

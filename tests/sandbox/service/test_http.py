@@ -1,0 +1,398 @@
+"""The service's own requests, over real connections: sessions, tokens, exactly once, limits, bad company, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import concurrent.futures
+import contextlib
+import json
+import signal
+import socket
+import time
+import zlib
+from pathlib import Path
+
+import httpx2
+import pytest
+from click.testing import CliRunner
+
+from aster.cli import main
+from tests.sandbox.service.services import ALICE, BOB, Service, counter, eventually, level_line, run
+from tests.sandbox.test_isolation import all_dead, descendants
+
+
+def test_a_session_keeps_its_state_and_ends(http: httpx2.Client) -> None:
+    opened = http.post("/v1/sessions", json={"seed": 7, "setup": "def ask(x): return 2 * x + 1"})
+    assert opened.status_code == 201
+    session = opened.json()["id"]
+    assert run(http, session, "x = ask(20)\nx")["output"] == "41"
+    failed = run(http, session, "1 / 0")
+    assert failed["status"] == "error"
+    assert str(failed["output"]).endswith("ZeroDivisionError: division by zero")
+    assert run(http, session, "x")["output"] == "41"
+    assert [entry["cells"] for entry in http.get("/v1/sessions").json()["sessions"]] == [3]
+    assert http.delete(f"/v1/sessions/{session}").status_code == 204
+    assert http.delete(f"/v1/sessions/{session}").status_code == 404
+    assert http.post(f"/v1/sessions/{session}/run", json={"code": "1"}).status_code == 404
+
+
+def test_the_same_seed_gives_the_same_numbers(http: httpx2.Client) -> None:
+    sessions = [http.post("/v1/sessions", json={"seed": seed}).json()["id"] for seed in (3, 3, 4)]
+    numbers = [run(http, session, "import random\nrandom.random()")["output"] for session in sessions]
+    assert numbers[0] == numbers[1] != numbers[2]
+
+
+def test_a_fork_has_the_state_and_goes_its_own_way(http: httpx2.Client) -> None:
+    http.post("/v1/sessions", json={"id": "trunk"})
+    run(http, "trunk", "x = [1]")
+    assert http.post("/v1/sessions/trunk/fork", json={"id": "twig"}).status_code == 201
+    assert http.post("/v1/sessions/trunk/fork", json={"id": "twig"}).status_code == 200
+    run(http, "twig", "x.append(2)")
+    assert run(http, "twig", "x")["output"] == "[1, 2]"
+    assert run(http, "trunk", "x")["output"] == "[1]"
+    assert http.post("/v1/sessions/nowhere/fork", json={}).status_code == 404
+
+
+def test_a_session_that_is_still_opening_can_be_forked_and_closed(http: httpx2.Client) -> None:
+    slow = {"setup": "import time\ntime.sleep(0.4)\nx = 5"}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        opening = [pool.submit(http.post, "/v1/sessions", json={"id": name, **slow}) for name in ("early", "never")]
+        time.sleep(0.2)
+        assert http.post("/v1/sessions/early/fork", json={"id": "child"}).status_code == 201
+        assert http.delete("/v1/sessions/never").status_code == 204
+        assert [future.result().status_code for future in opening] == [201, 201]
+    assert run(http, "child", "x")["output"] == "5"
+    assert {entry["id"] for entry in http.get("/v1/sessions").json()["sessions"]} == {"early", "child"}
+
+
+def test_a_lone_surrogate_in_code_is_the_cells_error(http: httpx2.Client) -> None:
+    http.post("/v1/sessions", json={"id": "odd"})
+    headers = {"Content-Type": "application/json"}
+    response = http.post("/v1/sessions/odd/run", content=b'{"code": "x = \'\\ud800\'\\nlen(x)"}', headers=headers)
+    assert response.status_code == 200
+    assert response.json()["status"] in ("ok", "error")
+    assert run(http, "odd", "1 + 1")["output"] == "2"
+
+
+@pytest.mark.parametrize("path", ["/v1/sessions", "/metrics", "/v1/settings", "/nowhere"])
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer wrong-wrong-wrong"}, {"Authorization": f"Bearer {ALICE}x"}, {"Authorization": "Basic ?"}],
+)
+def test_without_a_right_token_nothing_is_served(service: Service, path: str, headers: dict[str, str]) -> None:
+    with service.client() as stranger:
+        response = stranger.get(path, headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert stranger.post("/run_code", json={"code": "1"}, headers=headers).status_code == 401
+
+
+def test_health_and_the_page_are_open(service: Service) -> None:
+    with service.client() as stranger:
+        assert stranger.get("/health").json()["status"] == "ok"
+        assert "swagger" in stranger.get("/docs").text
+        assert "/v1/sessions/{session_id}/run" in stranger.get("/openapi.json").json()["paths"]
+
+
+def test_the_token_may_be_in_the_url(service: Service) -> None:
+    secret = base64.b64encode(f"any:{ALICE}".encode()).decode()
+    with service.client() as client:
+        assert client.get("/v1/sessions", headers={"Authorization": f"Basic {secret}"}).status_code == 200
+
+
+def test_a_client_does_not_see_anothers_sessions(service: Service, http: httpx2.Client) -> None:
+    http.post("/v1/sessions", json={"id": "mine"})
+    run(http, "mine", "x = 1")
+    with service.client(BOB) as other:
+        assert other.get("/v1/sessions").json() == {"sessions": []}
+        assert other.post("/v1/sessions/mine/run", json={"code": "x"}).status_code == 404
+        assert other.delete("/v1/sessions/mine").status_code == 404
+        assert other.post("/v1/sessions", json={"id": "mine"}).status_code == 201, "ids are each client's own"
+        assert other.delete("/v1/sessions/mine").status_code == 204
+    assert run(http, "mine", "x")["output"] == "1"
+
+
+def test_a_request_that_comes_twice_runs_once(http: httpx2.Client) -> None:
+    http.post("/v1/sessions", json={"id": "once"})
+    run(http, "once", "n = 0")
+    first = run(http, "once", "n += 1\nn", "r1")
+    assert run(http, "once", "n += 1\nn", "r1") == first
+    assert first["output"] == "1"
+    assert run(http, "once", "n")["output"] == "1"
+    other = http.post("/v1/sessions/once/run", json={"code": "n += 2", "request_id": "r1"})
+    assert other.status_code == 409
+
+
+def test_two_at_the_same_time_run_once(http: httpx2.Client) -> None:
+    http.post("/v1/sessions", json={"id": "twice"})
+    run(http, "twice", "n = 0")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        cell = "import time\ntime.sleep(0.3)\nn += 1\nn"
+        replies = list(pool.map(lambda _: run(http, "twice", cell, "same"), range(4)))
+    assert [reply["output"] for reply in replies] == ["1"] * 4
+
+
+def test_an_old_request_is_not_run_again_though_its_reply_is_gone(http: httpx2.Client) -> None:
+    http.post("/v1/sessions", json={"id": "old"})
+    run(http, "old", "n = 0")
+    for number in range(20):
+        run(http, "old", "n += 1", f"r{number}")
+    assert http.post("/v1/sessions/old/run", json={"code": "n += 1", "request_id": "r0"}).status_code == 410
+    assert http.post("/v1/sessions/old/run", json={"code": "n += 1", "request_id": "r19"}).status_code == 200
+    assert run(http, "old", "n")["output"] == "20"
+
+
+def test_opening_twice_under_one_id_opens_once(http: httpx2.Client) -> None:
+    assert http.post("/v1/sessions", json={"id": "same", "seed": 1}).status_code == 201
+    run(http, "same", "x = 5")
+    assert http.post("/v1/sessions", json={"id": "same", "seed": 1}).status_code == 200
+    assert run(http, "same", "x")["output"] == "5"
+    assert http.post("/v1/sessions", json={"id": "same", "seed": 2}).status_code == 409
+
+
+def test_a_setup_that_raises_is_told(http: httpx2.Client) -> None:
+    response = http.post("/v1/sessions", json={"id": "broken", "setup": "1 / 0"})
+    assert response.status_code == 424
+    assert "ZeroDivisionError" in response.json()["detail"]
+    assert http.get("/v1/sessions").json() == {"sessions": []}
+    assert http.post("/v1/sessions", json={"id": "broken"}).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "detail"),
+    [
+        (b"no json", 422, "JSON"),
+        (b'{"cod": "1"}', 422, "code"),
+        (b'{"code": 1}', 422, "body.code: Value error, must be a string"),
+        (b'{"code": "1", "request_id": "a b"}', 422, "request_id"),
+        (b"[" * 100_000, 400, "body"),
+        (b'{"code": "1", "\\ud800": 2}', 422, "unicode"),
+    ],
+)
+def test_bodies_that_do_not_fit_are_refused(http: httpx2.Client, content: bytes, status: int, detail: str) -> None:
+    http.post("/v1/sessions", json={"id": "fit"})
+    headers = {"Content-Type": "application/json"}
+    response = http.post("/v1/sessions/fit/run", content=content, headers=headers)
+    assert response.status_code == status
+    assert detail in response.json()["detail"]
+
+
+def test_metrics_count_what_happens(http: httpx2.Client) -> None:
+    before = {
+        name: counter(http, name) for name in ('aster_sandbox_cells_total{status="error"}', "aster_sandbox_repeated_total")
+    }
+    http.post("/v1/sessions", json={"id": "counted"})
+    run(http, "counted", "1 / 0", "r")
+    run(http, "counted", "1 / 0", "r")
+    for name, value in before.items():
+        assert counter(http, name) == value + 1
+    assert counter(http, 'aster_sandbox_sessions{client="client-1"}') == 1
+    assert counter(http, 'aster_sandbox_requests_total{route="/v1/sessions/{session_id}/run",status="200"}') > 0
+    assert ALICE not in http.get("/metrics").text
+
+
+def test_a_client_has_so_many_sessions_and_the_service_so_many_in_all(tight: Service, narrow: httpx2.Client) -> None:
+    with tight.client(BOB) as bob:
+        for name in ("a", "b"):
+            assert narrow.post("/v1/sessions", json={"id": name}).status_code == 201
+        refused = narrow.post("/v1/sessions", json={"id": "c"})
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) > 0
+        assert bob.post("/v1/sessions", json={"id": "a"}).status_code == 201
+        full = bob.post("/v1/sessions", json={"id": "b"})
+        assert full.status_code == 503
+        assert int(full.headers["retry-after"]) > 0
+        assert narrow.delete("/v1/sessions/a").status_code == 204
+        assert bob.post("/v1/sessions", json={"id": "b"}).status_code == 201
+        for name in ("a", "b"):
+            bob.delete(f"/v1/sessions/{name}")
+    assert narrow.post("/v1/sessions", json={"id": "c"}).status_code == 201
+
+
+def test_cells_beyond_the_queue_are_refused_and_do_not_run(narrow: httpx2.Client) -> None:
+    for name in ("a", "b"):
+        narrow.post("/v1/sessions", json={"id": name})
+    slow = {"code": "import time\ntime.sleep(0.8)\nx = 1"}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        running = pool.submit(narrow.post, "/v1/sessions/a/run", json=slow)
+        assert eventually(lambda: counter(narrow, "aster_sandbox_cells_running") == 1)
+        waiting = pool.submit(narrow.post, "/v1/sessions/b/run", json=slow)
+        refused = None
+        for _ in range(50):
+            time.sleep(0.01)
+            refused = narrow.post("/v1/sessions/b/run", json={"code": "y = 1", "request_id": "again"})
+            if refused.status_code == 429:
+                break
+        assert refused is not None
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) > 0
+        assert [future.result().status_code for future in (running, waiting)] == [200, 200]
+    # The refused request is no reply that is kept: sent again, it runs.
+    assert run(narrow, "b", "y = 1", "again")["status"] == "ok"
+
+
+def test_a_session_that_nobody_uses_is_closed() -> None:
+    service = Service("--idle-seconds", "1", "sandbox.cell_seconds=20")
+    with service.client() as http:
+        http.post("/v1/sessions", json={"id": "idle"})
+        # One that is in use is not idle, however long its cell takes.
+        assert run(http, "idle", "import time\ntime.sleep(1.6)\n'done'")["output"] == "'done'"
+        assert eventually(lambda: http.get("/v1/sessions").json() == {"sessions": []})
+        assert http.post("/v1/sessions/idle/run", json={"code": "x"}).status_code == 404
+        assert counter(http, 'aster_sandbox_sessions_closed_total{why="idle"}') == 1
+    service.stop()
+
+
+def _raw(service: Service, head: str, token: str = ALICE) -> socket.socket:
+    """A connection on which a request has begun."""
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=60)
+    lines = [head, "Host: x", f"Authorization: Bearer {token}", "Content-Type: application/json"]
+    connection.sendall("\r\n".join(lines).encode())
+    return connection
+
+
+def _status(connection: socket.socket) -> int:
+    with connection.makefile("rb") as reader:
+        return int(reader.readline().split()[1])
+
+
+@pytest.mark.parametrize("token", [ALICE, "wrong-wrong-wrong-wrong"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_100_mb_is_refused_and_not_held(tight: Service, chunked: bool, token: str) -> None:
+    before = tight.peak_mb()
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {100 << 20}"
+    with _raw(tight, f"POST /v1/sessions HTTP/1.1\r\n{length}", token) as connection:
+        connection.sendall(b"\r\n\r\n")
+        piece = b"x" * (1 << 20)
+        for _ in range(100):
+            connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
+        if chunked:
+            connection.sendall(b"0\r\n\r\n")
+        assert _status(connection) == (413 if token == ALICE else 401)
+    assert tight.peak_mb() < before + 20
+
+
+def test_a_client_that_asks_first_is_refused_before_it_sends(tight: Service) -> None:
+    head = f"POST /v1/sessions HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: {100 << 20}"
+    with _raw(tight, head) as connection:
+        connection.sendall(b"\r\n\r\n")
+        assert _status(connection) == 413
+
+
+def test_a_client_that_vanishes_loses_no_reply(service: Service, http: httpx2.Client) -> None:
+    http.post("/v1/sessions", json={"id": "left"})
+    run(http, "left", "n = 0")
+    body = json.dumps({"code": "import time\ntime.sleep(0.4)\nn += 1\nn", "request_id": "left-1"}).encode()
+    connection = _raw(service, f"POST /v1/sessions/left/run HTTP/1.1\r\nContent-Length: {len(body)}")
+    connection.sendall(b"\r\n\r\n" + body)
+    assert eventually(lambda: counter(http, "aster_sandbox_cells_running") == 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    connection.close()  # with a reset
+    assert run(http, "left", "import time\ntime.sleep(0.4)\nn += 1\nn", "left-1")["output"] == "1"
+    assert run(http, "left", "n")["output"] == "1"
+
+
+def test_100_clients_at_once_with_some_that_vanish(service: Service, http: httpx2.Client) -> None:
+    """Each of 80 clients counts its cells in a session of its own, while 20 others go away in the middle of requests."""
+
+    async def steady(client: httpx2.AsyncClient, name: str) -> list[str]:
+        await client.post("/v1/sessions", json={"id": name, "setup": "n = 0"})
+        replies = [await client.post(f"/v1/sessions/{name}/run", json={"code": "n += 1\nn"}) for _ in range(5)]
+        await client.delete(f"/v1/sessions/{name}")
+        return [reply.json()["output"] for reply in replies]
+
+    async def fickle(name: str) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        body = json.dumps({"id": name, "setup": "import time; time.sleep(0.05)"}).encode()
+        head = f"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        whole = head.encode() + body
+        writer.write(whole[: zlib.crc32(name.encode()) % len(whole)])
+        await writer.drain()
+        writer.transport.abort()
+        del reader
+
+    async def all_of_them() -> list[list[str]]:
+        limits = httpx2.Limits(max_connections=None)
+        headers = {"Authorization": f"Bearer {ALICE}"}
+        async with httpx2.AsyncClient(
+            base_url=service.url, headers=headers, limits=limits, timeout=60, trust_env=False
+        ) as client:
+            gone = asyncio.gather(*(fickle(f"gone-{number}") for number in range(20)))
+            counts = await asyncio.gather(*(steady(client, f"steady-{number}") for number in range(80)))
+            await gone
+            return counts
+
+    assert asyncio.run(all_of_them()) == [["1", "2", "3", "4", "5"]] * 80
+    assert http.get("/health").json()["status"] == "ok"
+
+
+def test_slow_readers_and_slow_writers_hold_up_nobody(service: Service, http: httpx2.Client) -> None:
+    """Connections that send half a request, or ask for much and read nothing, cost the others nothing."""
+    http.post("/v1/sessions", json={"id": "big"})
+    run(http, "big", "text = 'x' * 1900")
+    body = json.dumps({"code": "print(text)"}).encode()
+    request = (
+        f"POST /v1/sessions/big/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    connections = []
+    for number in range(40):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(0.05)
+        connection.connect(("127.0.0.1", service.port))
+        # Half of them stop within a request; the others send many and never read, until the service stops reading from them.
+        with contextlib.suppress(TimeoutError):
+            connection.sendall(request[: len(request) // 2] if number % 2 else request * 50)
+        connections.append(connection)
+    http.post("/v1/sessions", json={"id": "quick"})
+    for number in range(20):
+        assert run(http, "quick", f"{number} + 1")["output"] == str(number + 1)
+    for connection in connections:
+        connection.close()
+
+
+def test_sigterm_lets_a_cell_end_and_leaves_nothing() -> None:
+    service = Service("sandbox.cell_seconds=20")
+    with service.client() as http, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        http.post("/v1/sessions", json={"id": "last"})
+        run(http, "last", "import subprocess\nsleeper = subprocess.Popen(['sleep', '600'])")
+        below = descendants(service.process.pid)
+        assert len(below) >= 3  # the zygote, the session, what it started
+        cell = pool.submit(run, http, "last", "import time\ntime.sleep(1)\n'done'")
+        assert eventually(lambda: counter(http, "aster_sandbox_cells_running") == 1)
+        status, errors = service.stop()
+        assert cell.result()["output"] == "'done'"
+    assert (status, errors) == (0, level_line())
+    assert eventually(lambda: all_dead(below))
+
+
+def test_sigint_ends_it_too() -> None:
+    service = Service()
+    service.process.send_signal(signal.SIGINT)
+    assert service.stop() == (0, level_line())
+
+
+def test_what_the_user_can_mend_is_one_line(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("abc\n")
+    (tmp_path / "double").write_text(f"a {ALICE}\na {BOB}\n")
+    (tmp_path / "empty").write_text("# none\n")
+    for arguments, message in [
+        (["--port", str(service.port)], f"127.0.0.1:{service.port}: cannot listen here: Address already in use"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: others can reach this"),
+        (["--host", "no-such-host.invalid"], "--host no-such-host.invalid"),
+        (["--token-file", str(tmp_path / "none")], "the tokens cannot be read"),
+        (["--token-file", str(tmp_path / "short")], "entry 1: a token has at least 16 characters"),
+        (["--token-file", str(tmp_path / "double")], "entry 2: this name or token is there twice"),
+        (["--token-file", str(tmp_path / "empty")], "holds no token"),
+        (["sandbox.sesions=3"], "unknown field 'sandbox.sesions'"),
+        (["sandbox.output_characters=3"], "the service needs at least 200"),
+        (["sandbox.addresses=['http://x']"], "a service runs its sessions itself"),
+    ]:
+        if arguments[0] == "--host" and arguments[1].startswith("no"):
+            arguments = [*arguments, "--no-tokens"]
+        result = CliRunner().invoke(main, ["sandbox", "serve", *arguments])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert len(result.stderr.splitlines()) == 1
+        assert message in result.stderr

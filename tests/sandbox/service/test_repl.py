@@ -1,0 +1,156 @@
+"""``aster sandbox run``, typed at and piped into."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aster.sandbox.repl import Cells
+from tests.sandbox.conftest import ISOLATION
+from tests.sandbox.service.services import ALICE, Service, level_line
+
+COMMAND = [sys.executable, "-m", "aster", "sandbox", "run", "sandbox.preload=[]", f"sandbox.isolation={ISOLATION}"]
+
+
+def piped(text: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    more = {**os.environ, **environment}
+    return subprocess.run([*COMMAND, *arguments], input=text, capture_output=True, text=True, check=False, env=more, timeout=60)
+
+
+def test_piped_lines_are_cells_and_commands(tmp_path: Path) -> None:
+    (tmp_path / "setup.py").write_text("def ask(x): return 2 * x")
+    text = """\
+x = ask(20)
+for i in range(2):
+    print(i)
+x + 1
+:fork
+x = 99
+:sessions
+:switch 1
+x
+1 / 0
+:reset
+'x' in globals()
+ask(1)
+:nonsense
+:quit
+print("never")
+"""
+    result = piped(text, "--setup", str(tmp_path / "setup.py"))
+    assert (result.returncode, result.stderr) == (0, level_line())
+    lines = result.stdout.splitlines()
+    assert lines[:7] == ["0", "1", "41", "[session 2, forked from 1]", "  1", "* 2  forked from 1", "[session 1]"]
+    assert lines[7] == "40"
+    assert lines[-9:-5] == ["ZeroDivisionError: division by zero", "[session 1 is fresh]", "False", "2"]
+    assert ":fork" in lines[-5]
+
+
+def test_the_end_of_the_pipe_ends_a_block() -> None:
+    assert piped("def f():\n    return 5\n\nfor i in range(2):\n    print(f() + i)").stdout == "5\n6\n"
+
+
+def test_a_prompt_on_a_service(service: Service) -> None:
+    arguments = ["sandbox.cell_seconds=5", "sandbox.memory_mb=256", "sandbox.output_characters=2000"]
+    result = piped(
+        "x = 1\n:fork\nx += 1\nx\n:switch 1\nx\n",
+        *arguments,
+        f"sandbox.addresses=['{service.url}']",
+        ASTER_SANDBOX_TOKEN=ALICE,
+    )
+    assert result.stdout.splitlines() == ["[session 2, forked from 1]", "2", "[session 1]", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--setup", "nowhere.py"], "--setup nowhere.py: cannot be read"),
+        (["sandbox.addresses=['nowhere']"], "field 'sandbox.addresses.0'"),
+        (["sandbox.addresses=['http://127.0.0.1:1']"], "no sandbox service answers (http://127.0.0.1:1: ConnectError"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from aster.cli import main
+
+    monkeypatch.setattr("aster.sandbox.client.ENTER_SECONDS", 0.5)
+    result = CliRunner().invoke(main, ["sandbox", "run", *arguments])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+
+
+def test_a_person_can_interrupt_a_cell_and_leave_with_the_end_of_file() -> None:
+    terminal, side = pty.openpty()
+    process = subprocess.Popen(COMMAND, stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=_take_terminal)
+    os.close(side)
+    seen = ""
+
+    def until(text: str) -> None:
+        nonlocal seen
+        while text not in seen:
+            assert select.select([terminal], [], [], 30)[0], seen
+            seen += os.read(terminal, 4096).decode()
+        seen = seen.partition(text)[2]
+
+    until(">>> ")
+    os.write(terminal, b"x = 1\n")
+    until(">>> ")
+    os.write(terminal, b"for i in range(2):\n")
+    until("... ")
+    os.write(terminal, b"  print('line', i)\n\n")
+    until("line 1")
+    until(">>> ")
+    os.write(terminal, b"import time; time.sleep(60)\n")
+    until("60")
+    time.sleep(0.5)
+    os.write(terminal, b"\x03")
+    until("[interrupted; the state before this cell is kept]")
+    until(">>> ")
+    os.write(terminal, b"x + 41\n")
+    until("42")
+    until(">>> ")
+    os.write(terminal, b"half = (\n")
+    until("... ")
+    os.write(terminal, b"\x03")
+    until("KeyboardInterrupt")
+    until(">>> ")
+    os.write(terminal, b"\x04")
+    assert process.wait(30) == 0
+    os.close(terminal)
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [
+        ("1\n2", ["1", "2"]),
+        ("if x:\n  1\nelse:\n  2\n3", ["if x:\n  1\nelse:\n  2", "3"]),
+        ("if x:\n  1\n\n3", ["if x:\n  1\n", "3"]),
+        ("@d\ndef f():\n  pass\nf()", ["@d\ndef f():\n  pass", "f()"]),
+        ("x = '''a\nb\n\nc'''\n1", ["x = '''a\nb\n\nc'''", "1"]),
+        ("f(\n1,\n2)\n3", ["f(\n1,\n2)", "3"]),
+        ("def f(:\n1", ["def f(:", "1"]),
+        ("try:\n  1\nfinally:\n  2\nwhile x:\n  3", ["try:\n  1\nfinally:\n  2", "while x:\n  3"]),
+        ("await f()\nasync def g():\n  pass\ng()", ["await f()", "async def g():\n  pass", "g()"]),
+        ("\n\n# only\n1", ["# only", "1"]),
+    ],
+)
+def test_lines_become_cells(text: str, cells: list[str]) -> None:
+    gathered = Cells()
+    found = [cell for line in text.split("\n") for cell in gathered.add(line)]
+    assert [*found, *gathered.rest()] == cells
