@@ -77,10 +77,10 @@ for number in range(1024):
         """
 for top in ('..', '../..', '/tmp'):
     for place, _, names in os.walk(top):
-        for name in names:
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                if 'victim' in open(os.path.join(place, name)).read():
-                    print('BREACH', name)
+        if 'mine' in names:
+            with contextlib.suppress(OSError):
+                if open(os.path.join(place, 'mine')).read().startswith('victim '):
+                    print('BREACH', place)
 """,
         covered_from=Level.LANDLOCK,
     ),
