@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from aster import __version__
+from aster.cli_arguments import recipe_or_defaults, split_arguments
 from aster.cli_sandbox import sandbox_group
 from aster.core.errors import UserError
 
@@ -71,13 +72,6 @@ def _default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-{recipe.cold_start.value}-s{recipe.seed}"
 
 
-def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """[RECIPE] [FIELD=VALUE ...] as (recipe or None, overrides)."""
-    if arguments and "=" not in arguments[0]:
-        return arguments[0], arguments[1:]
-    return None, arguments
-
-
 @main.command("run")
 @_recipe_arguments
 def run_command(recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
@@ -121,7 +115,7 @@ def report_command(arguments: tuple[str, ...], folder: Path | None) -> None:
     from aster.core.recipe import load_recipe
     from aster.core.run import RunFolder
 
-    path, overrides = _split(arguments)
+    path, overrides = split_arguments(arguments)
     if path is None and (folder is None or overrides):
         raise click.UsageError("give a RECIPE, or --run DIR alone")
     recipe = load_recipe(path, overrides) if path is not None else None
@@ -143,17 +137,8 @@ def recipe_command(arguments: tuple[str, ...]) -> None:
     Without RECIPE: the defaults.
     """
     from aster.core.describe import describe
-    from aster.core.recipe import apply_override, load_recipe, validate_recipe
 
-    path, overrides = _split(arguments)
-    if path is not None:
-        recipe = load_recipe(path, overrides)
-    else:
-        data: dict[str, Any] = {}
-        for text in overrides:
-            apply_override(data, text)
-        recipe = validate_recipe(data, "overrides")
-    click.echo(describe(recipe))
+    click.echo(describe(recipe_or_defaults(arguments)))
 
 
 @main.command("show")

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from aster.core import recipe
+from aster.cli_arguments import recipe_or_defaults
 
 
 @click.group("sandbox")
 def sandbox_group() -> None:
     """The Python sandbox by itself: a service, a prompt."""
-
-
-def _settings(arguments: tuple[str, ...]) -> recipe.Sandbox:
-    """The section ``sandbox`` of [RECIPE] [FIELD=VALUE ...]."""
-    from aster.core.recipe import apply_override, load_recipe, validate_recipe
-
-    if arguments and "=" not in arguments[0]:
-        return load_recipe(arguments[0], arguments[1:]).sandbox
-    data: dict[str, object] = {}
-    for text in arguments:
-        apply_override(data, text)
-    return validate_recipe(data, "overrides").sandbox
 
 
 @sandbox_group.command("serve")
@@ -66,7 +52,7 @@ def serve_command(
     """
     from aster.core.errors import UserError
 
-    settings = _settings(arguments)
+    settings = recipe_or_defaults(arguments).sandbox
     if settings.addresses:
         raise UserError("sandbox.addresses: a service runs its sessions itself; leave this empty")
     try:
@@ -107,4 +93,4 @@ def run_command(arguments: tuple[str, ...], setup: Path | None) -> None:
             source = setup.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--setup {setup}: cannot be read: {error}") from None
-    run_repl(_settings(arguments), source)
+    run_repl(recipe_or_defaults(arguments).sandbox, source)

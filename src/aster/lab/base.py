@@ -85,11 +85,11 @@ def examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample]:
 
 def drill(dialect: Qwen3Dialect, rng: random.Random) -> TrainingSample:
     """Run what you are told, call by call, and repeat the last result. The results are random: there is nothing to work out."""
-    snippets = [_snippet(rng, first=index == 0) for index in range(rng.randint(1, MOST_CALLS))]
-    told = " ".join(f"{label}:{code}" for label, code in zip(LABELS, snippets, strict=False))
+    snippets = [(label, _snippet(rng, first=label == LABELS[0])) for label in LABELS[: rng.randint(1, MOST_CALLS)]]
+    told = " ".join(f"{label}:{code}" for label, code in snippets)
     pieces = [(dialect.prompt_ids(f"Run {told}"), 0)]
     output = ""
-    for label, code in zip(LABELS, snippets, strict=False):
+    for label, code in snippets:
         output = str(rng.randint(1, MOST))
         pieces += [(dialect.turn_ids(label, "", [f"{code}\nv"]), 1), (dialect.tool_ids([output]), 0)]
     pieces.append((dialect.turn_ids("end", f"\\boxed{{{output}}}", []), 1))

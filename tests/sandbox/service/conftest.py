@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.sandbox.service.services import ALICE, BOB, Service
+from tests.sandbox.service.services import ALICE, BOB, Service, as_alice
 
 
 @pytest.fixture(scope="session")
@@ -43,16 +43,10 @@ def tight() -> Iterator[Service]:
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx2.Client]:
     """Alice, at the roomy service. Her sessions are closed afterwards."""
-    with service.client(ALICE) as client:
-        yield client
-        for session in client.get("/v1/sessions").json()["sessions"]:
-            client.delete(f"/v1/sessions/{session['id']}")
+    yield from as_alice(service)
 
 
 @pytest.fixture
 def narrow(tight: Service) -> Iterator[httpx2.Client]:
     """Alice, at the tight service."""
-    with tight.client(ALICE) as client:
-        yield client
-        for session in client.get("/v1/sessions").json()["sessions"]:
-            client.delete(f"/v1/sessions/{session['id']}")
+    yield from as_alice(tight)

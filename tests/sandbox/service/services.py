@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -80,6 +81,14 @@ class Service:
             self.process.send_signal(signal.SIGTERM)
         _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, errors
+
+
+def as_alice(service: Service) -> Iterator[httpx2.Client]:
+    """For a fixture: Alice, whose sessions are closed afterwards."""
+    with service.client(ALICE) as client:
+        yield client
+        for session in client.get("/v1/sessions").json()["sessions"]:
+            client.delete(f"/v1/sessions/{session['id']}")
 
 
 def level_line(isolation: str = ISOLATION) -> str:

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.sandbox.conftest import levels_here
-from tests.sandbox.service.services import ALICE, Service, run
+from tests.sandbox.service.services import ALICE, Service, as_alice, run
 
 RESPONSE = {"status", "message", "compile_result", "run_result", "executor_pod_name", "files"}
 RESULT = {"status", "execution_time", "return_code", "stdout", "stderr"}
@@ -27,10 +27,7 @@ def _leveled(request: pytest.FixtureRequest) -> Iterator[Service]:
 @pytest.fixture
 def http(_leveled: Service) -> Iterator[httpx2.Client]:
     """Alice, at a service of each level. Her sessions are closed afterwards."""
-    with _leveled.client(ALICE) as client:
-        yield client
-        for session in client.get("/v1/sessions").json()["sessions"]:
-            client.delete(f"/v1/sessions/{session['id']}")
+    yield from as_alice(_leveled)
 
 
 def script(http: httpx2.Client, code: str, **more: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ no program of the system is needed.
 """
 
 from aster.sandbox.isolation.confine import (
-    confine_branch,
     confine_session,
     enter_zygote,
     fork_session,
@@ -22,7 +21,6 @@ __all__ = [
     "Plan",
     "Report",
     "choose",
-    "confine_branch",
     "confine_session",
     "enter_zygote",
     "fork_session",

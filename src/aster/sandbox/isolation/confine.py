@@ -110,11 +110,6 @@ def confine_session(plan: Plan, scratch: str, limits: Limits) -> None:
         seccomp.install(_more_denied(plan))
 
 
-def confine_branch(plan: Plan, scratch: str) -> None:  # noqa: ARG001 - the hook of all levels
-    """Go on in ``scratch`` after a fork of a confined session. Every wall but the working directory is inherited."""
-    os.chdir(scratch)
-
-
 def _more_denied(plan: Plan) -> tuple[str, ...]:
     """The system calls that reach the host's files and services where those are in sight and Landlock does not guard them."""
     if plan.level is Level.NAMESPACES:
