@@ -30,6 +30,12 @@ class Bench:
         self._open.append(session)
         return session
 
+    def fork(self, session: Session, seed: int | None = None) -> Session:
+        """A branch that the fixture closes."""
+        branch = self.do(session.fork(seed))
+        self._open.append(branch)
+        return branch
+
     def cells(self, *codes: str, seed: int = 0, setup: str = "") -> list[ToolCall]:
         """The results of cells run in one new session."""
         session = self.open(seed, setup)

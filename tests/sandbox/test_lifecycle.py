@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -32,6 +33,16 @@ def processes_with(marker: str) -> list[int]:
         if marker.encode() in known:
             found.append(int(entry.name))
     return found
+
+
+def runners_with(marker: str) -> list[int]:
+    """Those of them that are neither a zygote nor a keeper: what cells run in, and what they started."""
+    found = processes_with(marker)
+    parents = {}
+    for pid in found:
+        with contextlib.suppress(OSError):
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return [pid for pid, parent in parents.items() if parent in parents and parents[parent] in parents]
 
 
 def soon(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -82,7 +93,8 @@ def test_sessions_beyond_the_limit_wait_and_nothing_is_left_after_the_end(
     async def main() -> list[str]:
         async with Sandbox(recipe.Sandbox(cell_seconds=10, memory_mb=64, sessions=2)) as sandbox:
             results = await asyncio.gather(*(one(sandbox, number) for number in range(6)))
-            assert len(processes_with(str(tmp_path))) == 1, "only the zygote lives while no session does"
+            assert processes_with(str(tmp_path))
+            assert not runners_with(str(tmp_path)), "a closed session leaves nothing"
             left_open = await sandbox.open(0)
             await left_open.run("open('other', 'w').write('x')")
             return results
@@ -114,6 +126,42 @@ asyncio.run(main())
     assert parent.stdout.readline() == b"ready\n"
     root = f"{tmp_path}/aster-sandbox-"
     assert len(processes_with(root)) >= 4
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert soon(lambda: not processes_with(root))
+    assert soon(lambda: not list(tmp_path.iterdir()))
+
+
+def test_nothing_is_left_of_thirty_busy_sessions_whose_supervisor_was_killed(tmp_path: Path) -> None:
+    code = r"""
+import asyncio, sys, tempfile
+from aster.core import recipe
+from aster.sandbox import Sandbox
+tempfile.tempdir = sys.argv[1]
+WORK = [
+    "while True: pass",
+    "open('f', 'wb').write(bytes(1 << 20)); import time; time.sleep(600)",
+    "import os; [os.fork() for _ in range(3)]; os.setsid() if os.getpid() % 2 else None; __import__('time').sleep(600)",
+    "while True: print('x' * 1000)",
+    "import os\nos.fork() or (os.setsid(), os.fork(), __import__('time').sleep(600))\nwhile True: pass",
+]
+async def main():
+    async with Sandbox(recipe.Sandbox(cell_seconds=600, preload=[])) as sandbox:
+        sessions = await asyncio.gather(*(sandbox.open(number) for number in range(25)))
+        sessions += await asyncio.gather(*(session.fork() for session in sessions[:5]))
+        await asyncio.gather(*(s.run("until = 0.3; import time\nwhile time.process_time() < until: pass") for s in sessions))
+        tasks = [asyncio.create_task(s.run(WORK[number % len(WORK)])) for number, s in enumerate(sessions)]
+        await asyncio.sleep(1)
+        print("ready", flush=True)
+        await asyncio.gather(*tasks)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"ready\n"
+    root = f"{tmp_path}/aster-sandbox-"
+    assert len(processes_with(root)) >= 60
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()

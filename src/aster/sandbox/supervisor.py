@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
-import itertools
 import resource
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aster.core.errors import UserError
-from aster.sandbox.handle import ZygoteHandle, ZygoteLost
-from aster.sandbox.output import Clip
-from aster.sandbox.process import SessionProcess
-from aster.sandbox.protocol import ForkRequest, SandboxFailure
+from aster.sandbox.handle import ZygoteHandle
+from aster.sandbox.housekeeping import keep_house
+from aster.sandbox.keeper_handle import KeeperHandle
+from aster.sandbox.pool import Pool
+from aster.sandbox.pressure import Admission
+from aster.sandbox.protocol import SandboxFailure
 from aster.sandbox.session import Session
 
 if TYPE_CHECKING:
     from aster.core import recipe
 
 DESCRIPTORS_PER_SESSION = 3
+"""Control socket, connection, output."""
 SPARE_DESCRIPTORS = 512
 
 
@@ -31,34 +33,38 @@ class Sandbox:
     """Runs model-written Python in sessions. Use as ``async with Sandbox(recipe.sandbox) as sandbox``; one event loop."""
 
     def __init__(self, settings: recipe.Sandbox) -> None:
-        self._settings = settings
+        self.settings = settings
         self._slots = asyncio.Semaphore(settings.sessions)
         self._sessions: set[Session] = set()
         self._zygote: ZygoteHandle | None = None
         self._zygote_lock = asyncio.Lock()
         self._root: Path | None = None
-        self._count = itertools.count()
-        self._forks: set[asyncio.Task[SessionProcess] | asyncio.Task[None]] = set()
+        self._admission = Admission(settings.reserve_mb)
+        self._pool = Pool(settings, self._warm)
+        self._house: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Sandbox:
         if sys.platform != "linux":
-            raise SandboxFailure(f"the sandbox needs Linux (pidfd, prctl); this is {sys.platform}")
-        for package in self._settings.preload:
+            raise SandboxFailure(f"the sandbox needs Linux (prctl, /proc); this is {sys.platform}")
+        for package in self.settings.preload:
             if importlib.util.find_spec(package) is None:
                 raise UserError(f"sandbox.preload: no package {package!r} is installed; install it or take it off the list")
-        _allow_descriptors(self._settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
+        _allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
         self._root = Path(tempfile.mkdtemp(prefix="aster-sandbox-"))
         try:
             await self._warm()
         except BaseException:
             shutil.rmtree(self._root, ignore_errors=True)
             raise
+        self._house = asyncio.create_task(keep_house(self._sessions, self._pool, self._admission, self.settings))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         root, self._root = self._root, None
+        if self._house is not None:
+            self._house.cancel()
+            await asyncio.gather(self._house, return_exceptions=True)
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
-        await asyncio.gather(*self._forks, return_exceptions=True)
         async with self._zygote_lock:
             if self._zygote is not None:
                 await self._zygote.stop()
@@ -66,15 +72,12 @@ class Sandbox:
             await asyncio.to_thread(shutil.rmtree, root, True)
 
     async def open(self, seed: int, setup: str = "") -> Session:
-        """A fresh session; waits while ``sessions`` are alive.
+        """A fresh session; waits while ``sessions`` are alive, or while memory is short.
 
         ``seed`` seeds the global generators of ``random``, and of numpy and sympy where they are preloaded. ``setup`` is Python
-        that runs before the first cell and again on recovery; its source is not shown in tracebacks. SandboxFailure where it
-        raises.
+        that runs before the first cell; its source is not shown in tracebacks. SandboxFailure where it raises.
         """
-        await self._slots.acquire()
-        session = Session(self._settings, seed, setup, self._fork, self._forget)
-        self._sessions.add(session)
+        session = await self.adopt(seed, setup)
         try:
             await session.begin()
         except BaseException:
@@ -82,28 +85,36 @@ class Sandbox:
             raise
         return session
 
-    async def _fork(self, clip: Clip) -> SessionProcess:
-        """A new process. One that comes after the caller was cancelled is ended."""
-        task = asyncio.create_task(self._fork_now(clip))
-        self._keep(task)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            self._keep(asyncio.create_task(_bury(task)))
-            raise
+    @property
+    def root(self) -> Path | None:
+        """The directory of all sessions' files and the zygote's log, while the sandbox is open."""
+        return self._root
 
-    def _keep(self, task: asyncio.Task[SessionProcess] | asyncio.Task[None]) -> None:
-        self._forks.add(task)
-        task.add_done_callback(self._forks.discard)
+    # ----- for sessions
 
-    async def _fork_now(self, clip: Clip) -> SessionProcess:
-        zygote = await self._warm()
-        if self._root is None:
-            raise SandboxFailure("the sandbox is closed")
-        seconds = f"{self._settings.cell_seconds:g}"
-        scratch = str(self._root / f"session-{next(self._count)}")
-        request = ForkRequest(scratch, self._settings.memory_mb, f"the cell ran longer than {seconds} s")
-        return await SessionProcess.fork(zygote, request, clip)
+    async def adopt(self, seed: int, setup: str) -> Session:
+        """A session without a process, as soon as there may be one more."""
+        await self._slots.acquire()
+        session = Session(self, seed, setup)
+        self._sessions.add(session)
+        return session
+
+    def forget(self, session: Session) -> None:
+        """It is closed."""
+        self._sessions.discard(session)
+        self._slots.release()
+
+    async def admit(self, wanted: Callable[[], bool]) -> None:
+        """Wait for memory. SandboxFailure where there is none for long, or the process is not ``wanted`` any more."""
+        await self._admission.wait(lambda: self._pool.idle, wanted)
+
+    async def take_keeper(self) -> KeeperHandle:
+        """A keeper that no session uses. SandboxFailure where the zygote cannot be had."""
+        return await self._pool.take()
+
+    def give_keeper(self, keeper: KeeperHandle) -> None:
+        """A keeper that is as good as new."""
+        self._pool.give(keeper)
 
     async def _warm(self) -> ZygoteHandle:
         """The zygote; a new one where the last is gone."""
@@ -111,18 +122,8 @@ class Sandbox:
             if self._root is None:
                 raise SandboxFailure("the sandbox is closed, or was not entered with `async with`")
             if self._zygote is None or not self._zygote.alive:
-                self._zygote = await ZygoteHandle.start(self._root, self._settings.preload)
+                self._zygote = await ZygoteHandle.start(self._root, self.settings.preload)
             return self._zygote
-
-    def _forget(self, session: Session) -> None:
-        self._sessions.discard(session)
-        self._slots.release()
-
-
-async def _bury(task: asyncio.Task[SessionProcess]) -> None:
-    """End the process that a task brings."""
-    with contextlib.suppress(ZygoteLost, SandboxFailure):  # then it brings none
-        await (await task).end()
 
 
 def _allow_descriptors(wanted: int) -> None:

@@ -1,33 +1,33 @@
-"""A session's own process, from the fork to its end. Runs in the zygote's child, under whatever the cells did to it."""
+"""A session's interpreter. The same object lives in its keeper, its runners and their savepoints: they are forks of each other.
+
+Everything here runs under whatever the cells did to the process.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import random
 import resource
 import signal
+import socket
 import sys
 import tempfile
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
+from aster.sandbox import copies, snapshot
 from aster.sandbox.cells import Interpreter, short_traceback
-from aster.sandbox.protocol import ForkRequest, pack, read_frame
+from aster.sandbox.confine import libc, remove_tree
+from aster.sandbox.copies import CONNECTION, EMPTY, OUTPUT, Copied, Work
+from aster.sandbox.protocol import MAX_REQUEST, ForkRequest, pack, receive, take_frame
+from aster.sandbox.snapshot import Snapshot
 
-# Descriptors above what careless cells close, and below OPEN_FILES.
-CONNECTION, OUTPUT, EMPTY = 500, 501, 502
-OPEN_FILES = 512
-FILE_BYTES = 256 << 20
 RESERVE_BYTES = 64 << 20
 """Address space beyond a cell's limit in which its MemoryError is reported and the next cell is compiled."""
 LARGEST_INT_DIGITS = 200_000
 """Digits of an integer that ``str`` converts; Python's own 4,300 stops ordinary problems such as the digit sum of 2**20000."""
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MemoryGuard(contextlib.AbstractContextManager["MemoryGuard"]):
@@ -46,50 +46,187 @@ class MemoryGuard(contextlib.AbstractContextManager["MemoryGuard"]):
 
 
 class Worker:
-    """Serves one session's requests until its connection ends."""
+    """A session's interpreter, from the fork of its first runner on: savepoints and branches are forks of that."""
 
-    def __init__(self, request: ForkRequest) -> None:
+    def __init__(self, request: ForkRequest, base: str, line: int, keeper: int) -> None:
+        """``base`` is the directory of all of the keeper's lines."""
+        self._base = base
+        self._line = line
+        self._keeper = keeper
+        self._pid = os.getpid()
+        self._step = -1
+        """How far the session has come: -1 before its setup, then the number of its steps."""
+        self._files = True
+        self._unsaved = False
+        """The next savepoint does not wait until it is worth the fork: replay could not lead here, or would be long."""
         module = ModuleType("__main__")
         sys.modules["__main__"] = module  # so that pickle and multiprocessing find what cells define
+        sys.set_int_max_str_digits(LARGEST_INT_DIGITS)
+        sys.argv = [""]
+        home = self.folder(line)
+        remove_tree(home)
+        os.mkdir(home, 0o700)
+        os.chdir(home)
+        sys.path.insert(0, home)
+        self._settle(line)
         self._output = _output_stream()
-        self._pid = os.getpid()
         guard = MemoryGuard(_address_space() + (request.memory_mb << 20))
         guard.__exit__()
         self._interpreter = Interpreter(module.__dict__, self._report, guard, request.timeout_text)
+        self._work = Work()
 
-    def serve(self) -> NoReturn:
+    def folder(self, line: int) -> str:
+        """A line's working directory."""
+        return os.path.join(self._base, str(line))
+
+    def serve(self, connection: int, output: int) -> NoReturn:
+        """Answer the requests of a supervisor for ever."""
+        self._attach(connection, output)
+        self._serve()
+
+    def _serve(self) -> NoReturn:
         """Answer requests for ever; end the process at the end of the connection."""
+        connection = socket.socket(fileno=CONNECTION)
+        buffer = bytearray()
+        descriptors: list[int] = []
         while True:
             try:
-                request = read_frame(CONNECTION)
+                request = take_frame(buffer, MAX_REQUEST)
+                if request is None:
+                    data, passed = receive(connection, 1 << 16, 2)
+                    if not data:
+                        os._exit(0)
+                    buffer += data
+                    descriptors += passed
+                    continue
             except OSError:  # a cell closed the connection, and kept it open in a child
                 os._exit(1)
             except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised; its cell is over
                 continue
-            if request is None:
-                os._exit(0)
-            reply = self._start(request) if request["op"] == "start" else self._run(request)
+            reply = self._answer(request, descriptors)
+            descriptors.clear()
             if os.getpid() != self._pid:  # a child that a cell forked came to the end of the cell
                 os._exit(0)
-            os.write(CONNECTION, pack(reply))
+            if reply:
+                os.write(CONNECTION, pack({"nonce": request["nonce"], **reply}))
+            if self._unsaved or self._work.enough():
+                self._save()
+
+    def _answer(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        match request["op"]:
+            case "run":
+                return self._run(request)
+            case "start":
+                return self._start(request)
+            case "hello":
+                return {"status": "ok", "step": self._step, "files": self._files}
+            case "seed":
+                seed_everything(request["seed"])
+                self._step = request["step"]
+                return {"status": "ok"}
+            case "branch":
+                return self._branch(request["line"], *descriptors)
+        raise ValueError(f"unknown request {request['op']!r}")
 
     def _start(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._restore()
         seed_everything(request["seed"])
         status = "ok"
-        try:
-            self._interpreter.setup(request["setup"])
-        except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
-            status = "error"
-            self._report(short_traceback(error))
+        with self._work:
+            try:
+                self._interpreter.setup(request["setup"])
+            except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
+                status = "error"
+                self._report(short_traceback(error))
         self._flush()
-        return {"nonce": request["nonce"], "status": status, "interrupted": False}
+        self._step = 0
+        return {"status": status}
 
     def _run(self, request: dict[str, Any]) -> dict[str, Any]:
         self._restore()
-        status = self._interpreter.run(request["number"], request["code"])
+        with self._work:
+            status = self._interpreter.run(request["number"], request["code"])
         self._flush()
-        return {"nonce": request["nonce"], "status": status, "interrupted": self._interpreter.interrupted}
+        self._step = request["step"]
+        # Nobody can interrupt a cell again at the same place: replay could not repeat it.
+        self._unsaved |= self._interpreter.interrupted
+        return {"status": status, "interrupted": self._interpreter.interrupted}
+
+    def _save(self) -> None:
+        """Leave a sleeping copy of this process behind, where a fork makes one. Returns in this process, and in the copy when
+        that is woken."""
+        self._unsaved = False
+        folder = self.folder(self._line)
+        state = random.getstate()
+        copied = self._copy(lambda: snapshot.take(folder, True, self._ours()))
+        if isinstance(copied, Copied):
+            try:
+                self._attach(*copies.sleep(self._line))
+                copied.snapshot.restore(folder)
+                self._files = copied.snapshot.entries is not None
+                self._come_alive(state, copied)
+            except BaseException:  # noqa: BLE001 - the keeper hears of its end
+                os._exit(1)
+        self._work.restart()
+
+    def _branch(self, line: int, connection: int, output: int) -> dict[str, Any]:
+        """Fork another line from here. In the branch the answer is empty: it has not been asked."""
+        old, new = self.folder(self._line), self.folder(line)
+
+        def prepare() -> Snapshot:
+            snapshot.copy_folder(old, new)
+            return snapshot.take(old, False, self._ours() | {connection, output})
+
+        state = random.getstate()
+        copied = self._copy(prepare, {connection, output})
+        if isinstance(copied, Copied):
+            try:
+                self._attach(connection, output)
+                copied.snapshot.reopen(new)
+                copies.register({"branched": line}).close()
+                self._settle(line)
+                self._come_alive(state, copied)
+            except BaseException:  # noqa: BLE001 - the keeper hears of its end
+                os._exit(1)
+            return {}
+        os.close(connection)
+        os.close(output)
+        return {"status": "ok" if copied else "error"}
+
+    def _copy(self, prepare: Any, passed: frozenset[int] | set[int] = frozenset()) -> Copied | bool:
+        """A copy of this process, unless a fork would not be one."""
+        try:
+            if snapshot.obstacle(self._ours() | passed):
+                return False
+        except OSError:  # no /proc to look into
+            return False
+        return copies.copy_process(self._keeper, prepare)
+
+    def _ours(self) -> frozenset[int]:
+        return copies.OURS | self._interpreter.descriptors()
+
+    def _settle(self, line: int) -> None:
+        """Let the process's own idea of its home follow its line."""
+        old, new = self.folder(self._line), self.folder(line)
+        os.environ["HOME"] = os.environ["TMPDIR"] = new
+        tempfile.tempdir = None
+        sys.path[:] = [new if entry == old else entry for entry in sys.path]
+        self._line = line
+
+    def _come_alive(self, random_state: Any, copied: Copied) -> None:
+        """In a copy: be somebody else than the process it was forked from."""
+        self._pid = os.getpid()
+        random.setstate(random_state)  # Python reseeds it in every fork
+        self._interpreter.after_fork()
+        self._unsaved = True
+        self._work.restart()
+        copied.take_signals()
+
+    def _attach(self, connection: int, output: int) -> None:
+        os.dup2(connection, CONNECTION, inheritable=False)
+        os.dup2(output, OUTPUT, inheritable=False)
+        os.close(connection)
+        os.close(output)
+        self._restore()
 
     def _restore(self) -> None:
         """Give the next cell its standard streams and our interrupt handler, whatever the last one did to them."""
@@ -119,29 +256,6 @@ class Worker:
         libc.fflush(None)
 
 
-def become_session(request: ForkRequest, zygote: int, connection: int, output: int) -> NoReturn:
-    """Turn a fresh child of the zygote into a session and serve. Closes every descriptor but the two given."""
-    os.setsid()
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != zygote:  # it died before the line above
-        os._exit(1)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    _take_descriptors(connection, output)
-    os.mkdir(request.scratch, 0o700)
-    os.chdir(request.scratch)
-    os.environ["HOME"] = os.environ["TMPDIR"] = request.scratch
-    tempfile.tempdir = None
-    sys.argv = [""]
-    sys.path.insert(0, request.scratch)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")  # where memory runs out, a session goes before the trainer; some containers forbid it
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    sys.set_int_max_str_digits(LARGEST_INT_DIGITS)
-    Worker(request).serve()
-
-
 def seed_everything(seed: int) -> None:
     """Seed the global generators: ``random``'s, and numpy's legacy one and sympy's where the zygote has loaded them. Every fork
     shares their state otherwise."""
@@ -154,17 +268,6 @@ def seed_everything(seed: int) -> None:
         import sympy.core.random
 
         sympy.core.random.seed(seed)
-
-
-def _take_descriptors(connection: int, output: int) -> None:
-    os.dup2(connection, 0)
-    os.dup2(output, 1)
-    os.closerange(2, os.sysconf("SC_OPEN_MAX"))
-    os.dup2(0, CONNECTION, inheritable=False)
-    os.dup2(1, OUTPUT, inheritable=False)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), EMPTY, inheritable=False)
-    os.dup2(EMPTY, 0)
-    os.dup2(OUTPUT, 2)
 
 
 def _output_stream() -> TextIO:

@@ -1,0 +1,176 @@
+"""Savepoints: what was computed once is not computed again, and the session's files come back with its variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox.sandbox_bench import Bench
+
+CRASH = "import os\nos._exit(3)"
+KEPT = "the variables and imports of earlier cells are kept]"
+SIBLINGS = """
+import os, signal, time
+time.sleep(0.2)  # a savepoint is made after the reply
+keeper = os.getppid()
+siblings = [int(p) for p in open(f"/proc/{keeper}/task/{keeper}/children").read().split() if int(p) != os.getpid()]
+"""
+
+
+class Mark:
+    """A file outside the session that counts how often a cell ran."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def count(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def expensive(self, code: str = "") -> str:
+        """A cell that is worth a savepoint."""
+        burn = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until:\n    pass"
+        return f"with open({str(self.path)!r}, 'a') as mark:\n    _ = mark.write('x')\n{burn}\n{code}"
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Mark:
+    return Mark(tmp_path / "mark")
+
+
+def test_an_expensive_cell_is_not_repeated_and_the_cells_after_it_are(bench: Bench, mark: Mark) -> None:
+    *_, crash, after = bench.cells("x = [1]", mark.expensive("x.append(2)"), "x.append(3)", CRASH, "x")
+    assert crash.output == f"[crashed: the Python interpreter exited with status 3; {KEPT}"
+    assert after.output == "[1, 2, 3]"
+    assert mark.count == 1
+
+
+def test_time_that_was_slept_is_not_slept_again(bench: Bench, mark: Mark) -> None:
+    sleep = f"import time\n_ = open({str(mark.path)!r}, 'a').write('x')\ntime.sleep(0.5)"
+    assert bench.cells("x = 1", sleep, CRASH, "x")[-1].output == "1"
+    assert mark.count == 1
+
+
+def test_one_savepoint_serves_many_crashes(bench: Bench, mark: Mark) -> None:
+    session = bench.open()
+    bench.do(session.run(mark.expensive("x = 1")))
+    for number in range(2, 6):
+        assert bench.do(session.run(f"x += {number}; import os; os._exit(1)")).status == "crashed"
+        assert bench.do(session.run(f"x = {number}\nx")).output == str(number)
+    assert mark.count == 1
+
+
+def test_an_interrupted_cell_survives_a_later_crash(hasty: Bench) -> None:
+    _, wait, crash, after = hasty.cells("x = 1", "import time\nx = 2\ntime.sleep(60)", CRASH, "x")
+    assert wait.output.endswith("\n[timeout: the cell was interrupted after 0.5 s; all variables are kept]")
+    assert crash.output.endswith(KEPT)
+    assert after.output == "2"
+
+
+def test_a_cell_that_waits_for_its_children_does_not_meet_the_savepoint(bench: Bench, mark: Mark) -> None:
+    wait = "import os, time\ntime.sleep(0.2)\nos.wait()"
+    assert bench.cells(mark.expensive(), wait)[1].output.endswith("ChildProcessError: [Errno 10] No child processes")
+
+
+@pytest.mark.parametrize(
+    "what", ["os.killpg(0, signal.SIGKILL)", "[os.kill(p, signal.SIGTERM) for p in siblings]; os._exit(1)"]
+)
+def test_what_a_cell_kills_by_accident_is_not_its_savepoint(bench: Bench, mark: Mark, what: str) -> None:
+    *_, found, crash, after = bench.cells(mark.expensive("x = 5"), SIBLINGS + "len(siblings)", what, "x")
+    assert found.output == "1"
+    assert crash.status == "crashed"
+    assert (after.output, mark.count) == ("5", 1)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["[os.kill(p, 9) for p in siblings]; os._exit(1)", "os.kill(keeper, 9); time.sleep(9)", "os.kill(keeper, 15); os._exit(1)"],
+)
+def test_where_the_savepoint_or_the_keeper_is_killed_replay_remains(bench: Bench, mark: Mark, what: str) -> None:
+    _, _, crash, after = bench.cells(mark.expensive("x = 5"), SIBLINGS, what, "x")
+    assert crash.status == "crashed"
+    assert crash.output.endswith(KEPT)
+    assert after.output == "5"
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        "import threading\nt = threading.Thread(target=threading.Event().wait, daemon=True); t.start()",
+        "import subprocess\np = subprocess.Popen(['sleep', '100'])",
+        "import os\npipe = os.pipe()\n_ = os.write(pipe[1], b'5')",
+        "import tempfile\nf = tempfile.TemporaryFile()\n_ = f.write(b'5')",
+        "import multiprocessing\nv = multiprocessing.RawValue('i', 5)",
+        "import os\ndef broken():\n    raise BlockingIOError(11, 'Resource temporarily unavailable')\nos.fork = broken",
+    ],
+    ids=["threads", "children", "pipes", "nameless files", "shared memory", "no fork"],
+)
+def test_what_a_fork_cannot_copy_is_rebuilt_by_replay(bench: Bench, mark: Mark, obstacle: str) -> None:
+    *_, crash, after = bench.cells(obstacle, mark.expensive("x = 5"), CRASH, "x")
+    assert crash.output.endswith(KEPT)
+    assert after.output == "5"
+    assert mark.count == 2
+
+
+def test_files_come_back_as_the_earlier_cells_left_them(bench: Bench, mark: Mark) -> None:
+    make = """
+import os
+os.makedirs('a/b')
+_ = open('a/b/f', 'w').write('first')
+_ = open('gone', 'w').write('x')
+os.chmod('a/b/f', 0o640)
+os.symlink('a/b/f', 'link')
+os.remove('gone')
+log = open('log', 'w+')
+_ = log.write('one ')
+log.flush()
+"""
+    spoil = "import shutil\nshutil.rmtree('a')\nos.remove('link')\n_ = open('new', 'w').write('x')\n_ = log.write('bad')\nlog.flush()\nos._exit(1)"
+    look = """
+_ = log.write('two')
+log.flush()
+print(sorted(os.listdir()), open('link').read(), oct(os.stat('a/b/f').st_mode), open('log').read(), os.readlink('link'))
+"""
+    for code in (make, make + mark.expensive()):  # by replay, and from a savepoint
+        assert bench.cells(code, spoil, look)[-1].output == "['a', 'link', 'log'] first 0o100640 one two a/b/f"
+    assert mark.count == 1
+
+
+def test_a_working_directory_that_is_too_large_to_copy_is_said(bench: Bench, mark: Mark) -> None:
+    large = "_ = open('f', 'wb').write(bytes(20 << 20))\nx = 1\n"
+    *_, crash, after = bench.cells(mark.expensive(large), "x = 2", "open('f', 'w').write('bad')\nimport os\nos._exit(1)", "x")
+    assert crash.output.endswith("; the files in the working directory were too large to be copied, and are as they were left]")
+    assert (after.output, mark.count) == ("2", 1)
+    *_, crash, after = bench.cells(large, CRASH, "import os\nos.path.getsize('f')")
+    assert (crash.output[-len(KEPT) :], after.output) == (KEPT, str(20 << 20))  # replay has no such limit
+
+
+def test_random_numbers_go_on_as_if_nothing_had_happened(bench: Bench, mark: Mark) -> None:
+    draw = "random.random(), float(np.random.rand()), randint(0, 10**9)"
+    first = f"import random, numpy as np\nfrom sympy.core.random import randint\n{draw}"
+    straight = bench.cells(first, draw, draw, seed=3)
+    broken = bench.cells(first, mark.expensive(draw), "random.random(); import os; os._exit(1)", draw, seed=3)
+    assert [call.output for call in (*broken[:2], broken[3])] == [call.output for call in straight]
+
+
+def test_the_event_loop_works_on_in_a_savepoint(bench: Bench, mark: Mark) -> None:
+    start = "import asyncio\nq = asyncio.Queue()\nt = asyncio.create_task(q.get())\nawait asyncio.sleep(0)"
+    cells = (start, mark.expensive(), CRASH, "await q.put(7)\nawait asyncio.wait_for(t, 5)", "await asyncio.sleep(0.01, 8)")
+    assert [call.output for call in bench.cells(*cells)[3:]] == ["7", "8"]
+
+
+def test_a_cell_that_breaks_replay_costs_its_own_effects_alone(bench: Bench, tmp_path: Path) -> None:
+    once = (
+        f"import os\nif os.path.exists({str(tmp_path / 'm')!r}): os._exit(5)\nopen({str(tmp_path / 'm')!r}, 'w').close()\ny = 1"
+    )
+    *_, crash, after = bench.cells("x = 1", once, "x += 1", CRASH, "x, 'y' in globals()")
+    assert crash.output.endswith("are kept, except for what these cells changed: 2]")
+    assert after.output == "(2, False)"
+
+
+def test_setup_runs_once_and_what_it_wrote_comes_back(bench: Bench, mark: Mark) -> None:
+    setup = f"open({str(mark.path)!r}, 'a').write('x')\nopen('given', 'w').write('data')\ntable = open('given')"
+    cells = ("table.read(2)", "import os\nos.remove('given')\nos._exit(1)", "table.read(), open('given').read()")
+    assert bench.cells(*cells, setup=setup)[-1].output == "('ta', 'data')"
+    assert mark.count == 1
