@@ -11,6 +11,7 @@ import pytest
 
 from aster.core import recipe
 from aster.sandbox import Sandbox, SandboxFailure, Session, pressure
+from aster.sandbox.pool import MOST_FREE, READY
 from tests.sandbox.test_lifecycle import runners_with, soon
 
 
@@ -104,7 +105,7 @@ def test_waiting_for_memory_ends_with_a_message(machine: Machine, monkeypatch: p
             machine.left = 1
             await sandbox.open(1)
 
-    with pytest.raises(SandboxFailure, match="256 MB of memory left; lower sandbox.sessions"):
+    with pytest.raises(SandboxFailure, match="256 MB of memory left; lower"):
         asyncio.run(main())
 
 
@@ -194,11 +195,11 @@ def test_two_hundred_idle_sessions_cost_three_descriptors_each() -> None:
             sessions = await asyncio.gather(*(sandbox.open(number) for number in range(1, 200)))
             calls = await asyncio.gather(*(session.run(f"x = {number}") for number, session in enumerate(sessions)))
             assert {call.status for call in calls} == {"ok"}
-            assert len(os.listdir("/proc/self/fd")) - before == 3 * 199
+            assert len(os.listdir("/proc/self/fd")) - before - 3 * 199 in range(READY + 1)
             answers = await asyncio.gather(*(session.run("x") for session in sessions))
             assert [call.output for call in answers] == [str(number) for number in range(199)]
             await asyncio.gather(*(session.close() for session in sessions))
-            assert len(os.listdir("/proc/self/fd")) == before
+            assert len(os.listdir("/proc/self/fd")) <= before + MOST_FREE
             assert soon(lambda: len(runners_with(str(sandbox.root))) == 1)
             assert (await first.run("1 + 1")).output == "2"
 

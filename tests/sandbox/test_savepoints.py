@@ -126,7 +126,15 @@ log = open('log', 'w+')
 _ = log.write('one ')
 log.flush()
 """
-    spoil = "import shutil\nshutil.rmtree('a')\nos.remove('link')\n_ = open('new', 'w').write('x')\n_ = log.write('bad')\nlog.flush()\nos._exit(1)"
+    spoil = """
+import shutil
+shutil.rmtree('a')
+os.remove('link')
+_ = open('new', 'w').write('x')
+_ = log.write('bad')
+log.flush()
+os._exit(1)
+"""
     look = """
 _ = log.write('two')
 log.flush()
@@ -169,8 +177,9 @@ def test_a_cell_that_breaks_replay_costs_its_own_effects_alone(bench: Bench, tmp
     assert after.output == "(2, False)"
 
 
-def test_setup_runs_once_and_what_it_wrote_comes_back(bench: Bench, mark: Mark) -> None:
-    setup = f"open({str(mark.path)!r}, 'a').write('x')\nopen('given', 'w').write('data')\ntable = open('given')"
+def test_what_the_setup_made_comes_back_and_an_expensive_setup_is_not_repeated(bench: Bench, mark: Mark) -> None:
+    setup = "open('given', 'w').write('data')\ntable = open('given')"
     cells = ("table.read(2)", "import os\nos.remove('given')\nos._exit(1)", "table.read(), open('given').read()")
-    assert bench.cells(*cells, setup=setup)[-1].output == "('ta', 'data')"
+    for code in (setup, mark.expensive(setup)):
+        assert bench.cells(*cells, setup=code)[-1].output == "('ta', 'data')"
     assert mark.count == 1

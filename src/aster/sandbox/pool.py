@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 READY = 2
 """Keepers made in advance, so that a session that is opened now and then waits for one fork and not for two."""
-MOST_FREE = 64
+MOST_FREE = 128
 """Keepers of closed sessions that are kept for the next ones."""
 FREE_SECONDS = 60.0
 """A keeper that no session has wanted for so long is one too many."""

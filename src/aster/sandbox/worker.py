@@ -107,8 +107,9 @@ class Worker:
             descriptors.clear()
             if os.getpid() != self._pid:  # a child that a cell forked came to the end of the cell
                 os._exit(0)
-            if reply:
-                os.write(CONNECTION, pack({"nonce": request["nonce"], **reply}))
+            if not reply:
+                continue
+            os.write(CONNECTION, pack({"nonce": request["nonce"], **reply}))
             if self._unsaved or self._work.enough():
                 self._save()
 

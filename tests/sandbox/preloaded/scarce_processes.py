@@ -1,4 +1,4 @@
-"""A package for ``sandbox.preload``: the zygote's forks fail as if processes were short, as often as the file next to its log says."""
+"""A package for ``sandbox.preload``: forks fail as if processes were short, as often as a file beside the zygote's log says."""
 
 from __future__ import annotations
 
