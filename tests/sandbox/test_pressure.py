@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aster.core import recipe
-from aster.sandbox import Sandbox, SandboxFailure, Session, pressure
+from aster.sandbox import Sandbox, SandboxFailure, Session, housekeeping, pressure
 from aster.sandbox.pool import MOST_FREE, READY
 from tests.sandbox.test_lifecycle import runners_with, soon
 
@@ -51,6 +51,21 @@ def test_an_idle_session_has_no_processes_and_comes_back_with_its_state() -> Non
             again = await session.run("x")
             assert (again.status, again.output) == ("ok", expected.output)
             assert (await session.run("open('f').read()")).output == "'text'"
+
+    asyncio.run(main())
+
+
+def test_of_very_many_sessions_the_idlest_have_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "AWAKE", 3)
+    monkeypatch.setattr(housekeeping, "AWAKE_SECONDS", 0.1)
+
+    async def main() -> None:
+        async with Sandbox(settings()) as sandbox:
+            sessions = [await sandbox.open(number) for number in range(8)]
+            for number, session in enumerate(sessions):
+                await session.run(f"x = {number}")
+            await wait_until(lambda: [session.keeper is None for session in sessions] == [True] * 5 + [False] * 3)
+            assert [(await session.run("x")).output for session in sessions] == [str(number) for number in range(8)]
 
     asyncio.run(main())
 

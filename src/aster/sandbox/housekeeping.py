@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.25
 AT_ONCE = 8
-"""Idle sessions that are reclaimed between two looks at the memory."""
+"""Idle sessions that are reclaimed between two looks at a short memory."""
+AWAKE = 512
+"""So many sessions may keep their processes while they are idle. Of more, those that are idle for longest lose them."""
+AWAKE_SECONDS = 5.0
+"""A session beyond that number keeps its processes so long after its last cell all the same."""
 RESTED_SECONDS = 1.0
 """A session that ran a cell less than that ago is not idle."""
 WHO_SECONDS = 0.05
@@ -31,13 +35,24 @@ async def keep_house(sessions: Set[Session], pool: Pool, admission: Admission, s
     """Look after the sessions, for ever."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        now = time.monotonic()
-        await _reclaim([session for session in sessions if now - session.last_used > settings.idle_seconds])
+        await _reclaim(too_idle(sessions, settings.idle_seconds))
         if admission.short():
             await relieve(sessions, pool)
         else:
             with contextlib.suppress(SandboxFailure):  # the next session that needs a keeper says so
                 await pool.prepare()
+
+
+def too_idle(sessions: Set[Session], idle_seconds: float) -> list[Session]:
+    """Sessions that need no processes for the moment: idle for long, or the idlest of very many."""
+    now = time.monotonic()
+    awake = sorted((session for session in sessions if session.keeper is not None), key=lambda session: session.last_used)
+    many = max(0, len(awake) - AWAKE)
+    return [
+        session
+        for place, session in enumerate(awake)
+        if now - session.last_used > (min(idle_seconds, AWAKE_SECONDS) if place < many else idle_seconds)
+    ]
 
 
 async def relieve(sessions: Set[Session], pool: Pool) -> None:

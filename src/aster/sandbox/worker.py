@@ -261,13 +261,10 @@ def seed_everything(seed: int) -> None:
     """Seed the global generators: ``random``'s, and numpy's legacy one and sympy's where the zygote has loaded them. Every fork
     shares their state otherwise."""
     random.seed(seed)
-    if "numpy" in sys.modules:
-        import numpy.random
-
-        numpy.random.seed([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
-    if "sympy" in sys.modules:
-        import sympy.core.random
-
+    # No import statements here, and one small number for numpy: each would have every session pay for pages of memory.
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed((seed ^ seed >> 32) & 0xFFFFFFFF)
+    if (sympy := sys.modules.get("sympy")) is not None:
         sympy.core.random.seed(seed)
 
 
