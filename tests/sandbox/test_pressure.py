@@ -86,7 +86,7 @@ def test_a_session_that_replay_cannot_bring_back_is_not_reclaimed() -> None:
 def test_new_sessions_and_recovery_wait_for_memory(machine: Machine) -> None:
     async def main() -> None:
         async with Sandbox(settings(reserve_mb=1000)) as sandbox:
-            session = await sandbox.open(0)
+            session, _ = await sandbox.open(0), await sandbox.open(0)
             await session.run("x = 7")
             machine.left = 500
             opening = asyncio.create_task(sandbox.open(1))
@@ -102,11 +102,13 @@ def test_new_sessions_and_recovery_wait_for_memory(machine: Machine) -> None:
     asyncio.run(main())
 
 
-def test_the_first_session_does_not_wait_for_memory_that_no_session_holds(machine: Machine) -> None:
+def test_a_session_alone_does_not_wait_for_memory_that_no_session_holds(machine: Machine) -> None:
     async def main() -> str:
         machine.left = 1
         async with Sandbox(settings()) as sandbox, await asyncio.wait_for(sandbox.open(0), 30) as session:
-            return (await session.run("1 + 1")).output
+            await session.run("x = 2")
+            await asyncio.wait_for(session.run("import os\nos._exit(1)"), 30)
+            return (await asyncio.wait_for(session.run("x"), 30)).output
 
     assert asyncio.run(main()) == "2"
 

@@ -7,7 +7,10 @@ import ctypes
 import os
 import resource
 import shutil
+import signal
 import stat
+import time
+from collections.abc import Collection
 
 OPEN_FILES = 512
 FILE_BYTES = 256 << 20
@@ -79,6 +82,19 @@ def children() -> list[int]:
                 if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
                     found.append(int(entry))
         return found
+
+
+def kill_children(spared: Collection[int], seconds: float) -> bool:
+    """Kill all children of this process but some, and what becomes its child by that. False where that takes too long."""
+    deadline = time.monotonic() + seconds
+    while doomed := set(children()).difference(spared):
+        for pid in doomed:
+            os.kill(pid, signal.SIGKILL)
+        for pid in doomed:
+            os.waitpid(pid, 0)
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def remove_tree(path: str) -> None:

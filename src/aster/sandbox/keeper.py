@@ -238,6 +238,7 @@ class Keeper:
         while strays := self._strays(pid):
             for stray in strays:
                 os.kill(stray, signal.SIGKILL)
+            for stray in strays:
                 os.waitpid(stray, 0)
             if time.monotonic() > deadline:
                 break
@@ -260,26 +261,15 @@ class Keeper:
                 runner, line.runner = line.runner, None
                 self._bury_runner(runner)
             del self._lines[number]
-        clean = bool(self._lines) or self._kill_children()
+        clean = bool(self._lines) or confine.kill_children((), STRAY_SECONDS)
         confine.remove_tree(os.path.join(self._scratch, str(number)))
         self._send({"closed": number, "clean": clean})
-
-    def _kill_children(self) -> bool:
-        """Kill all below this process. False where that takes too long."""
-        deadline = time.monotonic() + STRAY_SECONDS
-        while left := confine.children():
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            if time.monotonic() > deadline:
-                return False
-        return True
 
     def _end_everything(self) -> NoReturn:
         """Kill all, remove all files, and end. What outlives this process reaches the zygote."""
         for line in self._lines.values():
             _kill_group(line.runner)
-        if not self._kill_children():
+        if not confine.kill_children((), STRAY_SECONDS):
             os._exit(1)
         for name in os.listdir(self._scratch):
             confine.remove_tree(os.path.join(self._scratch, name))

@@ -40,8 +40,8 @@ class Pool:
 
     @property
     def idle(self) -> bool:
-        """Whether no keeper has a session."""
-        return not any(keeper.lines for keeper in self.keepers)
+        """Whether no keeper has a runner."""
+        return not any(keeper.runners for keeper in self.keepers)
 
     async def take(self) -> KeeperHandle:
         """A keeper without a session: a free one, or a new one, which may still be on its way. SandboxFailure where the zygote

@@ -88,8 +88,10 @@ class ForkRequest:
 
 def receive(connection: socket.socket, size: int, count: int, flags: int = 0) -> tuple[bytes, list[int]]:
     """Bytes, and up to ``count`` descriptors beside them. (``socket.recv_fds`` drops its flags up to Python 3.12.)"""
+    data, ancillary, _, _ = connection.recvmsg(size, socket.CMSG_LEN(count * 4), flags)
+    if not ancillary:
+        return data, []
     descriptors = array.array("i")
-    data, ancillary, _, _ = connection.recvmsg(size, socket.CMSG_LEN(count * descriptors.itemsize), flags)
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])

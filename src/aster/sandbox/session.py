@@ -128,8 +128,8 @@ class Session:
             return
         self._closed = True
         try:
-            if self._runner is not None:
-                self._runner.kill()  # a cell that is running ends with it, and raises SandboxFailure
+            if self._runner is not None and self.busy:
+                self._runner.kill()  # the cell that is running raises SandboxFailure
             async with self._lock:
                 await self._let_go()
         finally:
@@ -249,15 +249,16 @@ class Session:
         """End all processes of this session."""
         runner, self._runner = self._runner, None
         keeper, self._keeper = self._keeper, None
+        new = False
         try:
-            if keeper is not None:
-                if await keeper.leave(self._line):
-                    self._host.give_keeper(keeper)
-                elif not keeper.lines:
-                    keeper.close()
+            new = keeper is not None and await keeper.leave(self._line)
         finally:
             if runner is not None:
                 runner.release()
+            if keeper is not None and new:
+                self._host.give_keeper(keeper)
+            elif keeper is not None and not keeper.lines:
+                keeper.close()
 
     async def _branch(self, twin: Session) -> bool:
         """Give the twin a fork of this session's runner. False where that cannot be."""

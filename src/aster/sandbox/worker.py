@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+from _signal import signal as set_handler  # type: ignore[import-not-found]
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
@@ -240,7 +241,8 @@ class Worker:
         sys.stdout = sys.stderr = self._output
         if sys.stdin is None or sys.stdin.closed or sys.stdin.fileno() != 0:
             sys.stdin = open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
-        signal.signal(signal.SIGINT, self._interpreter.interrupt)
+        # signal.signal turns its arguments into enums and back, which takes longer than all else here.
+        set_handler(signal.SIGINT, self._interpreter.interrupt)
 
     def _report(self, text: str) -> None:
         """Write a traceback where it will be seen, even where the cell closed or replaced its output."""

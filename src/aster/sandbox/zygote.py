@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from typing import Any
 
@@ -28,6 +27,8 @@ LOOK_SECONDS = 1.0
 """How often the zygote checks that the supervisor lives: a process that inherited its socket can keep that open."""
 STRAY_SECONDS = 2.0
 """How long the zygote fights processes that a keeper left behind, before it goes back to serving."""
+END_SECONDS = 30.0
+"""The same at the zygote's own end, when nobody waits."""
 BURST = 16
 """Forks in a row, before the dead are buried."""
 PER_PACKET = 100
@@ -71,8 +72,7 @@ class Zygote:
             self._connection.shutdown(socket.SHUT_RDWR)
         for pid in self._keepers:
             os.kill(pid, signal.SIGKILL)
-        self._keepers.clear()
-        self._kill_strays()
+        confine.kill_children((), END_SECONDS)
 
     def _answer(self) -> bool:
         """Serve what has come, up to a burst. False at the end of the connection."""
@@ -141,21 +141,12 @@ class Zygote:
                 continue  # an orphan
             number, name = self._keepers.pop(pid)
             if not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == CLEAN):
-                self._kill_strays()
+                # What it left is this process's now.
+                confine.kill_children(self._keepers, STRAY_SECONDS)
             confine.remove_scratch(self._root, name)
             gone.append((number, status))
         for start in range(0, len(gone), PER_PACKET):
             self._send({"gone": gone[start : start + PER_PACKET]})
-
-    def _kill_strays(self) -> None:
-        """Kill every child that is no keeper: this process is where the orphans of dead keepers end up."""
-        deadline = time.monotonic() + STRAY_SECONDS
-        while strays := set(confine.children()) - set(self._keepers):
-            for stray in strays:
-                os.kill(stray, signal.SIGKILL)
-                os.waitpid(stray, 0)
-            if time.monotonic() > deadline:
-                return
 
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone: the loop sees that next
