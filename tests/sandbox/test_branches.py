@@ -106,6 +106,22 @@ def test_a_branch_counts_as_a_session() -> None:
     assert asyncio.run(main()).output == "3"
 
 
+def test_the_event_loops_of_branches_do_not_wake_each_other(bench: Bench) -> None:
+    async def main() -> list[str]:
+        async with await bench.sandbox.open(1) as session:
+            await session.run("import asyncio, os\nasync def loop():\n    return asyncio.get_running_loop()")
+            socket = "os.readlink(f'/proc/self/fd/{(await loop())._ssock.fileno()}')"
+            await session.run(socket)
+            async with await session.fork() as branch:
+                assert (await session.run(socket)).output != (await branch.run(socket)).output
+                waiting = asyncio.create_task(session.run("await asyncio.sleep(1.5, 'slept')"))
+                await asyncio.sleep(0.3)
+                calls = [await branch.run("await asyncio.wait_for(asyncio.to_thread(lambda: 5), 10)") for _ in range(3)]
+                return [call.output for call in (*calls, await waiting)]
+
+    assert bench.do(main()) == ["5", "5", "5", "'slept'"]
+
+
 def test_many_branches_at_once(bench: Bench) -> None:
     async def main() -> list[str]:
         async with await bench.sandbox.open(1) as session:

@@ -169,6 +169,23 @@ asyncio.run(main())
     assert soon(lambda: not list(tmp_path.iterdir()))
 
 
+def test_what_a_cell_started_dies_with_its_interpreter(bench: Bench) -> None:
+    bomb = """
+import os, time
+for number in range(40):
+    if os.fork() == 0:
+        if number % 2:
+            os.setsid()  # not in the cell's group any more
+        if number % 3 == 0:
+            os.fork() and os._exit(0)  # and nobody's child
+        os.execvp("sleep", ["sleep", "3456"])
+os._exit(1)
+"""
+    before, crash, after = bench.cells("x = 1", bomb, "x")
+    assert (before.status, crash.status, after.output) == ("ok", "crashed", "1")
+    assert not [pid for pid in processes_with("3456") if b"sleep\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def test_closed_things_say_so(bench: Bench) -> None:
     session = bench.open()
     bench.do(session.close())

@@ -101,7 +101,7 @@ def test_where_the_savepoint_or_the_keeper_is_killed_replay_remains(bench: Bench
         "import subprocess\np = subprocess.Popen(['sleep', '100'])",
         "import os\npipe = os.pipe()\n_ = os.write(pipe[1], b'5')",
         "import tempfile\nf = tempfile.TemporaryFile()\n_ = f.write(b'5')",
-        "import multiprocessing\nv = multiprocessing.RawValue('i', 5)",
+        "import mmap\nm = mmap.mmap(-1, 4096)\nm[:1] = b'5'",
         "import os\ndef broken():\n    raise BlockingIOError(11, 'Resource temporarily unavailable')\nos.fork = broken",
     ],
     ids=["threads", "children", "pipes", "nameless files", "shared memory", "no fork"],
