@@ -30,6 +30,12 @@ class Bench:
         self._open.append(session)
         return session
 
+    def fork(self, session: Session, seed: int | None = None) -> Session:
+        """A branch that the fixture closes."""
+        branch = self.do(session.fork(seed))
+        self._open.append(branch)
+        return branch
+
     def cells(self, *codes: str, seed: int = 0, setup: str = "") -> list[ToolCall]:
         """The results of cells run in one new session."""
         session = self.open(seed, setup)
@@ -37,12 +43,17 @@ class Bench:
 
     def zygote_pid(self) -> int:
         """The zygote's pid as this process sees it, whatever namespace it is in."""
-        handle = self.sandbox._zygote
-        assert handle is not None
-        with open(f"/proc/self/fdinfo/{handle.pidfd}") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        return zygote_pid(self.sandbox)
 
     def close_sessions(self) -> None:
         """Close what the test opened."""
         while self._open:
             self.do(self._open.pop().close())
+
+
+def zygote_pid(sandbox: Sandbox) -> int:
+    """The zygote's pid as this process sees it, whatever namespace it is in."""
+    handle = sandbox._zygote
+    assert handle is not None
+    with open(f"/proc/self/fdinfo/{handle.pidfd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))

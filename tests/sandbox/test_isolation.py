@@ -252,7 +252,8 @@ def test_the_filter_is_a_whole_program_on_both_machines(
     assert call("clone", 0x3D0F00) == allow
     assert call("clone", 0x1000_0011) == eperm
     assert call("clone3") == enosys
-    assert call("unshare", 0) == call("ptrace") == call("io_uring_setup") == eperm
+    assert call("unshare", 0x1_0000) == allow
+    assert call("unshare", 0x1001_0000) == call("unshare", 0) == call("ptrace") == call("io_uring_setup") == eperm
     assert call("prlimit64", 0) == allow
     assert call("prlimit64", 77) == eperm
     assert call("setpriority", 0, 0, 5) == allow

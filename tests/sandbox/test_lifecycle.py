@@ -16,7 +16,7 @@ import pytest
 
 from aster.core import recipe
 from aster.sandbox import Sandbox, SandboxFailure
-from tests.sandbox.sandbox_bench import Bench
+from tests.sandbox.sandbox_bench import Bench, zygote_pid
 
 
 def processes_with(marker: str) -> list[int]:
@@ -32,6 +32,23 @@ def processes_with(marker: str) -> list[int]:
         if marker.encode() in known:
             found.append(int(entry.name))
     return found
+
+
+def runners_of(sandbox: Sandbox) -> list[int]:
+    """What cells run in, and what they started: all processes below the keepers, which are the zygote's children."""
+    keepers = children(zygote_pid(sandbox))
+    found = [pid for keeper in keepers for pid in children(keeper)]
+    for pid in found:
+        found += children(pid)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The child processes of a process of one thread."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return []
 
 
 def soon(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -81,9 +98,8 @@ def test_sessions_beyond_the_limit_wait_and_nothing_is_left_after_the_end(
 
     async def main() -> list[str]:
         async with Sandbox(recipe.Sandbox(cell_seconds=10, memory_mb=64, sessions=2)) as sandbox:
-            before = processes_with(str(tmp_path))
             results = await asyncio.gather(*(one(sandbox, number) for number in range(6)))
-            assert processes_with(str(tmp_path)) == before, "only the zygote and its guards live while no session does"
+            assert soon(lambda: not runners_of(sandbox)), "a closed session leaves nothing"
             left_open = await sandbox.open(0)
             await left_open.run("open('other', 'w').write('x')")
             return results
@@ -120,6 +136,59 @@ asyncio.run(main())
     parent.stdout.close()
     assert soon(lambda: not processes_with(root))
     assert soon(lambda: not list(tmp_path.iterdir()))
+
+
+def test_nothing_is_left_of_thirty_busy_sessions_whose_supervisor_was_killed(tmp_path: Path) -> None:
+    code = r"""
+import asyncio, sys, tempfile
+from aster.core import recipe
+from aster.sandbox import Sandbox
+tempfile.tempdir = sys.argv[1]
+WORK = [
+    "while True: pass",
+    "open('f', 'wb').write(bytes(1 << 20)); import time; time.sleep(600)",
+    "import os; [os.fork() for _ in range(3)]; os.setsid() if os.getpid() % 2 else None; __import__('time').sleep(600)",
+    "while True: print('x' * 1000)",
+    "import os\nos.fork() or (os.setsid(), os.fork(), __import__('time').sleep(600))\nwhile True: pass",
+]
+async def main():
+    async with Sandbox(recipe.Sandbox(cell_seconds=600, preload=[])) as sandbox:
+        sessions = await asyncio.gather(*(sandbox.open(number) for number in range(25)))
+        sessions += await asyncio.gather(*(session.fork() for session in sessions[:5]))
+        await asyncio.gather(*(s.run("until = 0.3; import time\nwhile time.process_time() < until: pass") for s in sessions))
+        tasks = [asyncio.create_task(s.run(WORK[number % len(WORK)])) for number, s in enumerate(sessions)]
+        await asyncio.sleep(1)
+        print("ready", flush=True)
+        await asyncio.gather(*tasks)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"ready\n"
+    root = f"{tmp_path}/aster-sandbox-"
+    assert len(processes_with(root)) >= 60
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert soon(lambda: not processes_with(root))
+    assert soon(lambda: not list(tmp_path.iterdir()))
+
+
+def test_what_a_cell_started_dies_with_its_interpreter(bench: Bench) -> None:
+    bomb = """
+import os, time
+for number in range(40):
+    if os.fork() == 0:
+        if number % 2:
+            os.setsid()  # not in the cell's group any more
+        if number % 3 == 0:
+            os.fork() and os._exit(0)  # and nobody's child
+        os.execvp("sleep", ["sleep", "3456"])
+os._exit(1)
+"""
+    before, crash, after = bench.cells("x = 1", bomb, "x")
+    assert (before.status, crash.status, after.output) == ("ok", "crashed", "1")
+    assert not [pid for pid in processes_with("3456") if b"sleep\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_closed_things_say_so(bench: Bench) -> None:

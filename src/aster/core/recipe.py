@@ -89,6 +89,12 @@ class Sandbox(Section):
     """A longer output is cut in its middle."""
     sessions: Positive = 256
     """Sessions alive at once; more wait."""
+    idle_seconds: PositiveFloat = 600.0
+    """A session that ran no cell for so long ends its processes; its next cell brings them back, by running the earlier cells
+    again."""
+    reserve_mb: Annotated[int, Field(ge=0)] = 256
+    """Memory of the machine, in MiB, that sessions leave to others. Where less is left, new processes wait, and the
+    session that holds most loses its cell."""
     preload: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = [
         "sympy",
         "numpy",

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import inspect
 import linecache
+import selectors
 import traceback
 from collections.abc import Callable, Coroutine
 from types import CodeType, FrameType
@@ -54,6 +55,31 @@ class Interpreter:
         if self._interruptible:
             self.interrupted = True
             raise CellTimeout(self._timeout_text)
+
+    def descriptors(self) -> frozenset[int]:
+        """What the event loop of all cells holds open."""
+        if self._loop is None or self._loop.is_closed():
+            return frozenset()
+        loop: Any = self._loop
+        return frozenset((loop._selector.fileno(), loop._ssock.fileno(), loop._csock.fileno()))
+
+    def after_fork(self) -> None:
+        """In a copy of the process: give the event loop a selector and a wake-up socket that it does not share with the
+        original. asyncio has no public way to do it."""
+        if self._loop is None or self._loop.is_closed():
+            return
+        loop: Any = self._loop
+        shared = loop._selector
+        loop._selector = selectors.DefaultSelector()
+        wakeup = loop._ssock.fileno()
+        for key in shared.get_map().values():
+            if key.fd != wakeup:
+                loop._selector.register(key.fileobj, key.events, key.data)
+        shared.close()
+        loop._ssock.close()
+        loop._csock.close()
+        loop._internal_fds -= 1
+        loop._make_self_pipe()
 
     def setup(self, source: str) -> None:
         """Run hidden code. Its file has no source lines, so that no traceback shows them. Raises what it raises."""

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from aster.core.errors import UserError
 from aster.core.types import CallStatus, ToolCall
+from aster.sandbox.history import LOST
 from aster.sandbox.hosts import LONGEST_SECONDS, LOOK_SECONDS, Host, HostLost, Patience, Reply
 from aster.sandbox.protocol import SandboxFailure
-from aster.sandbox.session import LOST, REPLAY_FACTOR
+from aster.sandbox.session import REPLAY_FACTOR
 
 if TYPE_CHECKING:
     from aster.core import recipe

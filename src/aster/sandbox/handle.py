@@ -1,4 +1,4 @@
-"""The supervisor's side of one zygote: start it, ask it for sessions, hear of their end."""
+"""The supervisor's side of one zygote: start it, ask it for keepers, hear of their end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from aster.sandbox.isolation import Plan
-from aster.sandbox.protocol import MAX_PACKET, ForkRequest, SandboxFailure
+from aster.sandbox.protocol import MAX_PACKET, ForkRequest, SandboxFailure, receive
 
 START_SECONDS = 180.0
 """The imports take 2 s; many times that on a busy machine."""
 FORK_SECONDS = 30.0
+"""A zygote that was asked for a fork and says nothing for so long hangs."""
+FULL_SECONDS = 0.002
+"""Between two tries to send where the zygote has not read yet what was sent."""
 STOP_SECONDS = 10.0
 BURY_SECONDS = 15.0
 """How long the guard may take to end what a killed zygote left behind."""
@@ -33,14 +36,14 @@ class ZygoteLost(Exception):
     """The zygote ended or hangs. The caller takes a new one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """A new session's process."""
+class Expecting(Protocol):
+    """Who asked for a keeper."""
 
-    pid: int
-    pidfd: int
-    gone: asyncio.Future[int | None]
-    """Its status as of waitpid once it and its group are dead; None where its zygote ended and took it along."""
+    def on_failed(self, error_number: int, reason: str) -> None:
+        """It could not be forked."""
+
+    def on_gone(self, status: int | None) -> None:
+        """It ended, with all below it. None where the zygote ended and took it along."""
 
 
 class ZygoteHandle:
@@ -54,9 +57,11 @@ class ZygoteHandle:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._fork: asyncio.Future[Forked] | None = None
-        self._fork_lock = asyncio.Lock()
-        self._gone: dict[int, asyncio.Future[int | None]] = {}
+        self._keepers: dict[int, Expecting] = {}
+        self._waiting: set[int] = set()
+        """Keepers that were asked for and are not forked yet."""
+        self._watch: asyncio.TimerHandle | None = None
+        self._queue = asyncio.Lock()
         self._loop.add_reader(connection, self._on_readable)
 
     @classmethod
@@ -95,24 +100,38 @@ class ZygoteHandle:
             raise
         return handle
 
-    async def fork(self, request: ForkRequest, connection: socket.socket, output: int) -> Forked:
-        """Fork a session. Raises ZygoteLost, or SandboxFailure where the zygote cannot fork. Not to be cancelled."""
-        async with self._fork_lock:
-            if not self.alive:
-                raise ZygoteLost
-            self._fork = self._loop.create_future()
+    async def fork(self, number: int, request: ForkRequest, control: socket.socket, keeper: Expecting) -> None:
+        """Ask for a keeper, in turn, and do not wait for it. ``number`` names it from here on. Raises ZygoteLost."""
+        packet = json.dumps({"op": "fork", "id": number, **dataclasses.asdict(request)}).encode()
+        async with self._queue:
+            while True:
+                if not self.alive:
+                    raise ZygoteLost
+                try:
+                    socket.send_fds(self._connection, [packet], [control.fileno()])
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(FULL_SECONDS)
+                except OSError:
+                    self.condemn()
+        self._keepers[number] = keeper
+        self._waiting.add(number)
+        self._look_out()
+
+    def awaits(self, number: int) -> bool:
+        """Whether a keeper was asked for and is not forked yet."""
+        return self.alive and number in self._waiting
+
+    def kill(self, number: int) -> None:
+        """Kill a keeper that does not end on request."""
+        if self.alive and number in self._keepers:
             try:
-                packet = json.dumps(dataclasses.asdict(request)).encode()
-                socket.send_fds(self._connection, [packet], [connection.fileno(), output])
-                return await asyncio.wait_for(asyncio.shield(self._fork), FORK_SECONDS)
-            except (OSError, TimeoutError):
+                self._connection.send(json.dumps({"op": "kill", "id": number}).encode())
+            except OSError:
                 self.condemn()
-                raise ZygoteLost from None
-            finally:
-                self._fork = None
 
     def condemn(self) -> None:
-        """Kill the zygote, and all its sessions with it: it hangs, or its connection ended."""
+        """Kill the zygote, and all below it: it hangs, or its connection ended."""
         if not self.alive:
             return
         self.alive = False
@@ -129,13 +148,14 @@ class ZygoteHandle:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for future in (self._ready, self._fork):
-            if future is not None and not future.done():
-                future.set_exception(ZygoteLost())
-                future.exception()  # nobody may be waiting: that is no error
-        for gone in self._gone.values():
-            gone.set_result(None)
-        self._gone.clear()
+        if self._watch is not None:
+            self._watch.cancel()
+        if not self._ready.done():
+            self._ready.set_exception(ZygoteLost())
+            self._ready.exception()  # nobody may be waiting: that is no error
+        keepers, self._keepers = self._keepers, {}
+        for keeper in keepers.values():
+            keeper.on_gone(None)
 
     async def stop(self) -> None:
         """End the zygote in order: it kills and reaps all below it first."""
@@ -152,7 +172,7 @@ class ZygoteHandle:
     def _on_readable(self) -> None:
         while self.alive:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._connection, MAX_PACKET, 1)
+                data, descriptors = receive(self._connection, MAX_PACKET, 1)
             except BlockingIOError:
                 return
             except OSError:
@@ -162,22 +182,30 @@ class ZygoteHandle:
                 return
             self._take(json.loads(data), descriptors)
 
-    def _take(self, message: dict[str, int | str], descriptors: list[int]) -> None:
+    def _take(self, message: dict[str, Any], descriptors: list[int]) -> None:
         match message:
-            case {"ready": int()}:
+            case {"ready": True}:
                 self.pidfd = descriptors[0]
                 self._ready.set_result(None)
-            case {"forked": int(pid)}:
-                gone = self._gone[pid] = self._loop.create_future()
-                if self._fork is not None:
-                    self._fork.set_result(Forked(pid, descriptors[0], gone))
-            case {"failed": str(reason)}:
-                if self._fork is not None:
-                    self._fork.set_exception(SandboxFailure(f"no process could be started for a session: {reason}"))
-            case {"gone": int(pid), "status": int(status)}:
-                self._gone.pop(pid).set_result(status)
+            case {"forked": [*numbers]}:
+                for number in numbers:
+                    self._waiting.discard(number)
+                self._look_out()
+            case {"failed": int(number), "errno": int(error_number), "reason": str(reason)}:
+                self._waiting.discard(number)
+                self._keepers.pop(number).on_failed(error_number, reason)
+                self._look_out()
+            case {"gone": [*ended]}:
+                for number, status in ended:
+                    self._keepers.pop(number).on_gone(status)
             case _:
                 raise SandboxFailure(f"unknown message from the sandbox's parent process: {message}")
+
+    def _look_out(self) -> None:
+        """Give the zygote time for its next sign of life."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = self._loop.call_later(FORK_SECONDS, self.condemn) if self._waiting else None
 
 
 def environment(root: Path) -> dict[str, str]:

@@ -21,6 +21,9 @@ class AnySession(Protocol):
     async def run(self, code: str) -> ToolCall:
         """Run one cell."""
 
+    async def fork(self) -> AnySession:
+        """A second session with the same state. Neither notices what the other does from here on."""
+
     async def close(self) -> None:
         """End it."""
 

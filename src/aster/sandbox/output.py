@@ -28,8 +28,8 @@ class Clip:
         """Take the next bytes of the output (UTF-8; what is not becomes U+FFFD)."""
         self._take(self._decoder.decode(data))
 
-    def drain(self, descriptor: int, at_most: int) -> int:
-        """Take what a non-blocking descriptor holds, up to about ``at_most`` bytes. Returns how many bytes that was."""
+    def drain(self, descriptor: int, at_most: int) -> int | None:
+        """Take what a non-blocking descriptor holds, up to about ``at_most`` bytes. Returns how many; None at its end."""
         taken = 0
         while taken < at_most:
             try:
@@ -37,7 +37,7 @@ class Clip:
             except BlockingIOError:
                 break
             if not data:
-                break
+                return None
             taken += len(data)
             self.feed(data)
         return taken

@@ -1,29 +1,60 @@
-"""The words between the three kinds of process: supervisor, zygote and session.
+"""The words between the kinds of process: supervisor, zygote, keeper, runner and savepoint.
 
-Supervisor and zygote speak over a ``SOCK_SEQPACKET`` socket pair, one JSON object a packet, file descriptors beside it:
+**Supervisor and zygote**: a ``SOCK_SEQPACKET`` socket pair, one JSON object a packet. The supervisor names sessions by ids of
+its own, so that no pid of another namespace is ever needed.
 
-    supervisor -> zygote   {"op": "fork", ...ForkRequest}   with 2 descriptors: the session's connection, its output pipe
-    zygote -> supervisor   {"ready": pid}                   once, when everything is imported; with 1 descriptor: its pidfd
-                           {"forked": pid}                  with 1 descriptor: a pidfd of the session
-                           {"failed": reason}               the fork did not happen
-                           {"gone": pid, "status": s}       a session's leader ended (s as of waitpid); its group is dead too
+    supervisor -> zygote   {"op": "fork", "id", ...ForkRequest}  with 1 descriptor: the keeper's control socket
+                           {"op": "kill", "id"}                  a keeper does not answer: kill it
+    zygote -> supervisor   {"ready": true}                       once, when all is imported; with 1 descriptor: its pidfd
+                           {"forked": [id, ...]}                 these keepers are on their way
+                           {"failed": id, "errno", "reason"}     this fork did not happen
+                           {"gone": [[id, status], ...]}         keepers that ended (status as of waitpid), with all below them
 
-Pids are the zygote's. Where it has a process namespace they are names alone: the supervisor cannot signal them.
+**Supervisor and keeper**: the control socket, a ``SOCK_STREAM`` pair, frames of a 4-byte length and a JSON object. A *line* is
+one session; a keeper has several where branches were made. The end of this stream ends the keeper and everything below it.
 
-Supervisor and session speak over a ``SOCK_STREAM`` socket pair of their own, in frames of a 4-byte length and a JSON object:
+    supervisor -> keeper   {"op": "launch", "line", "fresh"}     with 2 descriptors: connection and output of a new runner, from
+                                                                 the line's savepoint, or (fresh, or none) from the keeper
+                           {"op": "interrupt", "line"}           SIGINT to the runner
+                           {"op": "kill", "line"}                SIGKILL to the runner and its process group
+                           {"op": "end", "line"}                 the line is over: its processes and files go
+                           {"op": "who"}                         say anything: the kernel adds the keeper's pid
+    keeper -> supervisor   {"here": true}                        the answer to ``who``
+                           {"interrupted": line}                 the signal was sent
+                           {"ended": line, "status"}             the runner ended (as of waitpid), and what it left was killed
+                           {"failed": line, "errno", "reason"}   no runner could be forked
+                           {"closed": line}                      the answer to ``end``
 
-    supervisor -> session  {"op": "start", "nonce", "seed", "setup"}
-                           {"op": "run", "nonce", "number", "code"}
-    session -> supervisor  {"nonce", "status": "ok" | "error", "interrupted": bool}
+**Supervisor and runner**: the connection, another ``SOCK_STREAM`` pair with the same frames. ``step`` is the place in the
+session's history that a request will have; a runner from a savepoint says how far that one had come, and a new one -1.
+
+    supervisor -> runner   {"op": "hello", "nonce"}
+                           {"op": "start", "nonce", "seed", "setup"}    once, first
+                           {"op": "run", "nonce", "step", "number", "code"}
+                           {"op": "seed", "nonce", "step", "seed"}
+                           {"op": "branch", "nonce", "line"}     with 2 descriptors: connection and output of the branch
+    runner -> supervisor   {"nonce", "status": "ok" | "error", "interrupted", "step", "files"}
+
+``interrupted``: a soft interrupt reached the cell. ``files``: the savepoint had a copy of the working directory.
+A ``branch`` that ends in ``error`` cannot be made by a fork.
 
 A cell's output never travels in a frame: it goes through a pipe at descriptors 1 and 2. A frame without the nonce of the
-request under way is a forgery, and costs the session its process.
+request under way is a forgery, and costs the session its runner.
+
+**Runner, savepoint and keeper**: a ``SOCK_SEQPACKET`` pair that all runners of a keeper share, the *registry*.
+
+    savepoint -> keeper    {"saved": line}       with 1 descriptor: its bell. The kernel says whose socket that is.
+    branch -> keeper       {"branched": line}    with 1 descriptor: a socket of its own, for the same reason
+
+The bell is a ``SOCK_SEQPACKET`` pair of keeper and savepoint: ``WAKE`` with 2 descriptors makes it the line's runner, ``DROP``
+ends it.
 """
 
 from __future__ import annotations
 
+import array
 import json
-import os
+import socket
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +63,12 @@ from aster.sandbox.isolation.levels import Limits
 
 LENGTH = struct.Struct("!I")
 MAX_REPLY = 4096
-"""Bytes of the longest reply frame a session may send."""
+"""Bytes of the longest frame a runner may send."""
+MAX_REQUEST = 1 << 30
+"""Bytes of the longest frame a supervisor may send."""
 MAX_PACKET = 8192
 """Bytes of the longest packet between supervisor and zygote."""
+WAKE, DROP = b"wake", b"drop"
 
 
 class SandboxFailure(Exception):
@@ -43,13 +77,13 @@ class SandboxFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ForkRequest:
-    """What the zygote must know to fork a session."""
+    """What the zygote must know to fork a keeper."""
 
     name: str
-    """Of its scratch directory; no other session of the sandbox has it."""
+    """Of its directory; no other keeper of the sandbox has it."""
     limits: Limits
     memory_mb: int
-    """Address space the session may add, in MiB."""
+    """Address space a session may add, in MiB."""
     timeout_text: str
     """Message of the exception that a soft interrupt raises in a cell."""
 
@@ -59,47 +93,39 @@ class ForkRequest:
         return cls(message["name"], Limits(**message["limits"]), message["memory_mb"], message["timeout_text"])
 
 
+def receive(connection: socket.socket, size: int, count: int, flags: int = 0) -> tuple[bytes, list[int]]:
+    """Bytes, and up to ``count`` descriptors beside them. (``socket.recv_fds`` drops its flags up to Python 3.12.)"""
+    data, ancillary, _, _ = connection.recvmsg(size, socket.CMSG_LEN(count * 4), flags)
+    if not ancillary:
+        return data, []
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    return data, list(descriptors)
+
+
 def pack(message: dict[str, Any]) -> bytes:
     """One frame: length and JSON in ASCII (lone surrogates survive as escapes)."""
     body = json.dumps(message, separators=(",", ":")).encode("ascii")
     return LENGTH.pack(len(body)) + body
 
 
-def take_frame(buffer: bytearray) -> dict[str, Any] | None:
+def take_frame(buffer: bytearray, longest: int) -> dict[str, Any] | None:
     """Remove the first whole frame from a buffer of received bytes, or None where it is not whole yet.
 
-    Raises ValueError where the bytes are no frame that a session sends.
+    Raises ValueError where the bytes are no frame of at most ``longest`` bytes.
     """
     if len(buffer) < LENGTH.size:
         return None
     (length,) = LENGTH.unpack_from(buffer)
-    if length > MAX_REPLY:
-        raise ValueError(f"a reply of {length} bytes")
+    if length > longest:
+        raise ValueError(f"a frame of {length} bytes")
     end = LENGTH.size + length
     if len(buffer) < end:
         return None
     message = json.loads(bytes(buffer[LENGTH.size : end]))
     del buffer[:end]
     if not isinstance(message, dict):
-        raise ValueError("a reply that is no object")
+        raise ValueError("a frame that is no object")
     return message
-
-
-def read_frame(descriptor: int) -> dict[str, Any] | None:
-    """Block for one frame; None at the end of the stream."""
-    header = _read_exactly(descriptor, LENGTH.size)
-    if header is None:
-        return None
-    body = _read_exactly(descriptor, LENGTH.unpack(header)[0])
-    return None if body is None else json.loads(body)
-
-
-def _read_exactly(descriptor: int, size: int) -> bytes | None:
-    chunk = os.read(descriptor, size)
-    if len(chunk) == size:
-        return chunk
-    parts = bytearray(chunk)
-    while chunk and len(parts) < size:
-        chunk = os.read(descriptor, size - len(parts))
-        parts += chunk
-    return bytes(parts) if len(parts) == size else None

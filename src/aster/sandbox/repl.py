@@ -13,7 +13,6 @@ from typing import TextIO
 
 from aster.core import recipe
 from aster.core.errors import UserError
-from aster.sandbox.branch import branch
 from aster.sandbox.interface import AnySandbox, AnySession, make_sandbox
 from aster.sandbox.output import NO_OUTPUT
 from aster.sandbox.protocol import SandboxFailure
@@ -98,7 +97,7 @@ class Repl:
             return False
         if name == "fork":
             origin = self._current
-            self._current = self._add(self._runner.run(branch(self._sandbox, self._sessions[origin])), f"forked from {origin}")
+            self._current = self._add(self._runner.run(self._sessions[origin].fork()), f"forked from {origin}")
             self._say(f"[session {self._current}, forked from {origin}]")
         elif name == "reset":
             self._runner.run(self._sessions[self._current].close())

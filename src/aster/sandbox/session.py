@@ -3,69 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from aster.core.types import CallStatus, ToolCall
-from aster.sandbox.handle import ZygoteLost
+from aster.sandbox.history import KEPT, LOST, History, Step
+from aster.sandbox.keeper_handle import KeeperHandle, NoRoom
 from aster.sandbox.output import NO_OUTPUT, Clip
-from aster.sandbox.process import SessionProcess
+from aster.sandbox.pressure import Backoff
 from aster.sandbox.protocol import SandboxFailure
+from aster.sandbox.runner import Outcome, Runner
 
 if TYPE_CHECKING:
     from aster.core import recipe
 
-SETUP_SECONDS = 30.0
 REPLAY_FACTOR = 3.0
-"""Recovery may take this many times ``cell_seconds`` before earlier state is given up."""
-LAUNCH_ATTEMPTS = 3
-"""Processes tried where the zygote dies each time."""
+"""Recovery may take this many times ``cell_seconds``, and twice what its cells took at first, before it gives up on a cell."""
+RECOVERY_ATTEMPTS = 5
+"""Replays, each without the cells that ended the ones before."""
 CELL_ATTEMPTS = 2
-"""Runs of a cell whose process the zygote took along. It may be the cell that kills it."""
-KEPT = "the variables and imports of earlier cells are kept"
-LOST = "the variables and imports of earlier cells are lost"
+"""Runs of a cell whose process the keeper or the zygote took along. It may be the cell that kills them."""
+LINE_ATTEMPTS, LAUNCH_ATTEMPTS = 2, 4
+"""Runners tried below one keeper before another keeper is, and in all."""
+SETUP_SECONDS = 30.0
+HELLO_SECONDS = 30.0
+BRANCH_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A cell that ran to its end, for replay."""
+class Host(Protocol):
+    """What a session needs of its sandbox."""
 
-    number: int
-    code: str
-    status: CallStatus | None
-    """``ok`` or ``error``; None for an interrupted cell, which replay leaves out."""
+    @property
+    def settings(self) -> recipe.Sandbox:
+        """The recipe's section."""
+
+    async def admit(self, wanted: Callable[[], bool]) -> None:
+        """Wait for memory. SandboxFailure where there is none for long, or the process is not wanted any more."""
+
+    async def take_keeper(self) -> KeeperHandle:
+        """A keeper that no session uses. SandboxFailure where the zygote cannot be had."""
+
+    async def adopt(self, seed: int, setup: str) -> Session:
+        """Another session without a process, as soon as there may be one more."""
+
+    def forget(self, session: Session) -> None:
+        """It is closed."""
 
 
 class Session:
     """A Python interpreter of its own. Made by :meth:`Sandbox.open`; calls of :meth:`run` go one at a time."""
 
-    def __init__(
-        self,
-        settings: recipe.Sandbox,
-        seed: int,
-        setup: str,
-        fork: Callable[[Clip], Awaitable[SessionProcess]],
-        release: Callable[[Session], None],
-    ) -> None:
-        self._settings = settings
+    def __init__(self, host: Host, seed: int, setup: str) -> None:
+        self.last_used = time.monotonic()
+        self._host = host
         self._seed = seed
         self._setup = setup
-        self._fork = fork
-        self._release = release
-        self._clip = Clip(settings.output_characters)
-        self._history: list[Cell] = []
+        self._clip = Clip(host.settings.output_characters)
+        self._history = History()
         self._number = 0
-        self._process: SessionProcess | None = None
+        self._keeper: KeeperHandle | None = None
+        self._line = 0
+        self._runner: Runner | None = None
+        self._note = ""
+        """What the next cell's reader must know."""
         self._lock = asyncio.Lock()
         self._closed = False
 
     async def begin(self) -> None:
         """Fork, seed and run the setup. SandboxFailure where the setup raises or no process can be had."""
         async with self._lock:
-            await self._launch()
+            await self._revive()
 
     async def run(self, code: str) -> ToolCall:
         """Run one cell. Never raises for what the code does; SandboxFailure where the sandbox itself cannot go on."""
@@ -74,13 +82,42 @@ class Session:
             started = time.perf_counter()
             self._number += 1
             try:
-                status, output = await self._run(code)
+                status, output = await self._run(code, started)
             except asyncio.CancelledError:
                 # The cell is still running: the next one must not find it. It will be rebuilt from the cells before.
-                if self._process is not None:
-                    self._process.kill()
+                if self._runner is not None:
+                    self._runner.kill()
                 raise
+            finally:
+                self.last_used = time.monotonic()
             return ToolCall(code, status, output, time.perf_counter() - started)
+
+    async def fork(self, seed: int | None = None) -> Session:
+        """A second session with the same state, in milliseconds; it waits while ``sandbox.sessions`` are alive. Neither
+        notices what the other does from here on.
+
+        Random numbers go on alike in both, unless the new one is given a ``seed``. Where the state cannot be copied by a fork
+        (threads, child processes, pipes), or there is no process to fork, the new session runs the earlier cells again.
+        """
+        self._require_open()
+        twin = await self._host.adopt(self._seed, self._setup)
+        try:
+            async with self._lock:
+                self._require_open()
+                twin._history = self._history.copy()
+                twin._number = self._number
+                twin._note = self._note
+                forked = await self._branch(twin)
+            if not forked:
+                state = await twin._recover()
+                if state != KEPT:
+                    twin._note = f"[this session's cells had to be run again; {state}]\n"
+            if seed is not None:
+                await twin._reseed(seed)
+        except BaseException:
+            await twin.close()
+            raise
+        return twin
 
     async def close(self) -> None:
         """End the process with all that it started, and remove its files. Closing twice is fine."""
@@ -88,13 +125,12 @@ class Session:
             return
         self._closed = True
         try:
-            if self._process is not None:
-                self._process.kill()  # a cell that is running ends with it, and raises SandboxFailure
+            if self._runner is not None and self.busy:
+                self._runner.kill()  # the cell that is running raises SandboxFailure
             async with self._lock:
-                if self._process is not None:
-                    await self._process.end()
+                await self._let_go()
         finally:
-            self._release(self)
+            self._host.forget(self)
 
     async def __aenter__(self) -> Session:
         return self
@@ -102,46 +138,88 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    # ----- for the sandbox's housekeeping
+
+    @property
+    def busy(self) -> bool:
+        """Whether a cell runs, or waits to run."""
+        return self._lock.locked()
+
+    @property
+    def keeper(self) -> KeeperHandle | None:
+        """The session's keeper; None where it has no processes."""
+        return self._keeper if self._keeper is not None and self._keeper.alive else None
+
+    @property
+    def reclaimable(self) -> bool:
+        """Whether its processes can be ended now, and brought back by replay without a loss and in a short time."""
+        limit = REPLAY_FACTOR * self._host.settings.cell_seconds
+        return self.keeper is not None and not self.busy and self._history.exact and self._history.seconds <= limit
+
+    async def reclaim(self) -> None:
+        """End the processes of an idle session. The next cell brings them back."""
+        async with self._lock:
+            await self._let_go()
+
+    def shed(self, reason: str) -> None:
+        """Kill what holds memory: the running cell's process, or an idle session's whole."""
+        if self._runner is not None and self.busy:
+            self._runner.shed = True
+            self._runner.kill(reason)
+        elif self._keeper is not None:
+            self._keeper.close()
+
+    # ----- cells
+
     def _require_open(self) -> None:
         if self._closed:
             raise SandboxFailure("the session is closed")
 
-    async def _run(self, code: str) -> tuple[CallStatus, str]:
-        note = ""
-        message = {"op": "run", "number": self._number, "code": code}
-        for attempt in itertools.count(1):
-            if self._process is None or self._process.doomed:
+    async def _run(self, code: str, started: float) -> tuple[CallStatus, str]:
+        step = Step(self._number, code)
+        lost = 0
+        while True:
+            if self._runner is None or self._runner.doomed:
                 state = await self._recover()
-                if state == LOST:
-                    note = f"[the interpreter had to be replaced before this cell; {state}]\n"
-            process = self._process
-            assert process is not None
-            outcome = await process.request(message, self._settings.cell_seconds)
+                if state != KEPT:
+                    self._note = f"[the interpreter had to be replaced before this cell; {state}]\n"
+            runner = self._runner
+            assert runner is not None
+            outcome = await runner.request(step.request(len(self._history.steps) + 1), self._host.settings.cell_seconds)
             if outcome.status is not None:
-                return self._ended(code, CallStatus(outcome.status), outcome.interrupted, note)
+                step.seconds = time.perf_counter() - started
+                return self._ended(step, outcome)
             self._require_open()
-            await process.end()
-            if outcome.overran or not process.zygote_lost or attempt == CELL_ATTEMPTS:
-                return await self._replaced(process, outcome.overran, note)
-            self._clip.clear()  # the zygote took this session along, whatever the cell did: run it again
-        raise AssertionError("unreachable")
+            await runner.end()
+            if runner.unborn is not None:
+                continue  # the cell has not begun
+            lost += runner.taken_along
+            if outcome.overran or not runner.taken_along or lost == CELL_ATTEMPTS:
+                return await self._replaced(runner, outcome.overran)
+            self._clip.clear()  # the process was taken along, whatever the cell did: run it again
 
-    async def _replaced(self, process: SessionProcess, overran: bool, note: str) -> tuple[CallStatus, str]:
+    async def _replaced(self, runner: Runner, overran: bool) -> tuple[CallStatus, str]:
         """The cell took its process along: recover, and say what happened."""
         text = self._take_output()
+        note, self._note = self._note, ""
         state = await self._recover()
         if overran:
-            limit = f"{self._settings.cell_seconds:g} s"
+            limit = f"{self._host.settings.cell_seconds:g} s"
             what = f"[timeout: the cell ran longer than {limit} and did not stop when interrupted, so it was killed; {state}]"
             return CallStatus.TIMEOUT, note + _join(text, what)
-        return CallStatus.CRASHED, note + _join(text, f"[crashed: the Python interpreter {process.ending()}; {state}]")
+        return CallStatus.CRASHED, note + _join(text, f"[crashed: the Python interpreter {runner.ending()}; {state}]")
 
-    def _ended(self, code: str, status: CallStatus, interrupted: bool, note: str) -> tuple[CallStatus, str]:
+    def _ended(self, step: Step, outcome: Outcome) -> tuple[CallStatus, str]:
         """The cell came to an end of its own, or gave way to the interrupt: its variables are there."""
         text = self._take_output()
-        self._history.append(Cell(self._number, code, None if interrupted else status))
+        note, self._note = self._note, ""
+        interrupted = bool(outcome.reply.get("interrupted"))
+        status = CallStatus(outcome.status or "")
+        step.status = None if interrupted else status
+        self._history.steps.append(step)
         if interrupted:
-            what = f"[timeout: the cell was interrupted after {self._settings.cell_seconds:g} s; all variables are kept]"
+            limit = f"{self._host.settings.cell_seconds:g} s"
+            what = f"[timeout: the cell was interrupted after {limit}; all variables are kept]"
             return CallStatus.TIMEOUT, note + _join(text, what)
         return status, note + (text or NO_OUTPUT)
 
@@ -150,65 +228,139 @@ class Session:
         self._clip.clear()
         return text
 
-    async def _launch(self) -> SessionProcess:
-        """A fresh process, seeded, after its setup."""
-        for _ in range(LAUNCH_ATTEMPTS):
-            self._require_open()
-            try:
-                process = self._process = await self._fork(self._clip)
-            except ZygoteLost:
-                continue
-            self._require_open()
-            outcome = await process.request({"op": "start", "seed": self._seed, "setup": self._setup}, SETUP_SECONDS)
-            text = self._take_output()
-            if outcome.status == "ok":
-                return process
-            await process.end()
-            self._require_open()
-            if not process.zygote_lost:
-                how = text if outcome.status == "error" else f"{text}\nthe process {process.ending()}"
-                raise SandboxFailure(f"the session's setup failed:\n{how.strip()}")
-        raise SandboxFailure("the sandbox's parent process keeps dying")
+    async def _reseed(self, seed: int) -> None:
+        async with self._lock:
+            step = Step(self._number, seed=seed)
+            while True:
+                if self._runner is None or self._runner.doomed:
+                    await self._recover()
+                assert self._runner is not None
+                outcome = await self._runner.request(step.request(len(self._history.steps) + 1), HELLO_SECONDS)
+                if outcome.status == "ok":
+                    self._history.steps.append(step)
+                    return
+
+    # ----- processes
+
+    async def _let_go(self) -> None:
+        """End all processes of this session."""
+        runner, self._runner = self._runner, None
+        keeper, self._keeper = self._keeper, None
+        try:
+            if keeper is not None:
+                await keeper.leave(self._line)
+        finally:
+            if runner is not None:
+                runner.release()
+
+    async def _branch(self, twin: Session) -> bool:
+        """Give the twin a fork of this session's runner. False where that cannot be."""
+        runner, keeper = self._runner, self._keeper
+        if runner is None or runner.doomed or keeper is None or not keeper.alive:
+            return False
+        await self._host.admit(self._wanted)
+        twin._keeper, twin._line = keeper, keeper.new_line()
+        twin._runner = Runner(keeper, twin._line, twin._clip)
+        outcome = await runner.request({"op": "branch", "line": twin._line}, BRANCH_SECONDS, twin._runner)
+        if outcome.status == "ok":
+            hello = await twin._runner.request({"op": "hello"}, HELLO_SECONDS)
+            if hello.status == "ok":
+                return True
+        await twin._let_go()
+        return False
 
     async def _recover(self) -> str:
-        """A fresh process with the earlier cells' state, by silent replay. Returns what became of that state, in words."""
-        for _ in range(LAUNCH_ATTEMPTS):
-            if self._process is not None:
-                await self._process.end()
-            process = await self._launch()
-            different = await self._replay(process)
-            if different is not None:
-                cells = ", ".join(map(str, different))
-                return f"{KEPT}, except for what these cells changed: {cells}" if different else KEPT
-            await process.end()
-            if not process.zygote_lost:
+        """A process with the earlier steps' state: the savepoint's, or the keeper's, and silent replay from there. Returns what
+        became of that state, in words."""
+        for _ in range(RECOVERY_ATTEMPTS):
+            if await self._replay(await self._revive()):
+                return self._history.state()
+            if all(place in self._history.missing for place in range(len(self._history.steps))):
                 break
-        self._history.clear()
-        await self._launch()
+        self._history = History()
+        await self._let_go()
+        await self._revive()
         return LOST
 
-    async def _replay(self, process: SessionProcess) -> list[int] | None:
-        """Run the earlier cells again, within the time cap. None where that fails.
+    async def _revive(self) -> Runner:
+        """A new runner: its line's savepoint, or one after its setup. Tells the history how far that is."""
+        backoff = Backoff()
+        failures = 0
+        while True:
+            runner, new = await self._launch(failures)
+            place, files = -1, True
+            if not new:
+                hello = await runner.request({"op": "hello"}, HELLO_SECONDS)
+                place, files = hello.reply.get("step", -1), hello.reply.get("files", True)
+            if place < 0 and not runner.doomed:
+                await self._start(runner)
+            if not runner.doomed:
+                self._history.begin_replay(max(place, 0), files)
+                return runner
+            if isinstance(runner.unborn, NoRoom):
+                await backoff.wait(str(runner.unborn))
+            elif runner.unborn is not None:
+                raise runner.unborn
+            else:
+                failures += 1
+                if failures == LAUNCH_ATTEMPTS:
+                    raise SandboxFailure(f"no interpreter can be brought up: it {runner.ending()}")
 
-        Returns the numbers of the cells whose effects may differ: interrupted ones, which nobody can interrupt at the same
-        place again, and those that ended with another status.
-        """
-        different = []
-        deadline = time.monotonic() + REPLAY_FACTOR * self._settings.cell_seconds
-        for cell in self._history:
-            if cell.status is None:
-                different.append(cell.number)
-                continue
+    async def _launch(self, failures: int) -> tuple[Runner, bool]:
+        """A runner, and whether its line is new: the keeper was gone, or has failed before."""
+        if self._runner is not None:
+            await self._runner.end()
+        await self._host.admit(self._wanted)
+        new = self._keeper is None or not self._keeper.alive or failures == LINE_ATTEMPTS
+        if new:
+            await self._let_go()
+            self._keeper = await self._host.take_keeper()
+            self._line = self._keeper.new_line()
+        assert self._keeper is not None
+        runner = self._runner = Runner(self._keeper, self._line, self._clip)
+        await runner.launch(fresh=failures > 0)
+        return runner, new
+
+    async def _start(self, runner: Runner) -> None:
+        """Seed, and run the setup. Leaves a doomed runner where the process ended for no fault of the setup's."""
+        outcome = await runner.request({"op": "start", "seed": self._seed, "setup": self._setup}, SETUP_SECONDS)
+        how = self._take_output()
+        if outcome.status == "ok":
+            return
+        if outcome.status is None:
+            await runner.end()
+            self._require_open()
+            if not runner.died_alone:
+                return
+            how = f"{how}\nthe process {runner.ending()}"
+        raise SandboxFailure(f"the session's setup failed:\n{how.strip()}")
+
+    async def _replay(self, runner: Runner) -> bool:
+        """Run the steps again that the runner does not have. False where its process ended. A step that did that is not tried
+        again."""
+        history = self._history
+        cell_seconds = self._host.settings.cell_seconds
+        deadline = time.monotonic() + REPLAY_FACTOR * cell_seconds + 2 * history.seconds
+        for place in range(history.reached, len(history.steps)):
+            step = history.steps[place]
             left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            outcome = await process.request({"op": "run", "number": cell.number, "code": cell.code}, left)
+            if not step.repeatable or left <= 0:
+                history.missing.add(place)
+                continue
+            outcome = await runner.request(step.request(place + 1), min(left, cell_seconds + step.seconds))
             self._clip.clear()
-            if outcome.status is None or outcome.interrupted:
-                return None
-            if outcome.status != cell.status:
-                different.append(cell.number)
-        return different
+            if outcome.status is None and (runner.taken_along or runner.shed or self._closed):
+                return False
+            if step.seed is None and (outcome.status != step.status or outcome.reply["interrupted"]):
+                history.missing.add(place)
+            if outcome.status is None or outcome.reply.get("interrupted"):
+                step.status = None
+            if outcome.status is None:
+                return False
+        return True
+
+    def _wanted(self) -> bool:
+        return not self._closed
 
 
 def _join(text: str, note: str) -> str:

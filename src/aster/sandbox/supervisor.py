@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import importlib.util
-import itertools
 import resource
 import sys
 import tempfile
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aster.core.errors import UserError
 from aster.core.progress import say
-from aster.sandbox.handle import ZygoteHandle, ZygoteLost
-from aster.sandbox.isolation import Level, Limits, Plan, make_plan, remove_scratch
+from aster.sandbox.handle import ZygoteHandle
+from aster.sandbox.housekeeping import keep_house
+from aster.sandbox.isolation import Level, Plan, make_plan
 from aster.sandbox.isolation.guard import remove_tree
-from aster.sandbox.output import Clip
-from aster.sandbox.process import SessionProcess
-from aster.sandbox.protocol import ForkRequest, SandboxFailure
+from aster.sandbox.keeper_handle import KeeperHandle
+from aster.sandbox.pool import Pool
+from aster.sandbox.pressure import Admission
+from aster.sandbox.protocol import SandboxFailure
 from aster.sandbox.session import Session
 
 if TYPE_CHECKING:
     from aster.core import recipe
 
 DESCRIPTORS_PER_SESSION = 3
+"""Control socket, connection, output."""
 SPARE_DESCRIPTORS = 512
 NOT_ISOLATED = "sandbox: NOT ISOLATED: cells can reach your files and processes (isolation level rlimits; see `aster doctor`)"
 
@@ -35,44 +36,53 @@ class Sandbox:
     """Runs model-written Python in sessions. Use as ``async with Sandbox(recipe.sandbox) as sandbox``; one event loop."""
 
     def __init__(self, settings: recipe.Sandbox) -> None:
-        self._settings = settings
+        self.settings = settings
         self._slots = asyncio.Semaphore(settings.sessions)
         self._sessions: set[Session] = set()
         self._zygote: ZygoteHandle | None = None
         self._zygote_lock = asyncio.Lock()
-        self._root: Path | None = None
         self._plan: Plan | None = None
-        self._count = itertools.count()
-        self._forks: set[asyncio.Task[SessionProcess] | asyncio.Task[None]] = set()
+        self._entered = False
+        self._admission = Admission(settings.reserve_mb)
+        self._pool: Pool | None = None
+        self._house: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Sandbox:
         if sys.platform != "linux":
             raise SandboxFailure(f"the sandbox needs Linux (pidfd, prctl); this is {sys.platform}")
-        for package in self._settings.preload:
+        for package in self.settings.preload:
             if importlib.util.find_spec(package) is None:
                 raise UserError(f"sandbox.preload: no package {package!r} is installed; install it or take it off the list")
-        _allow_descriptors(self._settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
-        self._root = Path(tempfile.mkdtemp(prefix="aster-sandbox-"))
+        _allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
+        root = tempfile.mkdtemp(prefix="aster-sandbox-")
         try:
-            self._plan = await asyncio.to_thread(make_plan, self._settings, str(self._root))
+            self._plan = await asyncio.to_thread(make_plan, self.settings, root)
             _say_once(
                 NOT_ISOLATED if self._plan.level is Level.RLIMITS else f"sandbox: isolation level {self._plan.level.value}"
             )
+            self._entered = True
             await self._warm()
         except BaseException:
-            remove_tree(str(self._root))
+            self._entered = False
+            remove_tree(root)
             raise
+        self._pool = Pool(self.settings, self._plan, self._warm)
+        self._house = asyncio.create_task(keep_house(self._sessions, self._pool, self._admission, self.settings))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        root, self._root = self._root, None
+        self._entered = False
+        if self._house is not None:
+            self._house.cancel()
+            await asyncio.gather(self._house, return_exceptions=True)
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
-        await asyncio.gather(*self._forks, return_exceptions=True)
         async with self._zygote_lock:
             if self._zygote is not None:
                 await self._zygote.stop()
-        if root is not None:
-            await asyncio.to_thread(remove_tree, str(root))
+        if self._pool is not None:
+            await self._pool.end()
+        if self._plan is not None:
+            await asyncio.to_thread(remove_tree, self._plan.root)
 
     @property
     def level(self) -> Level:
@@ -82,15 +92,13 @@ class Sandbox:
         return self._plan.level
 
     async def open(self, seed: int, setup: str = "") -> Session:
-        """A fresh session; waits while ``sessions`` are alive.
+        """A fresh session; waits while ``sessions`` are alive, or while memory is short.
 
         ``seed`` seeds the global generators of ``random``, and of numpy and sympy where they are preloaded. ``setup`` is Python
-        that runs before the first cell and again on recovery; its source is not shown in tracebacks. SandboxFailure where it
-        raises.
+        that runs before the first cell, and again where a session is rebuilt from its start; its source is not shown in
+        tracebacks. SandboxFailure where it raises.
         """
-        await self._slots.acquire()
-        session = Session(self._settings, seed, setup, self._fork, self._forget)
-        self._sessions.add(session)
+        session = await self.adopt(seed, setup)
         try:
             await session.begin()
         except BaseException:
@@ -98,51 +106,42 @@ class Sandbox:
             raise
         return session
 
-    async def _fork(self, clip: Clip) -> SessionProcess:
-        """A new process. One that comes after the caller was cancelled is ended."""
-        task = asyncio.create_task(self._fork_now(clip))
-        self._keep(task)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            self._keep(asyncio.create_task(_bury(task)))
-            raise
+    # ----- for sessions
 
-    def _keep(self, task: asyncio.Task[SessionProcess] | asyncio.Task[None]) -> None:
-        self._forks.add(task)
-        task.add_done_callback(self._forks.discard)
+    async def adopt(self, seed: int, setup: str) -> Session:
+        """A session without a process, as soon as there may be one more."""
+        await self._slots.acquire()
+        session = Session(self, seed, setup)
+        self._sessions.add(session)
+        return session
 
-    async def _fork_now(self, clip: Clip) -> SessionProcess:
-        zygote = await self._warm()
-        if self._root is None or self._plan is None:
-            raise SandboxFailure("the sandbox is closed")
-        settings = self._settings
-        name = f"session-{next(self._count)}"
-        limits = Limits(settings.processes, settings.disk_mb, settings.file_mb, settings.open_files)
-        request = ForkRequest(name, limits, settings.memory_mb, f"the cell ran longer than {settings.cell_seconds:g} s")
-        remove_files = None  # at this level they go with the session's last process
-        if self._plan.level is not Level.NAMESPACES:
-            remove_files = functools.partial(remove_scratch, self._plan, name)
-        return await SessionProcess.fork(zygote, request, clip, remove_files)
+    def forget(self, session: Session) -> None:
+        """It is closed."""
+        self._sessions.discard(session)
+        self._slots.release()
+
+    async def admit(self, wanted: Callable[[], bool]) -> None:
+        """Wait for memory. SandboxFailure where there is none for long, or the process is not ``wanted`` any more."""
+        pool = self._keepers()
+        await self._admission.wait(lambda: pool.idle, wanted)
+
+    async def take_keeper(self) -> KeeperHandle:
+        """A keeper that no session uses. SandboxFailure where the zygote cannot be had."""
+        return await self._keepers().take()
+
+    def _keepers(self) -> Pool:
+        if self._pool is None or not self._entered:
+            raise SandboxFailure("the sandbox is closed, or was not entered with `async with`")
+        return self._pool
 
     async def _warm(self) -> ZygoteHandle:
         """The zygote; a new one where the last is gone."""
         async with self._zygote_lock:
-            if self._root is None or self._plan is None:
+            if self._plan is None or not self._entered:
                 raise SandboxFailure("the sandbox is closed, or was not entered with `async with`")
             if self._zygote is None or not self._zygote.alive:
-                self._zygote = await ZygoteHandle.start(self._plan, self._settings.preload)
+                self._zygote = await ZygoteHandle.start(self._plan, self.settings.preload)
             return self._zygote
-
-    def _forget(self, session: Session) -> None:
-        self._sessions.discard(session)
-        self._slots.release()
-
-
-async def _bury(task: asyncio.Task[SessionProcess]) -> None:
-    """End the process that a task brings."""
-    with contextlib.suppress(ZygoteLost, SandboxFailure):  # then it brings none
-        await (await task).end()
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""A session's own process, from the fork to its end. Runs in the zygote's child, under whatever the cells did to it."""
+"""A session's interpreter. The same object lives in its keeper, its runners and their savepoints: they are forks of each other.
+
+Everything here runs under whatever the cells did to the process.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,22 @@ import os
 import random
 import resource
 import signal
+import socket
 import sys
 import tempfile
+from _signal import signal as set_handler  # type: ignore[import-not-found]
+from collections.abc import Callable, Set
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
+from aster.sandbox import copies, snapshot
 from aster.sandbox.cells import Interpreter, short_traceback
-from aster.sandbox.isolation import Plan, confine_session
-from aster.sandbox.isolation.syscalls import PR_SET_CHILD_SUBREAPER, libc, prctl
-from aster.sandbox.protocol import ForkRequest, pack, read_frame
+from aster.sandbox.copies import CONNECTION, EMPTY, OUTPUT, Copied, Work
+from aster.sandbox.isolation.guard import remove_tree
+from aster.sandbox.isolation.syscalls import libc
+from aster.sandbox.protocol import MAX_REQUEST, ForkRequest, pack, receive, take_frame
+from aster.sandbox.snapshot import Snapshot
 
-# Descriptors above what careless cells close, and below the least limit that a recipe may set.
-CONNECTION, OUTPUT, EMPTY = 500, 501, 502
 RESERVE_BYTES = 64 << 20
 """Address space beyond a cell's limit in which its MemoryError is reported and the next cell is compiled."""
 LARGEST_INT_DIGITS = 200_000
@@ -42,50 +49,181 @@ class MemoryGuard(contextlib.AbstractContextManager["MemoryGuard"]):
 
 
 class Worker:
-    """Serves one session's requests until its connection ends."""
+    """A session's interpreter, from the fork of its first runner on: savepoints and branches are forks of that."""
 
-    def __init__(self, request: ForkRequest, address_space: int) -> None:
+    def __init__(self, request: ForkRequest, scratch: str, line: int, keeper: int, address_space: int) -> None:
+        """``scratch`` is the working directory of the keeper's first line, ``address_space`` what the keeper has, in bytes."""
+        self._scratch = scratch
+        self._line = line
+        self._keeper = keeper
+        self._pid = os.getpid()
+        self._step = -1
+        """How far the session has come: -1 before its setup, then the number of its steps."""
+        self._files = True
+        self._unsaved = False
+        """The next savepoint does not wait until it is worth the fork: replay could not lead here, or would be long."""
         module = ModuleType("__main__")
         sys.modules["__main__"] = module  # so that pickle and multiprocessing find what cells define
+        sys.set_int_max_str_digits(LARGEST_INT_DIGITS)
+        sys.argv = [""]
+        home = line_folder(scratch, line)
+        remove_tree(home)
+        os.mkdir(home, 0o700)
+        os.chdir(home)
+        sys.path.insert(0, home)
+        self._settle(line)
         self._output = _output_stream()
-        self._pid = os.getpid()
         guard = MemoryGuard(address_space + (request.memory_mb << 20))
         guard.__exit__()
         self._interpreter = Interpreter(module.__dict__, self._report, guard, request.timeout_text)
+        self._work = Work()
 
-    def serve(self) -> NoReturn:
+    def serve(self, connection: int, output: int) -> NoReturn:
+        """Answer the requests of a supervisor for ever."""
+        self._attach(connection, output)
+        self._serve()
+
+    def _serve(self) -> NoReturn:
         """Answer requests for ever; end the process at the end of the connection."""
+        connection = socket.socket(fileno=CONNECTION)
+        buffer = bytearray()
+        descriptors: list[int] = []
         while True:
             try:
-                request = read_frame(CONNECTION)
+                request = take_frame(buffer, MAX_REQUEST)
+                if request is None:
+                    data, passed = receive(connection, 1 << 16, 2)
+                    if not data:
+                        os._exit(0)
+                    buffer += data
+                    descriptors += passed
+                    continue
             except OSError:  # a cell closed the connection, and kept it open in a child
                 os._exit(1)
             except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised; its cell is over
                 continue
-            if request is None:
-                os._exit(0)
-            reply = self._start(request) if request["op"] == "start" else self._run(request)
+            reply = self._answer(request, descriptors)
+            descriptors.clear()
             if os.getpid() != self._pid:  # a child that a cell forked came to the end of the cell
                 os._exit(0)
-            os.write(CONNECTION, pack(reply))
+            if not reply:
+                continue
+            os.write(CONNECTION, pack({"nonce": request["nonce"], **reply}))
+            if self._unsaved or self._work.enough():
+                self._save()
+
+    def _answer(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        match request["op"]:
+            case "run":
+                return self._run(request)
+            case "start":
+                return self._start(request)
+            case "hello":
+                return {"status": "ok", "step": self._step, "files": self._files}
+            case "seed":
+                seed_everything(request["seed"])
+                self._step = request["step"]
+                return {"status": "ok"}
+            case "branch":
+                return self._branch(request["line"], *descriptors)
+        raise ValueError(f"unknown request {request['op']!r}")
 
     def _start(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._restore()
         seed_everything(request["seed"])
         status = "ok"
-        try:
-            self._interpreter.setup(request["setup"])
-        except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
-            status = "error"
-            self._report(short_traceback(error))
+        with self._work:
+            try:
+                self._interpreter.setup(request["setup"])
+            except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
+                status = "error"
+                self._report(short_traceback(error))
         self._flush()
-        return {"nonce": request["nonce"], "status": status, "interrupted": False}
+        self._step = 0
+        return {"status": status}
 
     def _run(self, request: dict[str, Any]) -> dict[str, Any]:
         self._restore()
-        status = self._interpreter.run(request["number"], request["code"])
+        with self._work:
+            status = self._interpreter.run(request["number"], request["code"])
         self._flush()
-        return {"nonce": request["nonce"], "status": status, "interrupted": self._interpreter.interrupted}
+        self._step = request["step"]
+        # Nobody can interrupt a cell again at the same place: replay could not repeat it.
+        self._unsaved |= self._interpreter.interrupted
+        return {"status": status, "interrupted": self._interpreter.interrupted}
+
+    def _save(self) -> None:
+        """Leave a sleeping copy of this process behind, where a fork makes one. Returns in this process, and in the copy when
+        that is woken."""
+        self._unsaved = False
+        folder = line_folder(self._scratch, self._line)
+        state = random.getstate()
+        copied = self._copy(lambda: snapshot.take(folder, True, self._ours()), {"saved": self._line})
+        if isinstance(copied, Copied):
+            try:
+                self._attach(*copies.sleep(copied.bell))
+                copied.snapshot.restore(folder)
+                self._files = copied.snapshot.entries is not None
+                self._come_alive(state, copied)
+            except BaseException:  # noqa: BLE001 - the keeper hears of its end
+                os._exit(1)
+        self._work.restart()
+
+    def _branch(self, line: int, connection: int, output: int) -> dict[str, Any]:
+        """Fork another line from here. In the branch the answer is empty: it has not been asked."""
+        old, new = line_folder(self._scratch, self._line), line_folder(self._scratch, line)
+
+        def prepare() -> Snapshot:
+            snapshot.copy_folder(old, new)
+            return snapshot.take(old, False, self._ours() | {connection, output})
+
+        state = random.getstate()
+        copied = self._copy(prepare, {"branched": line}, {connection, output})
+        if isinstance(copied, Copied):
+            try:
+                self._attach(connection, output)
+                copied.snapshot.reopen(new)
+                copied.bell.close()
+                self._settle(line)
+                self._come_alive(state, copied)
+            except BaseException:  # noqa: BLE001 - the keeper hears of its end
+                os._exit(1)
+            return {}
+        os.close(connection)
+        os.close(output)
+        return {"status": "ok" if copied else "error"}
+
+    def _copy(self, prepare: Callable[[], Snapshot], message: dict[str, Any], passed: Set[int] = frozenset()) -> Copied | bool:
+        """A copy of this process, unless a fork would not be one."""
+        if snapshot.obstacle(self._ours() | passed):
+            return False
+        return copies.copy_process(self._keeper, prepare, message)
+
+    def _ours(self) -> frozenset[int]:
+        return copies.OURS | self._interpreter.descriptors()
+
+    def _settle(self, line: int) -> None:
+        """Let the process's own idea of its home follow its line."""
+        old, new = line_folder(self._scratch, self._line), line_folder(self._scratch, line)
+        os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["MPLCONFIGDIR"] = new
+        tempfile.tempdir = None
+        sys.path[:] = [new if entry == old else entry for entry in sys.path]
+        self._line = line
+
+    def _come_alive(self, random_state: Any, copied: Copied) -> None:
+        """In a copy: be somebody else than the process it was forked from."""
+        self._pid = os.getpid()
+        random.setstate(random_state)  # Python reseeds it in every fork
+        self._interpreter.after_fork()
+        self._unsaved = True
+        self._work.restart()
+        copied.take_signals()
+
+    def _attach(self, connection: int, output: int) -> None:
+        os.dup2(connection, CONNECTION, inheritable=False)
+        os.dup2(output, OUTPUT, inheritable=False)
+        os.close(connection)
+        os.close(output)
+        self._restore()
 
     def _restore(self) -> None:
         """Give the next cell its standard streams and our interrupt handler, whatever the last one did to them."""
@@ -98,7 +236,8 @@ class Worker:
         sys.stdout = sys.stderr = self._output
         if sys.stdin is None or sys.stdin.closed or sys.stdin.fileno() != 0:
             sys.stdin = open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
-        signal.signal(signal.SIGINT, self._interpreter.interrupt)
+        # signal.signal turns its arguments into enums and back, which takes longer than all else here.
+        set_handler(signal.SIGINT, self._interpreter.interrupt)
 
     def _report(self, text: str) -> None:
         """Write a traceback where it will be seen, even where the cell closed or replaced its output."""
@@ -115,47 +254,20 @@ class Worker:
         libc.fflush(None)
 
 
-def become_session(request: ForkRequest, plan: Plan, scratch: str, connection: int, output: int) -> NoReturn:
-    """Turn a fresh child of the zygote into a session, shut it in and serve. Closes every descriptor but the two given."""
-    os.setsid()
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    _take_descriptors(connection, output)
-    # Both need /proc, which a session has not.
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")  # where memory runs out, a session goes before the trainer; some containers forbid it
-    address_space = _address_space()
-    confine_session(plan, scratch, request.limits)
-    os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["MPLCONFIGDIR"] = scratch
-    tempfile.tempdir = None
-    sys.argv = [""]
-    sys.path.insert(0, scratch)
-    sys.set_int_max_str_digits(LARGEST_INT_DIGITS)
-    Worker(request, address_space).serve()
+def line_folder(scratch: str, line: int) -> str:
+    """The working directory of one of a keeper's lines: ``scratch``, or one beside it."""
+    return f"{scratch}-{line}" if line else scratch
 
 
 def seed_everything(seed: int) -> None:
     """Seed the global generators: ``random``'s, and numpy's legacy one and sympy's where the zygote has loaded them. Every fork
     shares their state otherwise."""
     random.seed(seed)
-    if "numpy" in sys.modules:
-        import numpy.random
-
-        numpy.random.seed([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
-    if "sympy" in sys.modules:
-        import sympy.core.random
-
+    # No import statements here, and one small number for numpy: each would have every session pay for pages of memory.
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed((seed ^ seed >> 32) & 0xFFFFFFFF)
+    if (sympy := sys.modules.get("sympy")) is not None:
         sympy.core.random.seed(seed)
-
-
-def _take_descriptors(connection: int, output: int) -> None:
-    os.dup2(connection, 0)
-    os.dup2(output, 1)
-    os.closerange(2, os.sysconf("SC_OPEN_MAX"))
-    os.dup2(0, CONNECTION, inheritable=False)
-    os.dup2(1, OUTPUT, inheritable=False)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), EMPTY, inheritable=False)
-    os.dup2(EMPTY, 0)
-    os.dup2(OUTPUT, 2)
 
 
 def _output_stream() -> TextIO:
@@ -167,9 +279,3 @@ def _output_stream() -> TextIO:
         newline="\n",
         line_buffering=True,
     )
-
-
-def _address_space() -> int:
-    """Bytes of address space this process has now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()

@@ -1,16 +1,14 @@
 """The warm parent: ``python -m aster.sandbox.zygote DESCRIPTOR PLAN SUPERVISOR_PID [PACKAGE ...]``.
 
-It enters the isolation level of the PLAN, imports and exercises the libraries once and then forks sessions on request. It has
-one thread and never runs a cell. It is the subreaper of everything that sessions leave behind, and kills it. It ends, with all
-sessions, when the supervisor closes the connection; its guard sees to the rest.
+It enters the isolation level of the PLAN, imports and exercises the libraries once and then forks keepers on request, one a
+session. It has one thread and never runs a cell. It is the subreaper of everything that a dead keeper leaves behind, and kills
+it. It ends, with all sessions, when the supervisor closes the connection; its guard sees to the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
-import io
+import errno
 import json
 import os
 import select
@@ -18,64 +16,50 @@ import signal
 import socket
 import sys
 import traceback
+from typing import Any
 
-from aster.sandbox.cells import Interpreter
-from aster.sandbox.isolation import Plan, enter_zygote, fork_session, make_scratch
+from aster.sandbox.isolation import Level, Plan, enter_zygote, fork_session, make_scratch
 from aster.sandbox.isolation.guard import kill_all_below
-from aster.sandbox.protocol import MAX_PACKET, ForkRequest
-from aster.sandbox.worker import become_session, libc
+from aster.sandbox.keeper import become_keeper
+from aster.sandbox.protocol import MAX_PACKET, ForkRequest, receive
+from aster.sandbox.warm import warm_up
 
 STRAY_SECONDS = 2.0
-"""How long the zygote fights processes that a session left behind, before it goes back to serving."""
-
-STANDARD = """
-import asyncio, collections, dataclasses, datetime, decimal, fractions, functools, heapq, inspect, itertools, json, math
-import random, re, statistics, string, subprocess, tempfile, typing
-"""
-EXERCISES = {
-    "sympy": """
-from sympy.abc import x, y
-sympy.factorint(2**32 + 1), sympy.isprime(10**9 + 7), sympy.totient(360), sympy.divisors(360)
-sympy.solve(x**2 - 5*x + 6, x), sympy.solve([x + y - 3, x - y - 1], [x, y]), sympy.simplify(sympy.sin(x)**2 + sympy.cos(x)**2)
-sympy.integrate(x**2 * sympy.exp(x), x), sympy.diff(sympy.sin(x)/x, x), sympy.series(sympy.exp(x), x, 0, 4)
-sympy.factor(x**4 - 1), sympy.expand((x + 1)**5), sympy.Matrix([[1, 2], [3, 4]]).inv(), sympy.Rational(1, 3).evalf(30)
-sympy.summation(x, (x, 1, y)), str(sympy.sqrt(8)), sympy.parse_expr("x**2 + 1"), sympy.nsimplify(0.25)
-""",
-    "numpy": """
-import numpy.linalg
-numpy.linalg.solve(numpy.eye(3) * 2, numpy.ones(3)), numpy.linalg.eigvals(numpy.eye(3)), str(numpy.arange(6).reshape(2, 3))
-""",
-    "scipy": """
-import scipy.integrate, scipy.linalg, scipy.optimize, scipy.sparse, scipy.special, scipy.stats
-scipy.optimize.brentq(lambda t: t*t - 2, 0, 2), scipy.integrate.quad(math.exp, 0, 1), scipy.special.comb(10, 3)
-""",
-    "networkx": "networkx.shortest_path(networkx.cycle_graph(5), 0, 2)",
-    "mpmath": "mpmath.mpf(2)**0.5, mpmath.quad(mpmath.sin, [0, 1])",
-}
-"""What a package is put through after its import, so that sessions find its caches filled. A package not named is imported."""
+"""How long the zygote fights processes that a keeper left behind, before it goes back to serving."""
+BURST = 16
+"""Forks in a row, before the dead are buried."""
+PER_PACKET = 100
+"""The dead that one packet names."""
 
 
 class Zygote:
-    """Forks sessions and buries them."""
+    """Forks keepers and buries them."""
 
     def __init__(self, connection: socket.socket, plan: Plan) -> None:
         self._connection = connection
         self._plan = plan
-        self._pid = os.getpid()
+        self._keepers: dict[int, int] = {}
+        """pid -> id of every keeper that was not buried yet."""
+        self._bell, wake = os.pipe()
+        for descriptor in (self._bell, wake):
+            os.set_blocking(descriptor, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the byte in the pipe is what is wanted
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._sessions: dict[int, int] = {}
-        """pidfd -> pid of every session that was not buried yet."""
+        self._poll.register(self._bell, select.POLLIN)
 
     def serve(self) -> None:
         """Answer until the supervisor closes the connection."""
-        pidfd = os.pidfd_open(self._pid)
-        self._send({"ready": self._pid}, pidfd)
+        pidfd = os.pidfd_open(os.getpid())
+        self._send({"ready": True}, pidfd)
         os.close(pidfd)
         while True:
             for descriptor, _ in self._poll.poll():
-                if descriptor != self._connection.fileno():
-                    self._bury(descriptor)
+                if descriptor == self._bell:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._bell, 4096)
+                    self._bury()
                 elif not self._answer():
                     return
 
@@ -83,79 +67,80 @@ class Zygote:
         """Kill everything below."""
         with contextlib.suppress(OSError):  # nobody may be left to tell who is gone
             self._connection.shutdown(socket.SHUT_RDWR)
-        for pidfd in list(self._sessions):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        for pidfd in list(self._sessions):
-            self._bury(pidfd)
+        for pid in self._keepers:
+            os.kill(pid, signal.SIGKILL)
+        kill_all_below()
 
     def _answer(self) -> bool:
-        """Serve one packet. False at the end of the connection."""
-        try:
-            data, descriptors, _, _ = socket.recv_fds(self._connection, MAX_PACKET, 2)
-        except ConnectionResetError:
-            return False
-        if not data:
-            return False
-        message = json.loads(data)
-        try:
-            self._fork(ForkRequest.from_message(message), *descriptors)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        return True
+        """Serve what has come, up to a burst. False at the end of the connection."""
+        forked: list[int] = []
+        alive = True
+        for _ in range(BURST):
+            try:
+                data, descriptors = receive(self._connection, MAX_PACKET, 1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                data, descriptors = b"", []
+            if not data:
+                alive = False
+                break
+            message = json.loads(data)
+            if message["op"] == "kill":
+                for pid, number in self._keepers.items():
+                    if number == message["id"]:
+                        os.kill(pid, signal.SIGKILL)
+                continue
+            try:
+                if self._fork(message, descriptors[0]):
+                    forked.append(message["id"])
+            finally:
+                os.close(descriptors[0])
+        if forked:
+            self._send({"forked": forked})
+        return alive
 
-    def _fork(self, request: ForkRequest, connection: int, output: int) -> None:
+    def _fork(self, message: dict[str, Any], control: int) -> bool:
+        request = ForkRequest.from_message(message)
         try:
             scratch = make_scratch(self._plan, request.name)
             pid = fork_session(self._plan)
         except OSError as error:
-            self._send({"failed": str(error)})
-            return
+            self._send({"failed": message["id"], "errno": error.errno or errno.EIO, "reason": str(error)})
+            return False
         if pid == 0:
             self._connection.detach()  # its number is the child's to use again
             try:
-                become_session(request, self._plan, scratch, connection, output)
+                become_keeper(request, self._plan, scratch, control)
             except BaseException:  # noqa: BLE001 - the child must never come back into the zygote's loop
                 with contextlib.suppress(OSError):
-                    os.write(1, traceback.format_exc().encode())
+                    os.write(2, traceback.format_exc().encode())
             finally:
                 os._exit(1)
-        pidfd = os.pidfd_open(pid)
-        self._sessions[pidfd] = pid
-        self._poll.register(pidfd, select.POLLIN)
-        self._send({"forked": pid}, pidfd)
+        self._keepers[pid] = message["id"]
+        return True
 
-    def _bury(self, pidfd: int) -> None:
-        """A session's leader ended, or is about to: kill its group and all it left behind, and say so."""
-        pid = self._sessions.pop(pidfd)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        # Its pid, and so the group's, is not given away before waitpid.
-        with contextlib.suppress(ProcessLookupError):  # killed before it came to setsid
-            os.killpg(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        kill_all_below(self._sessions.values(), STRAY_SECONDS)
-        self._send({"gone": pid, "status": status})
+    def _bury(self) -> None:
+        """Reap the dead, and kill what keepers leave behind, where that did not die with their process namespace."""
+        gone: list[tuple[int, int]] = []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid not in self._keepers:
+                continue  # an orphan
+            gone.append((self._keepers.pop(pid), status))
+        if gone and self._plan.level is not Level.NAMESPACES:
+            kill_all_below(self._keepers, STRAY_SECONDS)
+        for start in range(0, len(gone), PER_PACKET):
+            self._send({"gone": gone[start : start + PER_PACKET]})
 
-    def _send(self, message: dict[str, int | str], *descriptors: int) -> None:
+    def _send(self, message: dict[str, Any], *descriptors: int) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone: the loop sees that next
             socket.send_fds(self._connection, [json.dumps(message).encode()], list(descriptors))
-
-
-def warm_up(packages: list[str]) -> None:
-    """Import and exercise what cells use, through the same code that runs cells, and keep it out of the collector's way."""
-    stream = io.StringIO()
-    interpreter = Interpreter({"__name__": "warm_up"}, stream.write)
-    with contextlib.redirect_stdout(stream):
-        for code in (STANDARD, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)):
-            if interpreter.run(0, code) != "ok":
-                raise RuntimeError(stream.getvalue())
-        interpreter.run(0, "1 / 0")
-    libc.setvbuf(
-        ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0
-    )  # _IOLBF: what C code prints keeps its place among the lines
-    gc.collect()
-    gc.freeze()
 
 
 def main() -> None:

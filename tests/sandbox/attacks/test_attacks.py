@@ -27,8 +27,7 @@ from tests.sandbox.attacks.processes import PROCESSES
 from tests.sandbox.attacks.reach import REACH
 from tests.sandbox.attacks.resources import RESOURCES
 from tests.sandbox.sandbox_bench import Bench
-from tests.sandbox.test_isolation import descendants
-from tests.sandbox.test_lifecycle import soon
+from tests.sandbox.test_lifecycle import children, soon
 
 ATTACKS = [*PROCESSES, *OTHERS, *REACH, *RESOURCES, *INTERPRETER]
 
@@ -48,6 +47,19 @@ class Scene:
     def untouched(self) -> bool:
         """Whether the host's files are as they were."""
         return all(seen(path) == before for path, before in self.files.items())
+
+    def quiet(self) -> bool:
+        """Whether the victim's processes run alone: a keeper with a runner and a savepoint, beside keepers that wait."""
+        pool = self.bench.sandbox._pool
+        keepers = children(self.bench.zygote_pid())
+        below = [children(keeper) for keeper in keepers if children(keeper)]
+        return (
+            pool is not None
+            and len(keepers) == len(pool.keepers)
+            and len(below) == 1
+            and len(below[0]) <= 2
+            and not any(children(pid) for pid in below[0])
+        )
 
 
 def seen(path: Path) -> tuple[object, ...]:
@@ -115,7 +127,6 @@ def test_attack(scene: Scene, attack: Attack) -> None:
     if level not in (probe().best, Level.RLIMITS) and attack.covered_from is Level.RLIMITS and not attack.harms_the_user:
         pytest.skip("the same at every level, and run at the best and at the weakest")
     scene.bench.do(scene.victim.run("n = 0"))
-    quiet = len(descendants(scene.bench.zygote_pid()))
     call, meanwhile, after = scene.bench.do(beside_the_victim(scene, attack))
     assert after.output == "42" or attack.breaks_itself, after.output
     if covered:
@@ -126,7 +137,7 @@ def test_attack(scene: Scene, attack: Attack) -> None:
     check = scene.bench.do(scene.victim.run("n, secret, open('mine').read()"))
     assert check.output == str((meanwhile, scene.secret, f"victim {scene.secret}"))
     assert scene.untouched()
-    assert soon(lambda: len(descendants(scene.bench.zygote_pid())) == quiet), "something is left running"
+    assert soon(lambda: scene.quiet()), "something is left running"
 
 
 async def beside_the_victim(scene: Scene, attack: Attack) -> tuple[ToolCall, int, ToolCall]:

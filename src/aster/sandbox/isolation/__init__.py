@@ -1,12 +1,13 @@
 """How sessions are shut in: levels, what this machine allows of them, and the walls themselves. See docs/sandbox.md.
 
 The supervisor calls ``probe``, ``choose`` and ``make_plan``; the zygote ``enter_zygote``, ``make_scratch`` and
-``fork_session``; a new session ``confine_session``. Everything is the standard library and ctypes: no compiled extension and
-no program of the system is needed.
+``fork_session``; a new session's keeper ``confine_session``. Everything is the standard library and ctypes: no compiled
+extension and no program of the system is needed.
 """
 
 from aster.sandbox.isolation.confine import (
     confine_session,
+    die_with_parent,
     enter_zygote,
     fork_session,
     make_scratch,
@@ -22,6 +23,7 @@ __all__ = [
     "Report",
     "choose",
     "confine_session",
+    "die_with_parent",
     "enter_zygote",
     "fork_session",
     "make_plan",

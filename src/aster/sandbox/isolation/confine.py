@@ -60,7 +60,7 @@ def fork_session(plan: Plan) -> int:
     pid = os.fork()
     if pid == 0:
         _parent = parent
-        _die_with_parent()
+        die_with_parent(parent)
     return pid
 
 
@@ -87,10 +87,16 @@ def remove_scratch(plan: Plan, name: str) -> None:
         remove_tree(os.path.join(plan.root, name))
 
 
-def confine_session(plan: Plan, scratch: str, limits: Limits) -> None:
-    """Shut this process in, for ever and with all its children, in ``scratch``; before any foreign code runs in it."""
+def confine_session(plan: Plan, scratch: str, limits: Limits) -> int:
+    """Shut this process in, for ever and with all its children, in ``scratch``; before any foreign code runs in it.
+
+    Returns a descriptor that lists its child processes whenever it is read from the start, or -1 where the kernel has no such
+    list. /proc is out of reach from here on.
+    """
     if plan.level is Level.NAMESPACES:
-        namespaces.enter_session(plan, limits)
+        children = namespaces.enter_session(plan, limits)
+    else:
+        children = namespaces.open_children("/proc/thread-self/children")
     os.chdir(scratch)
     owner = os.stat(".").st_uid
     ruleset = _ruleset(plan, scratch) if plan.landlock_abi else None
@@ -103,11 +109,12 @@ def confine_session(plan: Plan, scratch: str, limits: Limits) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)
     if plan.level is not Level.NAMESPACES:
-        _die_with_parent()  # again: the change of user cleared it
+        die_with_parent(_parent)  # again: the change of user cleared it
     if ruleset is not None:
         ruleset.enforce()
     if plan.seccomp:
         seccomp.install(_more_denied(plan))
+    return children
 
 
 def _more_denied(plan: Plan) -> tuple[str, ...]:
@@ -151,9 +158,10 @@ def _set_limits(plan: Plan, limits: Limits) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, which is ``parent``, ends."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != _parent:  # it died before the line above
+    if os.getppid() != parent:  # it died before the line above
         os._exit(1)
 
 

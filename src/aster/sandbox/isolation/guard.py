@@ -66,7 +66,8 @@ def close_all_but(*kept: int) -> None:
     """Close every descriptor but these."""
     start = 0
     for descriptor in sorted(kept):
-        os.closerange(start, descriptor)
+        if start < descriptor:  # CPython's closerange(0, 0) closes all there are
+            os.closerange(start, descriptor)
         start = descriptor + 1
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 

@@ -40,6 +40,7 @@ from aster.sandbox.isolation.syscalls import (
     prctl,
     set_mount_attributes,
     setns,
+    unmount,
     unshare,
 )
 
@@ -102,8 +103,9 @@ def fork_into_new_pid_namespace() -> int:
         os.close(own)
 
 
-def enter_session(plan: Plan, limits: Limits) -> None:
-    """Give this process mounts of its own, with an empty and bounded /tmp, and a user namespace of its own.
+def enter_session(plan: Plan, limits: Limits) -> int:
+    """Give this process, the first in its process namespace, mounts of its own, with an empty and bounded /tmp, and a user
+    namespace of its own. Returns a descriptor of the list of its children, as ``open_children`` does.
 
     No other session's files are in sight then, and /proc is empty. The user namespace is what makes RLIMIT_NPROC count this
     session's processes alone.
@@ -118,10 +120,22 @@ def enter_session(plan: Plan, limits: Limits) -> None:
     os.mkdir(_SHARED_MEMORY_FILES, 0o700)
     mount(_SHARED_MEMORY_FILES, SHARED_MEMORY, "", MS_BIND)
     process = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)  # the one in sight shows the zygote's namespace
+    children = open_children("/proc/1/task/1/children")
+    unmount("/proc")
     mount(_EMPTY, "/proc", "", MS_BIND)
     set_mount_attributes("/", MOUNT_ATTR_RDONLY)
     _new_user_namespace(process)
     os.close(process)
+    return children
+
+
+def open_children(path: str) -> int:
+    """Open a process's list of children; -1 where the kernel has none (CONFIG_PROC_CHILDREN)."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return -1
 
 
 def _new_user_namespace(process: int) -> None:

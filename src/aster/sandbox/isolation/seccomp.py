@@ -19,6 +19,7 @@ from aster.sandbox.isolation.syscalls import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
+    CLONE_THREAD,
     MACHINE,
     PR_SET_SECCOMP,
     call,
@@ -29,7 +30,7 @@ from aster.sandbox.isolation.syscalls import (
 DENIED = (
     # other roots, mounts and namespaces
     *("mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "open_tree_attr", "fsopen", "fsconfig", "fsmount"),
-    *("fspick", "mount_setattr", "unshare", "setns"),
+    *("fspick", "mount_setattr", "setns"),
     # other processes
     *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "process_madvise", "process_mrelease", "pidfd_getfd"),
     *("move_pages", "migrate_pages", "ioprio_set"),
@@ -112,6 +113,7 @@ def program(more: tuple[str, ...] = ()) -> bytes:
     lines += [_Instruction(_EQUAL, found, "denied") for name in (*DENIED, *more) if (found := number(name)) is not None]
     lines += _jump("clone3", "unknown")  # its flags are out of a filter's reach; the C library then takes clone
     lines += _jump("clone", "clone") + _jump("ioctl", "ioctl") + _jump("setpriority", "setpriority")
+    lines += _jump("unshare", "unshare")
     lines += _jump("socket", "socket") + _jump("socketpair", "socketpair")
     for name in ONLY_ONESELF:
         lines += _jump(name, "oneself")
@@ -122,6 +124,8 @@ def program(more: tuple[str, ...] = ()) -> bytes:
         _argument(1, "ioctl"),
         _Instruction(_EQUAL, TIOCSTI, "denied"),
         _Instruction(_EQUAL, TIOCLINUX, "denied", "allowed"),
+        _argument(0, "unshare"),  # with this flag alone it changes nothing, and tells whether there are threads
+        _Instruction(_EQUAL, CLONE_THREAD, "allowed", "denied"),
         _argument(1, "setpriority"),  # (0, 0): this process
         _Instruction(_EQUAL, 0, "", "denied"),
         _argument(0, "oneself"),

@@ -138,6 +138,7 @@ NUMBERS = {
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x1000_0000, 0x2000_0000, 0x4000_0000
+CLONE_THREAD = 0x0001_0000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 1 << 18
 MNT_DETACH = 2
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
@@ -184,6 +185,17 @@ def call(name: str, *arguments: Any, what: object = "") -> int:
 def unshare(flags: int) -> None:
     """Move this process into new namespaces; CLONE_NEWPID concerns its next children."""
     _checked(libc.unshare(flags), "unshare", hex(flags))
+
+
+def has_one_thread() -> bool:
+    """Whether this process has no other thread, those of C libraries included. (unshare(2): CLONE_THREAD has no effect in a
+    process of one thread, and is an error in any other.)"""
+    return libc.unshare(CLONE_THREAD) == 0
+
+
+def unmount(target: str) -> None:
+    """Detach the mount at a path; what is open there stays."""
+    _checked(libc.umount2(os.fsencode(target), MNT_DETACH), "umount2", target)
 
 
 def setns(descriptor: int, kind: int) -> None:

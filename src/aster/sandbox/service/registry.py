@@ -12,7 +12,6 @@ from typing import Any
 
 from aster.core import recipe
 from aster.core.types import ToolCall
-from aster.sandbox.branch import branch
 from aster.sandbox.interface import AnySession
 from aster.sandbox.protocol import SandboxFailure
 from aster.sandbox.service.access import Account, Gate, Refused
@@ -117,7 +116,7 @@ class Registry:
         entry = self._find(account, session_id)
 
         async def make() -> AnySession:
-            return await branch(self._sandbox, await asyncio.shield(entry.opening))
+            return await (await asyncio.shield(entry.opening)).fork()
 
         with self._using(entry):
             return await self._enter(account, child_id, Origin(parent=session_id), make, "fork")

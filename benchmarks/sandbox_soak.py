@@ -1,0 +1,251 @@
+"""A long run of the sandbox in which every answer is known, and cells fail in all ways.
+
+    python benchmarks/sandbox_soak.py [--json] [--cells 200000] [--sessions 500] [--at-once 64] [--failing 0.05] [--seed 1]
+
+Each session has a model of itself here: variables, a file, random numbers. Every cell's answer is compared with it. Failing
+cells first spoil the variables and the file, and then end their interpreter, or run too long, or fill the memory; after that
+everything must be as before. Now and then a session is forked, and both go on. At the end nothing may be left: no process, no
+descriptor, no file, and no memory. Ends with status 1 where something was wrong. It checks, it does not compare: there is no
+peer, and its times are of this machine under this load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from aster.core import recipe
+from aster.core.types import CallStatus
+from aster.sandbox import Sandbox, Session
+
+CELL_SECONDS = 2.0
+SPOIL = "n = -1\nlog = None\nopen('f', 'w').write('spoilt')\nimport os, time, ctypes, signal\n"
+DEADLY = {
+    "exit": "os._exit(3)",
+    "segfault": "ctypes.string_at(0)",
+    "killed": "os.kill(os.getpid(), 9)",
+    "aborted": "os.abort()",
+    "closed descriptors": "os.closerange(0, 4096)\ntime.sleep(9)",
+    "forged reply": "[os.write(fd, b'\\0\\0\\0\\2{}') for fd in (500, 501)]\ntime.sleep(9)",
+    "children": "for i in range(8):\n    if os.fork() == 0: (i % 2 and os.setsid(), time.sleep(600))\nos._exit(4)",
+    "group killed": "os.killpg(0, 9)",
+    "output, then exit": "print('x' * 300_000)\nos._exit(5)",
+}
+"""Ends of an interpreter. The session must be as it was before the cell."""
+STUBBORN = "while True:\n    try: time.sleep(60)\n    except BaseException: pass"
+MEMORY = "hoard = []\nwhile True:\n    hoard.append(bytearray(1 << 24))"
+
+
+class Wrong(Exception):
+    """An answer that is not the known one."""
+
+
+class Model:
+    """What a session must answer."""
+
+    def __init__(self, seed: int) -> None:
+        self.n = 0
+        self.log: list[int] = []
+        self.file = ""
+        self.random = random.Random(seed)
+        self.interrupted = False
+        """Replay alone cannot bring this session back."""
+
+    def copy(self) -> Model:
+        """For a branch."""
+        twin = Model(0)
+        twin.n, twin.log, twin.file, twin.interrupted = self.n, [*self.log], self.file, self.interrupted
+        twin.random.setstate(self.random.getstate())
+        return twin
+
+    def cell(self, draw: random.Random) -> tuple[str, CallStatus, str]:
+        """A cell that ends by itself: its code, status and output (of an error, its last line)."""
+        value = draw.randrange(1000)
+        match draw.choice(["count", "log", "file", "random", "error", "function", "work", "print"]):
+            case "count":
+                self.n += value
+                return f"n += {value}\nn", CallStatus.OK, str(self.n)
+            case "log":
+                self.log = [*self.log, value][-50:]
+                return f"log = [*log, {value}][-50:]\nlen(log), sum(log)", CallStatus.OK, str((len(self.log), sum(self.log)))
+            case "file":
+                self.file = (self.file + f"{value} ")[-400:]
+                code = f"text = (open('f').read() + '{value} ')[-400:]\n_ = open('f', 'w').write(text)\nopen('f').read()"
+                return code, CallStatus.OK, repr(self.file)
+            case "random":
+                return "random.random()", CallStatus.OK, repr(self.random.random())
+            case "error":
+                self.n += value  # what ran before an error is kept
+                return f"n += {value}\nn // 0", CallStatus.ERROR, "ZeroDivisionError: integer division or modulo by zero"
+            case "function":
+                return f"def f(x):\n    return x * {value} + n\nf(7)", CallStatus.OK, str(7 * value + self.n)
+            case "work":
+                return f"sum(i % 7 for i in range({value * 300}))", CallStatus.OK, str(sum(i % 7 for i in range(value * 300)))
+        return f"print(n, {value})\nprint(len(log))", CallStatus.OK, f"{self.n} {value}\n{len(self.log)}"
+
+
+class Soak:
+    """The run and its counts."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.wrong: list[str] = []
+        self.memory: list[float] = []
+
+    async def run(self) -> None:
+        """All sessions, some at once."""
+        places = 2 * self.options.at_once  # each may have a branch
+        settings = recipe.Sandbox(cell_seconds=CELL_SECONDS, memory_mb=256, sessions=places, preload=["numpy"])
+        async with Sandbox(settings) as sandbox:
+            turns = asyncio.Semaphore(self.options.at_once)
+
+            async def one(number: int) -> None:
+                async with turns:
+                    await self.session(sandbox, number)
+                    self.memory.append(resident_mb(sandbox))
+
+            await asyncio.gather(*(one(number) for number in range(self.options.sessions)))
+
+    async def session(self, sandbox: Sandbox, number: int) -> None:
+        """One session's life."""
+        draw = random.Random(f"{self.options.seed} {number}")
+        cells = self.options.cells // self.options.sessions
+        setup = "import random\nn, log = 0, []\nopen('f', 'w').close()"
+        session = await sandbox.open(number, setup)
+        model = Model(number)
+        try:
+            for _ in range(cells):
+                await self.step(session, model, draw)
+                if draw.random() < 0.002:
+                    self.counts["forks"] += 1
+                    async with await session.fork() as branch:
+                        twin = model.copy()
+                        for _ in range(3):
+                            await self.step(branch, twin, draw)
+        except Wrong as error:
+            self.wrong.append(f"session {number}: {error}")
+        finally:
+            await session.close()
+
+    async def step(self, session: Session, model: Model, draw: random.Random) -> None:
+        """A failing cell, sometimes, or one that must find everything as it was."""
+        self.counts["cells"] += 1
+        if draw.random() < self.options.failing:
+            await self.fail(session, model, draw)
+            return
+        code, status, output = model.cell(draw)
+        call = await session.run(code)
+        found = call.output if status is CallStatus.OK else call.output.splitlines()[-1]
+        if (call.status, found) != (status, output):
+            raise Wrong(f"{code!r} gave {call.status} {call.output!r} instead of {status} {output!r}")
+
+    async def fail(self, session: Session, model: Model, draw: random.Random) -> None:
+        """A cell that fails, and what must be said of it."""
+        kind = draw.choice([*DEADLY, *DEADLY, "interrupted", "stubborn", "memory", "keeper killed"])
+        if kind == "keeper killed" and model.interrupted:
+            kind = "killed"  # the savepoint goes with the keeper, and nobody can interrupt a cell again at the same place
+        self.counts[f"failing: {kind}"] += 1
+        if kind == "keeper killed":
+            if session.keeper is not None:
+                keeper = session.keeper
+                keeper.kill()
+                await keeper.gone
+            return
+        if kind == "memory":
+            code, status, end = MEMORY, CallStatus.ERROR, "MemoryError"
+        elif kind == "interrupted":
+            model.n += 1
+            model.interrupted = True
+            code, status, end = "n += 1\nimport time\ntime.sleep(60)", CallStatus.TIMEOUT, "all variables are kept]"
+        elif kind == "stubborn":
+            code, status, end = SPOIL + STUBBORN, CallStatus.TIMEOUT, "of earlier cells are kept]"
+        else:
+            code, status, end = SPOIL + DEADLY[kind], CallStatus.CRASHED, "of earlier cells are kept]"
+        call = await session.run(code)
+        if call.status != status or not call.output.endswith(end):
+            raise Wrong(f"{kind} gave {call.status} {call.output[-300:]!r}")
+        if kind == "memory":
+            call = await session.run("del hoard")
+            if call.status != CallStatus.OK:
+                raise Wrong(f"after a memory error: {call.status} {call.output!r}")
+
+
+def resident_mb(sandbox: Sandbox) -> float:
+    """Resident memory of this process and the zygote."""
+    assert sandbox._zygote is not None
+    about = Path(f"/proc/self/fdinfo/{sandbox._zygote.pidfd}").read_text()
+    pids = ["self", about.partition("Pid:")[2].split()[0]]
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def left_over(marker: str) -> int:
+    """Living processes of a sandbox whose directory is below ``marker``: the zygote's command line names it, and a fork has the
+    same."""
+    count = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(os.getpid()):
+            try:
+                count += marker.encode() in (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # it ended meanwhile
+    return count
+
+
+def main() -> None:
+    """Run, check, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=200_000)
+    parser.add_argument("--sessions", type=int, default=500)
+    parser.add_argument("--at-once", type=int, default=64)
+    parser.add_argument("--failing", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    soak = Soak(options)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        asyncio.run(soak.run())
+        left_files = len(os.listdir(folder))
+        left_processes = left_over(folder)
+    seconds = time.monotonic() - began
+    tenth = max(1, len(soak.memory) // 10)
+    result = {
+        "cells": soak.counts["cells"],
+        "sessions": options.sessions,
+        "failing": {name.removeprefix("failing: "): n for name, n in sorted(soak.counts.items()) if name.startswith("failing")},
+        "forks": soak.counts["forks"],
+        "seconds": round(seconds, 1),
+        "wrong": soak.wrong[:20],
+        "wrong_sessions": len(soak.wrong),
+        "left_processes": left_processes,
+        "left_descriptors": len(os.listdir("/proc/self/fd")) - descriptors,
+        "left_files": left_files,
+        # From the first tenth of the sessions to the last.
+        "memory_growth_mb": round(max(soak.memory[-tenth:]) - max(soak.memory[:tenth]), 1),
+        "memory_mb": round(soak.memory[-1], 1),
+        "machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "load": os.getloadavg()[0]},
+    }
+    if options.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:18s} {value}")
+    bad = soak.wrong or result["left_processes"] or result["left_descriptors"] or result["left_files"]
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the zygote does before it serves: import and exercise libraries, then make itself cheap to fork."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import io
+
+from aster.sandbox.cells import Interpreter
+from aster.sandbox.isolation.syscalls import libc
+
+STANDARD = """
+import asyncio, collections, dataclasses, datetime, decimal, fractions, functools, heapq, inspect, itertools, json, math
+import random, re, statistics, string, subprocess, tempfile, typing
+"""
+EXERCISES = {
+    "sympy": """
+from sympy.abc import x, y
+sympy.factorint(2**32 + 1), sympy.isprime(10**9 + 7), sympy.totient(360), sympy.divisors(360)
+sympy.solve(x**2 - 5*x + 6, x), sympy.solve([x + y - 3, x - y - 1], [x, y]), sympy.simplify(sympy.sin(x)**2 + sympy.cos(x)**2)
+sympy.integrate(x**2 * sympy.exp(x), x), sympy.diff(sympy.sin(x)/x, x), sympy.series(sympy.exp(x), x, 0, 4)
+sympy.factor(x**4 - 1), sympy.expand((x + 1)**5), sympy.Matrix([[1, 2], [3, 4]]).inv(), sympy.Rational(1, 3).evalf(30)
+sympy.summation(x, (x, 1, y)), str(sympy.sqrt(8)), sympy.parse_expr("x**2 + 1"), sympy.nsimplify(0.25)
+""",
+    "numpy": """
+import numpy.linalg
+numpy.linalg.solve(numpy.eye(3) * 2, numpy.ones(3)), numpy.linalg.eigvals(numpy.eye(3)), str(numpy.arange(6).reshape(2, 3))
+""",
+    "scipy": """
+import scipy.integrate, scipy.linalg, scipy.optimize, scipy.sparse, scipy.special, scipy.stats
+scipy.optimize.brentq(lambda t: t*t - 2, 0, 2), scipy.integrate.quad(math.exp, 0, 1), scipy.special.comb(10, 3)
+""",
+    "networkx": "networkx.shortest_path(networkx.cycle_graph(5), 0, 2)",
+    "mpmath": "mpmath.mpf(2)**0.5, mpmath.quad(mpmath.sin, [0, 1])",
+}
+"""What a package is put through after its import, so that sessions find its caches filled. A package not named is imported."""
+HUGE_PAGE = 2 << 20
+MADV_COLLAPSE = 25
+
+
+def warm_up(packages: list[str]) -> None:
+    """Import and exercise what cells use, through the same code that runs cells, and make the process cheap to fork."""
+    stream = io.StringIO()
+    interpreter = Interpreter({"__name__": "warm_up"}, stream.write)
+    with contextlib.redirect_stdout(stream):
+        for code in (STANDARD, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)):
+            if interpreter.run(0, code) != "ok":
+                raise RuntimeError(stream.getvalue())
+        interpreter.run(0, "1 / 0")
+    libc.setvbuf(
+        ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0
+    )  # _IOLBF: what C code prints keeps its place among the lines
+    gc.collect()
+    gc.freeze()
+    collapse_pages()
+
+
+def collapse_pages() -> None:
+    """Put this process's memory into huge pages, as far as the kernel will (Linux 6.1 and later).
+
+    A fork copies the page table's entries one by one, and a huge page has one for 512. A child that writes still copies 4 KiB.
+    """
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    try:
+        with open("/proc/self/maps") as file:
+            lines = file.readlines()
+    except OSError:  # no /proc: forks cost what they cost
+        return
+    for line in lines:
+        fields = line.split()
+        if fields[1] != "rw-p" or (len(fields) > 5 and fields[5] != "[heap]"):
+            continue
+        first, last = (int(bound, 16) for bound in fields[0].split("-"))
+        for start in range(-(-first // HUGE_PAGE) * HUGE_PAGE, last - HUGE_PAGE + 1, HUGE_PAGE):
+            libc.madvise(start, HUGE_PAGE, MADV_COLLAPSE)  # refused where the range is not filled: no harm

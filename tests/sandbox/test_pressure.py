@@ -1,0 +1,227 @@
+"""Short memory, short processes, idle sessions, floods: the sandbox waits and makes room, and no state is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aster.core import recipe
+from aster.sandbox import Sandbox, SandboxFailure, Session, housekeeping, pressure
+from aster.sandbox.pool import READY
+from tests.sandbox.test_lifecycle import runners_of, soon
+
+
+class Machine:
+    """A machine whose free memory the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 10_000.0
+        monkeypatch.setattr(pressure, "available_mb", lambda: self.left)
+        monkeypatch.setattr(pressure, "FRESH_SECONDS", 0.0)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def settings(**changes: object) -> recipe.Sandbox:
+    return recipe.Sandbox.model_validate({"cell_seconds": 10, "memory_mb": 512, "preload": [], **changes})
+
+
+async def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Until a condition holds; fails after a generous time."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def test_an_idle_session_has_no_processes_and_comes_back_with_its_state() -> None:
+    async def main() -> None:
+        async with Sandbox(settings(idle_seconds=0.2)) as sandbox:
+            session = await sandbox.open(3, "base = 5")
+            await session.run("import random\nx = [base, random.random()]\n_ = open('f', 'w').write('text')")
+            await session.run("1 / 0")
+            expected = await session.run("x")
+            await wait_until(lambda: not runners_of(sandbox))
+            again = await session.run("x")
+            assert (again.status, again.output) == ("ok", expected.output)
+            assert (await session.run("open('f').read()")).output == "'text'"
+
+    asyncio.run(main())
+
+
+def test_of_very_many_sessions_the_idlest_have_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "AWAKE", 3)
+    monkeypatch.setattr(housekeeping, "AWAKE_SECONDS", 0.1)
+
+    async def main() -> None:
+        async with Sandbox(settings()) as sandbox:
+            sessions = [await sandbox.open(number) for number in range(8)]
+            for number, session in enumerate(sessions):
+                await session.run(f"x = {number}")
+            await wait_until(lambda: [session.keeper is None for session in sessions] == [True] * 5 + [False] * 3)
+            assert [(await session.run("x")).output for session in sessions] == [str(number) for number in range(8)]
+
+    asyncio.run(main())
+
+
+def test_a_session_that_replay_cannot_bring_back_is_not_reclaimed() -> None:
+    async def main() -> None:
+        async with Sandbox(settings(idle_seconds=0.2, cell_seconds=0.4)) as sandbox:
+            session = await sandbox.open(0)
+            await session.run("x = 1")
+            assert (await session.run("x = 2\nimport time\ntime.sleep(60)")).status == "timeout"
+            await asyncio.sleep(1.0)
+            assert session.keeper is not None
+            assert (await session.run("x")).output == "2"
+
+    asyncio.run(main())
+
+
+def test_new_sessions_and_recovery_wait_for_memory(machine: Machine) -> None:
+    async def main() -> None:
+        async with Sandbox(settings(reserve_mb=1000)) as sandbox:
+            session, _ = await sandbox.open(0), await sandbox.open(0)
+            await session.run("x = 7")
+            machine.left = 500
+            opening = asyncio.create_task(sandbox.open(1))
+            recovering = asyncio.create_task(session.run("import os\nos._exit(1)"))
+            await asyncio.sleep(0.5)
+            assert not opening.done()
+            assert not recovering.done()
+            machine.left = 5000
+            assert (await asyncio.wait_for(recovering, 30)).status == "crashed"
+            assert (await session.run("x")).output == "7"
+            assert (await (await asyncio.wait_for(opening, 30)).run("1 + 1")).output == "2"
+
+    asyncio.run(main())
+
+
+def test_a_session_alone_does_not_wait_for_memory_that_no_session_holds(machine: Machine) -> None:
+    async def main() -> str:
+        machine.left = 1
+        async with Sandbox(settings()) as sandbox, await asyncio.wait_for(sandbox.open(0), 30) as session:
+            await session.run("x = 2")
+            await asyncio.wait_for(session.run("import os\nos._exit(1)"), 30)
+            return (await asyncio.wait_for(session.run("x"), 30)).output
+
+    assert asyncio.run(main()) == "2"
+
+
+def test_waiting_for_memory_ends_with_a_message(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pressure, "PATIENCE_SECONDS", 0.2)
+
+    async def main() -> None:
+        async with Sandbox(settings()) as sandbox:
+            await sandbox.open(0)
+            machine.left = 1
+            await sandbox.open(1)
+
+    with pytest.raises(SandboxFailure, match="256 MB of memory left; lower"):
+        asyncio.run(main())
+
+
+def test_under_pressure_idle_sessions_go_first_the_oldest_before_others(machine: Machine) -> None:
+    async def main() -> None:
+        async with Sandbox(settings(reserve_mb=1000)) as sandbox:
+            sessions = [await sandbox.open(number) for number in range(3)]
+            for number, session in enumerate(sessions):
+                await session.run(f"x = {number}")
+            busy = asyncio.create_task(sessions[2].run("import time\ntime.sleep(3)\nx"))
+            await asyncio.sleep(1.2)
+            machine.left = 500
+            await wait_until(lambda: sessions[0].keeper is None and sessions[1].keeper is None)
+            machine.left = 5000
+            assert (await busy).output == "2"
+            assert [(await session.run("x")).output for session in sessions] == ["0", "1", "2"]
+
+    asyncio.run(main())
+
+
+def test_the_session_that_holds_most_memory_loses_its_cell_and_nothing_else(machine: Machine) -> None:
+    async def main() -> None:
+        async with Sandbox(settings(reserve_mb=1000)) as sandbox:
+            hog, small = await sandbox.open(0), await sandbox.open(1)
+            await hog.run("x = 1")
+            big = asyncio.create_task(hog.run("y = b'1' * (200 << 20)\nimport time\ntime.sleep(9)"))
+            other = asyncio.create_task(small.run("import time\ntime.sleep(2)\n5"))
+            await asyncio.sleep(1.0)
+            machine.left = 500
+            await wait_until(lambda: hog._runner is not None and hog._runner.doomed)
+            machine.left = 5000
+            call = await big
+            assert call.status == "crashed"
+            assert "killed because the machine ran short of memory (the session held 2" in call.output
+            assert call.output.endswith("; the variables and imports of earlier cells are kept]")
+            assert (await hog.run("x, 'y' in globals()")).output == "(1, False)"
+            assert (await other).output == "5"
+
+    asyncio.run(main())
+
+
+def test_forks_that_fail_for_want_of_processes_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent / "preloaded")
+
+    async def main() -> list[str]:
+        # The level at which the test's files reach the processes below.
+        async with Sandbox(settings(preload=["scarce_processes"], isolation="rlimits")) as sandbox:
+            session = await sandbox.open(0)
+            await session.run("x = 3")
+            assert sandbox._plan is not None
+            tickets = Path(sandbox._plan.root) / "failures"
+            tickets.touch()
+            tickets.chmod(0o666)  # the keeper may have a user id of its own
+            tickets.write_bytes(b"x" * 4)
+            others = await asyncio.gather(*(sandbox.open(number) for number in range(4)))
+            results = [(await other.run("1 + 1")).output for other in others]
+            tickets.write_bytes(b"x" * 3)  # now for the keeper
+            assert (await session.run("import os\nos._exit(1)")).status == "crashed"
+            return [*results, (await session.run("x")).output]
+
+    assert asyncio.run(main()) == ["2", "2", "2", "2", "3"]
+
+
+def test_a_session_that_floods_does_not_starve_others() -> None:
+    async def main() -> int:
+        async with Sandbox(settings()) as sandbox:
+            loud, writer, quiet = [await sandbox.open(number) for number in range(3)]
+            stop = False
+
+            async def flood(session: Session, code: str) -> int:
+                cells = 0
+                while not stop:
+                    await asyncio.gather(*(session.run(code) for _ in range(20)))
+                    cells += 20
+                return cells
+
+            floods = [asyncio.create_task(flood(loud, "1")), asyncio.create_task(flood(writer, "print('x' * 10**6)"))]
+            for number in range(30):
+                assert (await quiet.run(f"{number}")).output == str(number)
+            stop = True
+            return min(await asyncio.gather(*floods))
+
+    assert asyncio.run(main()) > 0
+
+
+def test_two_hundred_idle_sessions_cost_three_descriptors_each() -> None:
+    async def main() -> None:
+        async with Sandbox(settings(sessions=200)) as sandbox:
+            first = await sandbox.open(0)
+            before = len(os.listdir("/proc/self/fd"))
+            sessions = await asyncio.gather(*(sandbox.open(number) for number in range(1, 200)))
+            calls = await asyncio.gather(*(session.run(f"x = {number}") for number, session in enumerate(sessions)))
+            assert {call.status for call in calls} == {"ok"}
+            assert len(os.listdir("/proc/self/fd")) - before - 3 * 199 in range(READY + 1)
+            answers = await asyncio.gather(*(session.run("x") for session in sessions))
+            assert [call.output for call in answers] == [str(number) for number in range(199)]
+            await asyncio.gather(*(session.close() for session in sessions))
+            assert len(os.listdir("/proc/self/fd")) <= before + READY
+            assert soon(lambda: len(runners_of(sandbox)) == 1)
+            assert (await first.run("1 + 1")).output == "2"
+
+    asyncio.run(main())

@@ -1,0 +1,135 @@
+"""Random sessions equal plain CPython; with cells between that fail in all ways, they equal the sessions without those.
+
+``ASTER_SANDBOX_SESSIONS`` says how many; the suite takes few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+import pytest
+
+from aster.core import recipe
+from aster.core.types import CallStatus, ToolCall
+from aster.sandbox import Sandbox, Session
+from tests.sandbox.test_properties import reference
+
+SESSIONS = int(os.environ.get("ASTER_SANDBOX_SESSIONS", "60"))
+AT_ONCE = 12
+CELLS = 8
+FIRST = """
+import random
+random.seed(7)
+_ = open('file', 'w').write('')
+a, b, c = 1, 'x', [1]
+def f(x):
+    return x
+def short(x):
+    text = repr(x)
+    return x if len(text) < 60 else text[:60]
+"""
+SPOIL = "a = b = c = f = 'spoilt'\nrandom.seed(9)\nimport os, time, ctypes\nopen('file', 'w').write('spoilt')\n"
+DEADLY = {
+    "exit": "os._exit(0)",
+    "segfault": "ctypes.string_at(0)",
+    "killed": "os.kill(os.getpid(), 9)",
+    "closed descriptors": "os.closerange(0, 4096)\ntime.sleep(9)",
+    "forged reply": "[os.write(fd, b'\\0\\0\\0\\2{}') for fd in range(500, 502)]\ntime.sleep(9)",
+    "children": "for i in range(6):\n    if os.fork() == 0: (i % 2 and os.setsid(), time.sleep(600))\nos._exit(1)",
+    "stubborn": "while True:\n    try: time.sleep(60)\n    except BaseException: pass",
+}
+HARMLESS = {"interrupted": "__import__('time').sleep(60)", "memory": "bytearray(1 << 40)", "syntax": "a = = 1"}
+"""Failures that do nothing: there is nothing to roll back."""
+SLOW = ["stubborn", "interrupted"]
+QUICK = [name for name in (*DEADLY, *HARMLESS) if name not in SLOW]
+
+
+class Writer:
+    """Draws cells. They use three variables, a function, a file and random numbers."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+
+    def cells(self) -> list[str]:
+        """The cells of one session."""
+        return [FIRST, *("\n".join(self.statement() for _ in range(self.draw.randint(1, 4))) for _ in range(CELLS))]
+
+    def statement(self) -> str:
+        """One statement."""
+        name, value = self.draw.choice("abc"), self.expression(2)
+        return self.draw.choice(
+            [
+                value,
+                f"{name} = short({value})",
+                f"print({value}, end=';')",
+                f"for {name} in range({self.draw.randint(0, 4)}):\n    print({value})",
+                f"def f(x):\n    return (x, {value.replace('f(', 'str(')})",
+                f"try:\n    print({value})\nexcept Exception as e:\n    print(type(e).__name__)",
+                f"with open('file', 'a') as file:\n    _ = file.write(str({value})[:20])",
+                "print(open('file').read()[-60:])",
+                f"class C:\n    value = {value}\n{name} = short(C.value)",
+                f"{name} = [x for x in range({self.draw.randint(0, 5)})]",
+                "print(random.random(), random.randint(0, 99))",
+                f"print(sum(range({self.draw.randint(0, 3) * 1_000_000})))",
+            ]
+        )
+
+    def expression(self, depth: int) -> str:
+        """One expression; it may raise."""
+        draw = self.draw
+        if depth == 0 or draw.random() < 0.3:
+            return draw.choice(["a", "b", "c", str(draw.randint(-9, 9)), "'s'", "[1, 2]", "None", "1.5", "len(str(a))"])
+        one, other = self.expression(depth - 1), self.expression(depth - 1)
+        operator = draw.choice(["+", "-", "//", "==", "<", "and", "or"])
+        times = f"({one} * {draw.randint(0, 3)})"
+        return draw.choice([times, f"({one} {operator} {other})", f"[{one}, {other}]", f"str({one})[:30]", f"f({one})"])
+
+
+def expected(cells: list[str], folder: str) -> list[tuple[str, str]]:
+    """Statuses and outputs under plain ``exec`` in this process."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    state, here = random.getstate(), os.getcwd()
+    os.chdir(folder)
+    try:
+        return [reference(code, namespace) for code in cells]
+    finally:
+        os.chdir(here)
+        random.setstate(state)
+
+
+def found(call: ToolCall) -> tuple[str, str]:
+    """A call in the same form."""
+    if call.status is not CallStatus.ERROR:
+        return str(call.status), call.output
+    before, _, traceback = call.output.partition("Traceback (most recent call last):\n")
+    return "error", f"{before}|{traceback.splitlines()[-1]}"
+
+
+async def fail(session: Session, draw: random.Random) -> None:
+    """Run a failing cell."""
+    kind = draw.choice([*QUICK, *QUICK, *QUICK, *SLOW])
+    call = await session.run(SPOIL + DEADLY[kind] if kind in DEADLY else HARMLESS[kind])
+    assert call.status is not CallStatus.OK, kind
+    assert kind not in DEADLY or call.output.endswith("the variables and imports of earlier cells are kept]"), call.output
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["plain", "with failing cells"])
+def test_random_sessions_give_what_cpython_gives(failing: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    async def one(sandbox: Sandbox, seed: int) -> None:
+        cells = Writer(seed).cells()
+        answers = expected(cells, str(tmp_path_factory.mktemp(f"session{seed}")))
+        draw = random.Random(f"failures {seed}")
+        async with await sandbox.open(seed) as session:
+            for code, answer in zip(cells, answers, strict=True):
+                assert found(await session.run(code)) == answer, (seed, code)
+                if failing and draw.random() < 0.35:
+                    await fail(session, draw)
+
+    async def main() -> None:
+        settings = recipe.Sandbox(cell_seconds=3, memory_mb=512, output_characters=10_000, preload=[], sessions=AT_ONCE)
+        async with Sandbox(settings) as sandbox:
+            await asyncio.gather(*(one(sandbox, seed) for seed in range(SESSIONS)))
+
+    asyncio.run(main())
