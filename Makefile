@@ -19,6 +19,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+BENCH_STAMP := $(VENV)/.set-up-bench
 
 # One thread a process: two threads on so small a model are slower than one, and several processes share the cores.
 export OMP_NUM_THREADS ?= 1
@@ -36,6 +37,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
 	$(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev,gguf]'
 	@touch $@
 
+# Jupyter, the peer of the sandbox's benchmark, which nothing else needs.
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[bench]'
+	@touch $@
+
 demo: $(STAMP)
 	$(BIN)/aster run recipes/lab.yaml
 
@@ -47,7 +53,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
+bench: $(BENCH_STAMP)
 	@set -e; for file in $(filter-out %_soak.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$file"; $(BIN)/python "$$file"; done
 
 study: $(STAMP)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers
+from _machine import facts, print_json
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -84,30 +81,7 @@ def print_table(title: str, summary: dict[str, Any]) -> None:
         print(f"  {name:28s} {median:10,.0f} tokens/s{note}")
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _cpu() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
-
-
 def finish(result: dict[str, Any], as_json: bool) -> None:
     """The result with its machine: as one line of JSON at the end if asked."""
     if as_json:
-        print(json.dumps(result | {"machine": machine()}))
+        print_json(result | {"machine": facts("torch", "transformers") | {"torch_threads": torch.get_num_threads()}})
