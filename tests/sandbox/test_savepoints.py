@@ -53,7 +53,7 @@ def test_an_expensive_cell_is_not_repeated_and_the_cells_after_it_are(bench: Ben
 
 
 def test_time_that_was_slept_is_not_slept_again(bench: Bench) -> None:
-    sleep = f"{MARK}import time\ntime.sleep(2.1)"
+    sleep = f"{MARK}import time\ntime.sleep(0.5)"
     assert [call.output for call in bench.cells("x = 1", sleep, CRASH, "x", COUNT)[3:]] == ["1", "1"]
 
 

@@ -17,6 +17,8 @@ from typing import Any
 CELL = "<cell "
 """Every cell's file name starts so: ``<cell 3>``."""
 LONGEST_TRACEBACK = 24
+BETWEEN_STATEMENTS = "\n\r;:"
+"""Source without these is at most one statement."""
 _FUTURE_FLAGS = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 
 
@@ -127,6 +129,15 @@ class Interpreter:
 
     def _compile(self, name: str, source: str) -> list[CodeType]:
         """All statements, and a last expression apart in ``single`` mode: that echoes it and evaluates it once."""
+        if not any(character in source for character in BETWEEN_STATEMENTS):
+            # One statement, as many cells are: a syntax tree made of objects would take longer than all else.
+            try:
+                statement = compile(source, name, "single", self._flags, dont_inherit=True)
+            except SyntaxError:
+                pass  # a comment alone, or an error that is better shown by what follows
+            else:
+                self._flags |= statement.co_flags & _FUTURE_FLAGS
+                return [statement]
         tree = compile(source, name, "exec", self._flags | ast.PyCF_ONLY_AST, dont_inherit=True)
         assert isinstance(tree, ast.Module)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None

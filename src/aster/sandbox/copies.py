@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 from aster.sandbox.isolation import die_with_parent
@@ -23,34 +24,44 @@ from aster.sandbox.snapshot import Snapshot
 CONNECTION, OUTPUT, EMPTY, REGISTRY = 500, 501, 502, 503
 OURS = frozenset((CONNECTION, OUTPUT, EMPTY, REGISTRY))
 SAVE_SECONDS = 0.25
-"""Processor time since the last savepoint that is worth another. Less is repeated about as fast as a copy is made."""
-SAVE_WALL_SECONDS = 2.0
-"""The same for time that passed in cells: they may sleep, or have to wait for a processor, and nobody tells them which."""
+"""Work since the last savepoint that is worth another. Less is repeated about as fast as a copy is made."""
+SHORT_SECONDS = 0.01
+"""Whether a shorter cell slept does not matter."""
 ALL_SIGNALS = signal.valid_signals()
 
 
 class Work:
-    """Measures what replay would have to repeat. Entered around every cell."""
+    """Measures what replay would have to repeat."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         """Begin to count."""
-        self._wall = 0.0
+        self._wall = self._slept = 0.0
         self._processor = _processor_seconds()
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
+        """A cell begins."""
+        self._switches = getrusage(RUSAGE_SELF).ru_nvcsw
         self._began = time.monotonic()
 
-    def __exit__(self, *_: object) -> None:
-        self._wall += time.monotonic() - self._began
+    def end(self) -> None:
+        """It has ended."""
+        wall = time.monotonic() - self._began
+        self._wall += wall
+        # Who sleeps gives the processor away; who merely has to wait for one does not, and that is no work.
+        if wall > SHORT_SECONDS and getrusage(RUSAGE_SELF).ru_nvcsw != self._switches:
+            self._slept += wall
 
     def enough(self) -> bool:
-        """Whether a savepoint is due, by processor time, children's included, or by time."""
+        """Whether a savepoint is due: by processor time, children's included, or by the time of cells that slept."""
         if self._wall < SAVE_SECONDS:
             return False
-        return self._wall >= SAVE_WALL_SECONDS or _processor_seconds() - self._processor >= SAVE_SECONDS
+        if max(self._slept, _processor_seconds() - self._processor) >= SAVE_SECONDS:
+            return True
+        self._wall = 0.0
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,13 +33,17 @@ WORTH_MB = 32.0
 
 async def keep_house(sessions: Set[Session], pool: Pool, admission: Admission, settings: recipe.Sandbox) -> None:
     """Look after the sessions, for ever."""
+    last_look = time.monotonic()
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
-        await _reclaim(too_idle(sessions, settings.idle_seconds))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pool.wanting.wait(), LOOK_SECONDS)
+        if time.monotonic() - last_look >= LOOK_SECONDS:
+            last_look = time.monotonic()
+            await _reclaim(too_idle(sessions, settings.idle_seconds))
         if admission.short():
             await relieve(sessions, pool)
         else:
-            with contextlib.suppress(SandboxFailure):  # the next session that needs a keeper says so
+            with contextlib.suppress(SandboxFailure):  # the next session that needs a place says so
                 await pool.prepare()
 
 
@@ -56,7 +60,7 @@ def too_idle(sessions: Set[Session], idle_seconds: float) -> list[Session]:
 
 
 async def relieve(sessions: Set[Session], pool: Pool) -> None:
-    """Make room. Keepers without a session go first, then the processes of the sessions that were idle for longest; where
+    """Make room. Places without a session go first, then the processes of the sessions that were idle for longest; where
     there are none, the session that holds most memory loses its cell."""
     now = time.monotonic()
     idle = [session for session in sessions if now - session.last_used > RESTED_SECONDS]

@@ -40,6 +40,8 @@ class Clip:
                 return None
             taken += len(data)
             self.feed(data)
+            if len(data) < READ_BYTES:
+                break  # that was all
         return taken
 
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""All keepers of a sandbox: those made in advance, and those that sessions have."""
+"""All keepers of a sandbox: those that sessions have, and those made in advance, each with a runner that waits for its seed."""
 
 from __future__ import annotations
 
@@ -6,20 +6,32 @@ import asyncio
 import functools
 import itertools
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aster.sandbox.handle import ZygoteHandle, ZygoteLost
 from aster.sandbox.isolation import Level, Limits, Plan, remove_scratch
 from aster.sandbox.keeper_handle import KeeperHandle
+from aster.sandbox.output import Clip
 from aster.sandbox.protocol import ForkRequest, SandboxFailure
+from aster.sandbox.runner import Runner
 
 if TYPE_CHECKING:
     from aster.core import recipe
 
 READY = 2
-"""Keepers made in advance, so that a session that is opened now and then waits for one fork and not for two."""
+"""Places made in advance, so that a session that is opened now and then waits for no fork."""
 KEEPER_ATTEMPTS = 3
 """Keepers asked for where the zygote dies each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session can go: a keeper's first line, with a runner on its way."""
+
+    keeper: KeeperHandle
+    line: int
+    runner: Runner
 
 
 class Pool:
@@ -28,10 +40,13 @@ class Pool:
     def __init__(self, settings: recipe.Sandbox, plan: Plan, zygote: Callable[[], Awaitable[ZygoteHandle]]) -> None:
         self.keepers: set[KeeperHandle] = set()
         """Those that live, free ones too."""
-        self._free: list[KeeperHandle] = []
+        self.wanting = asyncio.Event()
+        """Fewer places are ready than should be."""
+        self._ready: list[Place] = []
         self._plan = plan
         self._limits = Limits(settings.processes, settings.disk_mb, settings.file_mb, settings.open_files)
         self._memory_mb = settings.memory_mb
+        self._output_characters = settings.output_characters
         self._timeout_text = f"the cell ran longer than {settings.cell_seconds:g} s"
         self._zygote = zygote
         self._count = itertools.count()
@@ -40,37 +55,47 @@ class Pool:
 
     @property
     def idle(self) -> bool:
-        """Whether no keeper has a runner."""
-        return not any(keeper.runners for keeper in self.keepers)
+        """Whether no session has a runner."""
+        waiting = {place.keeper for place in self._ready}
+        return not any(keeper.runners for keeper in self.keepers - waiting)
 
-    async def take(self) -> KeeperHandle:
-        """A keeper without a session: a free one, or a new one, which may still be on its way. SandboxFailure where the zygote
-        cannot be had."""
-        while self._free:
-            keeper = self._free.pop()
-            if keeper.alive:
-                return keeper
-        return await self._make()
+    async def take(self, clip: Clip) -> Place:
+        """A place whose runner's output goes to ``clip``: one that is ready, or a new one, whose processes may still be on
+        their way. SandboxFailure where the zygote cannot be had."""
+        self.wanting.set()
+        while self._ready:
+            place = self._ready.pop(0)
+            if not place.runner.doomed:
+                place.runner.clip = clip
+                return place
+            _end(place)
+        return await self._make(clip)
 
     async def prepare(self) -> None:
-        """Have some keepers ready."""
-        self._free = [keeper for keeper in self._free if keeper.alive]
-        while len(self._free) < READY:
-            self._free.append(await self._make())
+        """Have some places ready."""
+        self.wanting.clear()
+        for place in [place for place in self._ready if place.runner.doomed]:
+            self._ready.remove(place)
+            _end(place)
+        while len(self._ready) < READY:
+            self._ready.append(await self._make(Clip(self._output_characters)))
 
     def clear(self) -> int:
-        """End all free keepers. Returns how many that were."""
-        free, self._free = self._free, []
-        for keeper in free:
-            keeper.close()
-        return len(free)
+        """End all places that are ready. Returns how many that were."""
+        self.wanting.clear()
+        ready, self._ready = self._ready, []
+        for place in ready:
+            _end(place)
+        return len(ready)
 
     async def end(self) -> None:
-        """Wait for the removals under way. The files of other keepers are from here on the caller's to remove."""
+        """End what is ready, and wait for the removals under way. From here on the files of other keepers are the caller's to
+        remove."""
+        self.clear()
         self._ended = True
         await asyncio.gather(*self._removals)
 
-    async def _make(self) -> KeeperHandle:
+    async def _make(self, clip: Clip) -> Place:
         for _ in range(KEEPER_ATTEMPTS):
             keeper = KeeperHandle(await self._zygote(), next(self._count))
             name = f"session-{keeper.number}"
@@ -78,7 +103,10 @@ class Pool:
             keeper.gone.add_done_callback(functools.partial(self._lost, keeper, name))
             try:
                 await keeper.fork(ForkRequest(name, self._limits, self._memory_mb, self._timeout_text))
-                return keeper
+                line = keeper.new_line()
+                runner = Runner(keeper, line, clip)
+                await runner.launch()
+                return Place(keeper, line, runner)
             except ZygoteLost:
                 continue
         raise SandboxFailure("the sandbox's parent process keeps dying")
@@ -89,3 +117,8 @@ class Pool:
             task = asyncio.ensure_future(asyncio.to_thread(remove_scratch, self._plan, name))
             self._removals.add(task)
             task.add_done_callback(self._removals.discard)
+
+
+def _end(place: Place) -> None:
+    place.keeper.close()
+    place.runner.release()

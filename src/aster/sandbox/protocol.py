@@ -25,21 +25,20 @@ one session; a keeper has several where branches were made. The end of this stre
                            {"failed": line, "errno", "reason"}   no runner could be forked
                            {"closed": line}                      the answer to ``end``
 
-**Supervisor and runner**: the connection, another ``SOCK_STREAM`` pair with the same frames. ``step`` is the place in the
-session's history that a request will have; a runner from a savepoint says how far that one had come, and a new one -1.
+**Supervisor and runner**: the connection, another ``SOCK_STREAM`` pair; requests are frames as above. ``step`` is the place in
+the session's history that a request will have.
 
     supervisor -> runner   {"op": "hello", "nonce"}
                            {"op": "start", "nonce", "seed", "setup"}    once, first
                            {"op": "run", "nonce", "step", "number", "code"}
                            {"op": "seed", "nonce", "step", "seed"}
                            {"op": "branch", "nonce", "line"}     with 2 descriptors: connection and output of the branch
-    runner -> supervisor   {"nonce", "status": "ok" | "error", "interrupted", "step", "files"}
+    runner -> supervisor   the 16 characters of the nonce, then a ``Reply``: always ``REPLY.size`` bytes
 
-``interrupted``: a soft interrupt reached the cell. ``files``: the savepoint had a copy of the working directory.
-A ``branch`` that ends in ``error`` cannot be made by a fork.
+A ``branch`` whose reply is not ``ok`` cannot be made by a fork.
 
-A cell's output never travels in a frame: it goes through a pipe at descriptors 1 and 2. A frame without the nonce of the
-request under way is a forgery, and costs the session its runner.
+A cell's output never travels in a reply: it goes through a pipe at descriptors 1 and 2. Bytes that do not begin with the nonce
+of the request under way are a forgery, and cost the session its runner.
 
 **Runner, savepoint and keeper**: a ``SOCK_SEQPACKET`` pair that all runners of a keeper share, the *registry*.
 
@@ -57,17 +56,20 @@ import json
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aster.sandbox.isolation.levels import Limits
 
 LENGTH = struct.Struct("!I")
 MAX_REPLY = 4096
-"""Bytes of the longest frame a runner may send."""
+"""Bytes of the longest frame a keeper may send."""
+REPLY = struct.Struct("!16s??i?")
 MAX_REQUEST = 1 << 30
 """Bytes of the longest frame a supervisor may send."""
 MAX_PACKET = 8192
 """Bytes of the longest packet between supervisor and zygote."""
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
 WAKE, DROP = b"wake", b"drop"
 
 
@@ -93,6 +95,33 @@ class ForkRequest:
         return cls(message["name"], Limits(**message["limits"]), message["memory_mb"], message["timeout_text"])
 
 
+class Reply(NamedTuple):
+    """A runner's answer."""
+
+    ok: bool
+    interrupted: bool = False
+    """A soft interrupt reached the cell."""
+    step: int = -1
+    """To ``hello``: how far the session had come at the savepoint that the runner is; -1 for a new one."""
+    files: bool = True
+    """To ``hello``: that savepoint had a copy of the working directory."""
+
+
+def pack_reply(nonce: str, reply: Reply) -> bytes:
+    """``REPLY.size`` bytes."""
+    return REPLY.pack(nonce.encode("ascii"), *reply)
+
+
+def unpack_reply(data: bytes | bytearray, nonce: str) -> Reply:
+    """The inverse of pack_reply. Raises ValueError where the bytes do not answer the request with that nonce."""
+    if len(data) != REPLY.size:
+        raise ValueError(f"a reply of {len(data)} bytes")
+    found, *values = REPLY.unpack(data)
+    if found != nonce.encode("ascii"):
+        raise ValueError("a reply to no request")
+    return Reply(*values)
+
+
 def receive(connection: socket.socket, size: int, count: int, flags: int = 0) -> tuple[bytes, list[int]]:
     """Bytes, and up to ``count`` descriptors beside them. (``socket.recv_fds`` drops its flags up to Python 3.12.)"""
     data, ancillary, _, _ = connection.recvmsg(size, socket.CMSG_LEN(count * 4), flags)
@@ -107,7 +136,7 @@ def receive(connection: socket.socket, size: int, count: int, flags: int = 0) ->
 
 def pack(message: dict[str, Any]) -> bytes:
     """One frame: length and JSON in ASCII (lone surrogates survive as escapes)."""
-    body = json.dumps(message, separators=(",", ":")).encode("ascii")
+    body = _encode(message).encode("ascii")
     return LENGTH.pack(len(body)) + body
 
 
@@ -124,7 +153,7 @@ def take_frame(buffer: bytearray, longest: int) -> dict[str, Any] | None:
     end = LENGTH.size + length
     if len(buffer) < end:
         return None
-    message = json.loads(bytes(buffer[LENGTH.size : end]))
+    message = _decode(buffer[LENGTH.size : end].decode("utf-8"))
     del buffer[:end]
     if not isinstance(message, dict):
         raise ValueError("a frame that is no object")

@@ -7,12 +7,12 @@ import contextlib
 import os
 import secrets
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aster.sandbox.keeper_handle import KeeperHandle, ending
 from aster.sandbox.output import Clip
-from aster.sandbox.protocol import MAX_REPLY, pack, take_frame
+from aster.sandbox.protocol import REPLY, Reply, pack, unpack_reply
 
 GRACE_SECONDS = 1.0
 """From the first soft interrupt to SIGKILL."""
@@ -20,10 +20,15 @@ INTERRUPTS = 4
 """Soft interrupts in that time: a library may swallow the first."""
 GONE_SECONDS = 10.0
 """A killed runner that its keeper has not buried by then proves that the keeper is stopped."""
+FIRST_LOOK_SECONDS = 0.02
+"""Of a cell that has ended by then, nothing is looked at before its end."""
 DRAIN_SECONDS = 0.005
 """Between two looks at a running cell's output. With a pipe of 64 KiB this also slows endless output to 13 MB/s."""
 PIPE_BYTES = 1 << 20
 """The most a pipe holds, however a cell enlarges it: what must be read after a reply to have all of the cell's output."""
+
+
+NO_REPLY = Reply(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +37,7 @@ class Outcome:
 
     status: str | None
     """``ok`` or ``error``; None where the process ended instead of answering."""
-    reply: dict[str, Any] = field(default_factory=dict)
-    """The whole answer."""
+    reply: Reply = NO_REPLY
     overran: bool = False
     """The deadline passed and the process was killed for it."""
 
@@ -66,6 +70,8 @@ class Runner:
         self._heard: asyncio.Future[None] | None = None
         self._armed = False
         self._looks: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._fault = ""
         self._loop.add_reader(self._connection, self._on_readable)
@@ -88,14 +94,15 @@ class Runner:
         self._nonce = secrets.token_hex(8)
         self._overran = False
         answer = self._answer = self._loop.create_future()
-        self._timer = self._loop.call_later(seconds, self._interrupt, INTERRUPTS)
-        self._looks = self._loop.call_later(DRAIN_SECONDS, self._look)
+        self._deadline = self._loop.time() + seconds
+        self._looks = self._loop.call_later(min(FIRST_LOOK_SECONDS, seconds), self._first_look)
         try:
             await self._send(pack({**message, "nonce": self._nonce}), branch)
             return await answer
         finally:
             self._answer = None
-            self._timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self._looks.cancel()
             self._disarm()
             if self._output >= 0:
@@ -233,18 +240,18 @@ class Runner:
             self._distrust("")  # it ended, or closed its connection
             return
         self._buffer += data
+        if len(self._buffer) < REPLY.size:
+            return
         try:
-            reply = take_frame(self._buffer, MAX_REPLY)
-            if reply is None:
-                return
-            if self._answer is None or reply["nonce"] != self._nonce:
-                raise ValueError("a frame that answers no request")
-            outcome = Outcome(str(reply["status"]), reply)
-        except (ValueError, KeyError):
+            if self._answer is None:
+                raise ValueError("a reply to no request")
+            reply = unpack_reply(self._buffer, self._nonce)
+        except ValueError:
             self._distrust("was killed because the code wrote to the sandbox's own connection")
             return
+        self._buffer.clear()
         if not self._answer.done():
-            self._answer.set_result(outcome)
+            self._answer.set_result(Outcome("ok" if reply.ok else "error", reply))
 
     def _distrust(self, fault: str) -> None:
         """No answer can be had from this process any more, or none to be believed."""
@@ -253,6 +260,10 @@ class Runner:
 
     # A running cell's output is looked at on a timer while it flows, and waited for with the loop's reader while it does not:
     # a cell that prints line by line then costs the supervisor no wake-up a line, and a silent one costs nothing.
+
+    def _first_look(self) -> None:
+        self._timer = self._loop.call_at(self._deadline, self._interrupt, INTERRUPTS)
+        self._look()
 
     def _look(self) -> None:
         taken = self.clip.drain(self._output, 1 << 16)

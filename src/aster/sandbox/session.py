@@ -11,6 +11,7 @@ from aster.core.types import CallStatus, ToolCall
 from aster.sandbox.history import KEPT, LOST, History, Step
 from aster.sandbox.keeper_handle import KeeperHandle, NoRoom
 from aster.sandbox.output import NO_OUTPUT, Clip
+from aster.sandbox.pool import Place
 from aster.sandbox.pressure import Backoff
 from aster.sandbox.protocol import SandboxFailure
 from aster.sandbox.runner import Outcome, Runner
@@ -41,8 +42,8 @@ class Host(Protocol):
     async def admit(self, wanted: Callable[[], bool]) -> None:
         """Wait for memory. SandboxFailure where there is none for long, or the process is not wanted any more."""
 
-    async def take_keeper(self) -> KeeperHandle:
-        """A keeper that no session uses. SandboxFailure where the zygote cannot be had."""
+    async def take_place(self, clip: Clip) -> Place:
+        """A place that no session has; its output goes to ``clip``. SandboxFailure where the zygote cannot be had."""
 
     async def adopt(self, seed: int, setup: str) -> Session:
         """Another session without a process, as soon as there may be one more."""
@@ -213,7 +214,7 @@ class Session:
         """The cell came to an end of its own, or gave way to the interrupt: its variables are there."""
         text = self._take_output()
         note, self._note = self._note, ""
-        interrupted = bool(outcome.reply.get("interrupted"))
+        interrupted = outcome.reply.interrupted
         status = CallStatus(outcome.status or "")
         step.status = None if interrupted else status
         self._history.steps.append(step)
@@ -291,7 +292,7 @@ class Session:
             place, files = -1, True
             if not new:
                 hello = await runner.request({"op": "hello"}, HELLO_SECONDS)
-                place, files = hello.reply.get("step", -1), hello.reply.get("files", True)
+                place, files = hello.reply.step, hello.reply.files
             if place < 0 and not runner.doomed:
                 await self._start(runner)
             if not runner.doomed:
@@ -314,12 +315,13 @@ class Session:
         new = self._keeper is None or not self._keeper.alive or failures == LINE_ATTEMPTS
         if new:
             await self._let_go()
-            self._keeper = await self._host.take_keeper()
-            self._line = self._keeper.new_line()
+            place = await self._host.take_place(self._clip)
+            self._keeper, self._line, self._runner = place.keeper, place.line, place.runner
+            return place.runner, True
         assert self._keeper is not None
         runner = self._runner = Runner(self._keeper, self._line, self._clip)
         await runner.launch(fresh=failures > 0)
-        return runner, new
+        return runner, False
 
     async def _start(self, runner: Runner) -> None:
         """Seed, and run the setup. Leaves a doomed runner where the process ended for no fault of the setup's."""
@@ -351,9 +353,9 @@ class Session:
             self._clip.clear()
             if outcome.status is None and (runner.taken_along or runner.shed or self._closed):
                 return False
-            if step.seed is None and (outcome.status != step.status or outcome.reply["interrupted"]):
+            if step.seed is None and (outcome.status != step.status or outcome.reply.interrupted):
                 history.missing.add(place)
-            if outcome.status is None or outcome.reply.get("interrupted"):
+            if outcome.status is None or outcome.reply.interrupted:
                 step.status = None
             if outcome.status is None:
                 return False

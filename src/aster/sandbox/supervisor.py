@@ -17,8 +17,8 @@ from aster.sandbox.handle import ZygoteHandle
 from aster.sandbox.housekeeping import keep_house
 from aster.sandbox.isolation import Level, Plan, make_plan
 from aster.sandbox.isolation.guard import remove_tree
-from aster.sandbox.keeper_handle import KeeperHandle
-from aster.sandbox.pool import Pool
+from aster.sandbox.output import Clip
+from aster.sandbox.pool import Place, Pool
 from aster.sandbox.pressure import Admission
 from aster.sandbox.protocol import SandboxFailure
 from aster.sandbox.session import Session
@@ -76,11 +76,11 @@ class Sandbox:
             self._house.cancel()
             await asyncio.gather(self._house, return_exceptions=True)
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
+        if self._pool is not None:
+            await self._pool.end()
         async with self._zygote_lock:
             if self._zygote is not None:
                 await self._zygote.stop()
-        if self._pool is not None:
-            await self._pool.end()
         if self._plan is not None:
             await asyncio.to_thread(remove_tree, self._plan.root)
 
@@ -125,9 +125,9 @@ class Sandbox:
         pool = self._keepers()
         await self._admission.wait(lambda: pool.idle, wanted)
 
-    async def take_keeper(self) -> KeeperHandle:
-        """A keeper that no session uses. SandboxFailure where the zygote cannot be had."""
-        return await self._keepers().take()
+    async def take_place(self, clip: Clip) -> Place:
+        """A place that no session has; its output goes to ``clip``. SandboxFailure where the zygote cannot be had."""
+        return await self._keepers().take(clip)
 
     def _keepers(self) -> Pool:
         if self._pool is None or not self._entered:

@@ -24,7 +24,7 @@ from aster.sandbox.cells import Interpreter, short_traceback
 from aster.sandbox.copies import CONNECTION, EMPTY, OUTPUT, Copied, Work
 from aster.sandbox.isolation.guard import remove_tree
 from aster.sandbox.isolation.syscalls import libc
-from aster.sandbox.protocol import MAX_REQUEST, ForkRequest, pack, receive, take_frame
+from aster.sandbox.protocol import MAX_REQUEST, ForkRequest, Reply, pack_reply, receive, take_frame
 from aster.sandbox.snapshot import Snapshot
 
 RESERVE_BYTES = 64 << 20
@@ -106,50 +106,52 @@ class Worker:
             descriptors.clear()
             if os.getpid() != self._pid:  # a child that a cell forked came to the end of the cell
                 os._exit(0)
-            if not reply:
+            if reply is None:
                 continue
-            os.write(CONNECTION, pack({"nonce": request["nonce"], **reply}))
+            os.write(CONNECTION, pack_reply(request["nonce"], reply))
             if self._unsaved or self._work.enough():
                 self._save()
 
-    def _answer(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any], descriptors: list[int]) -> Reply | None:
         match request["op"]:
             case "run":
                 return self._run(request)
             case "start":
                 return self._start(request)
             case "hello":
-                return {"status": "ok", "step": self._step, "files": self._files}
+                return Reply(True, step=self._step, files=self._files)
             case "seed":
                 seed_everything(request["seed"])
                 self._step = request["step"]
-                return {"status": "ok"}
+                return Reply(True)
             case "branch":
                 return self._branch(request["line"], *descriptors)
         raise ValueError(f"unknown request {request['op']!r}")
 
-    def _start(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _start(self, request: dict[str, Any]) -> Reply:
         seed_everything(request["seed"])
-        status = "ok"
-        with self._work:
-            try:
-                self._interpreter.setup(request["setup"])
-            except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
-                status = "error"
-                self._report(short_traceback(error))
+        ok = True
+        self._work.begin()
+        try:
+            self._interpreter.setup(request["setup"])
+        except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
+            ok = False
+            self._report(short_traceback(error))
+        self._work.end()
         self._flush()
         self._step = 0
-        return {"status": status}
+        return Reply(ok)
 
-    def _run(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _run(self, request: dict[str, Any]) -> Reply:
         self._restore()
-        with self._work:
-            status = self._interpreter.run(request["number"], request["code"])
+        self._work.begin()
+        status = self._interpreter.run(request["number"], request["code"])
+        self._work.end()
         self._flush()
         self._step = request["step"]
         # Nobody can interrupt a cell again at the same place: replay could not repeat it.
         self._unsaved |= self._interpreter.interrupted
-        return {"status": status, "interrupted": self._interpreter.interrupted}
+        return Reply(status == "ok", self._interpreter.interrupted)
 
     def _save(self) -> None:
         """Leave a sleeping copy of this process behind, where a fork makes one. Returns in this process, and in the copy when
@@ -168,8 +170,8 @@ class Worker:
                 os._exit(1)
         self._work.restart()
 
-    def _branch(self, line: int, connection: int, output: int) -> dict[str, Any]:
-        """Fork another line from here. In the branch the answer is empty: it has not been asked."""
+    def _branch(self, line: int, connection: int, output: int) -> Reply | None:
+        """Fork another line from here. None in the branch: it has not been asked."""
         old, new = line_folder(self._scratch, self._line), line_folder(self._scratch, line)
 
         def prepare() -> Snapshot:
@@ -187,10 +189,10 @@ class Worker:
                 self._come_alive(state, copied)
             except BaseException:  # noqa: BLE001 - the keeper hears of its end
                 os._exit(1)
-            return {}
+            return None
         os.close(connection)
         os.close(output)
-        return {"status": "ok" if copied else "error"}
+        return Reply(copied)
 
     def _copy(self, prepare: Callable[[], Snapshot], message: dict[str, Any], passed: Set[int] = frozenset()) -> Copied | bool:
         """A copy of this process, unless a fork would not be one."""
@@ -247,10 +249,12 @@ class Worker:
     def _flush(self) -> None:
         """Push everything into the pipe before the reply: Python's buffers and the C library's."""
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm belongs to its cell
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__, self._output):
+        for stream in {id(stream): stream for stream in (sys.stdout, sys.stderr, sys.__stdout__, self._output)}.values():
             # Cells may leave anything there, and close the descriptor below: their own output is all that is lost.
-            with contextlib.suppress(Exception):
+            try:
                 stream.flush()  # type: ignore[union-attr]
+            except Exception:  # noqa: BLE001, S112
+                continue
         libc.fflush(None)
 
 

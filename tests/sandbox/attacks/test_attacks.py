@@ -20,6 +20,7 @@ from aster.core import recipe
 from aster.core.types import ToolCall
 from aster.sandbox import Sandbox, Session
 from aster.sandbox.isolation import Level, probe
+from aster.sandbox.pool import READY
 from tests.sandbox.attacks.attack import HEADER, Attack
 from tests.sandbox.attacks.interpreter import INTERPRETER
 from tests.sandbox.attacks.others import OTHERS
@@ -49,16 +50,15 @@ class Scene:
         return all(seen(path) == before for path, before in self.files.items())
 
     def quiet(self) -> bool:
-        """Whether the victim's processes run alone: a keeper with a runner and a savepoint, beside keepers that wait."""
+        """Whether the victim and places that wait are all there is: keepers, each with a runner and perhaps a savepoint."""
         pool = self.bench.sandbox._pool
         keepers = children(self.bench.zygote_pid())
-        below = [children(keeper) for keeper in keepers if children(keeper)]
+        below = [children(keeper) for keeper in keepers]
         return (
             pool is not None
-            and len(keepers) == len(pool.keepers)
-            and len(below) == 1
-            and len(below[0]) <= 2
-            and not any(children(pid) for pid in below[0])
+            and len(keepers) == len(pool.keepers) <= 1 + READY
+            and all(len(pids) <= 2 for pids in below)
+            and not any(children(pid) for pids in below for pid in pids)
         )
 
 
