@@ -17,7 +17,7 @@ from typing import Any
 CELL = "<cell "
 """Every cell's file name starts so: ``<cell 3>``."""
 LONGEST_TRACEBACK = 24
-BETWEEN_STATEMENTS = "\n\r;:"
+BETWEEN_STATEMENTS = frozenset("\n\r;:")
 """Source without these is at most one statement."""
 _FUTURE_FLAGS = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 
@@ -113,8 +113,11 @@ class Interpreter:
     def _execute(self, name: str, source: str) -> None:
         linecache.cache[name] = (len(source), None, [f"{line}\n" for line in source.split("\n")], name)
         units = self._compile(name, source)
+        waits = 0
+        for unit in units:
+            waits |= unit.co_flags & inspect.CO_COROUTINE
         with self._guard:
-            if any(unit.co_flags & inspect.CO_COROUTINE for unit in units):
+            if waits:
                 self._await(self._run_units(units))
             else:
                 for unit in units:
@@ -129,7 +132,7 @@ class Interpreter:
 
     def _compile(self, name: str, source: str) -> list[CodeType]:
         """All statements, and a last expression apart in ``single`` mode: that echoes it and evaluates it once."""
-        if not any(character in source for character in BETWEEN_STATEMENTS):
+        if BETWEEN_STATEMENTS.isdisjoint(source):
             # One statement, as many cells are: a syntax tree made of objects would take longer than all else.
             try:
                 statement = compile(source, name, "single", self._flags, dont_inherit=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from aster.core.types import CallStatus
+from aster.sandbox.protocol import Request
 
 KEPT = "the variables and imports of earlier cells are kept"
 LOST = "the variables and imports of earlier cells are lost"
@@ -30,11 +30,11 @@ class Step:
         """Whether replay may do it again."""
         return self.seed is not None or self.status is not None
 
-    def request(self, place: int) -> dict[str, Any]:
+    def request(self, place: int) -> Request:
         """What a runner is asked to do."""
         if self.seed is not None:
-            return {"op": "seed", "step": place, "seed": self.seed}
-        return {"op": "run", "step": place, "number": self.number, "code": self.code}
+            return Request("seed", place, text=str(self.seed))
+        return Request("run", place, self.number, self.code)
 
 
 @dataclass(slots=True)

@@ -25,15 +25,11 @@ one session; a keeper has several where branches were made. The end of this stre
                            {"failed": line, "errno", "reason"}   no runner could be forked
                            {"closed": line}                      the answer to ``end``
 
-**Supervisor and runner**: the connection, another ``SOCK_STREAM`` pair; requests are frames as above. ``step`` is the place in
-the session's history that a request will have.
+**Supervisor and runner**: the connection, another ``SOCK_STREAM`` pair. What goes over it are structs, because JSON took a good
+part of a short cell's time.
 
-    supervisor -> runner   {"op": "hello", "nonce"}
-                           {"op": "start", "nonce", "seed", "setup"}    once, first
-                           {"op": "run", "nonce", "step", "number", "code"}
-                           {"op": "seed", "nonce", "step", "seed"}
-                           {"op": "branch", "nonce", "line"}     with 2 descriptors: connection and output of the branch
-    runner -> supervisor   the 16 characters of the nonce, then a ``Reply``: always ``REPLY.size`` bytes
+    supervisor -> runner   a ``Request``, with 16 random bytes, its nonce
+    runner -> supervisor   the nonce, then a ``Reply``: always ``REPLY.size`` bytes
 
 A ``branch`` whose reply is not ``ok`` cannot be made by a fork.
 
@@ -63,7 +59,10 @@ from aster.sandbox.isolation.levels import Limits
 LENGTH = struct.Struct("!I")
 MAX_REPLY = 4096
 """Bytes of the longest frame a keeper may send."""
-REPLY = struct.Struct("!16s??i?")
+NONCE_BYTES = 16
+OPS = ("hello", "start", "run", "seed", "branch")
+REQUEST = struct.Struct("!IB16sqq")
+REPLY = struct.Struct("!16s??q?")
 MAX_REQUEST = 1 << 30
 """Bytes of the longest frame a supervisor may send."""
 MAX_PACKET = 8192
@@ -95,6 +94,39 @@ class ForkRequest:
         return cls(message["name"], Limits(**message["limits"]), message["memory_mb"], message["timeout_text"])
 
 
+class Request(NamedTuple):
+    """What a runner is asked to do."""
+
+    op: str
+    """``start``, once and first: seed the generators and run the setup. ``run``: a cell. ``seed``: seed them again. ``hello``:
+    say who you are. ``branch``: fork another line, with 2 descriptors beside it, its connection and output."""
+    step: int = 0
+    """The place that a ``run`` or ``seed`` will have in the session's history; the line of a ``branch``."""
+    number: int = 0
+    """The cell's."""
+    text: str = ""
+    """The cell's code; the seed; for ``start`` the seed, a line break and the setup."""
+
+
+def pack_request(nonce: bytes, request: Request) -> bytes:
+    """A header and the text (lone surrogates survive)."""
+    text = request.text.encode("utf-8", "surrogatepass")
+    return REQUEST.pack(len(text), OPS.index(request.op), nonce, request.step, request.number) + text
+
+
+def take_request(buffer: bytearray) -> tuple[bytes, Request] | None:
+    """Remove the first whole request, with its nonce, from a buffer of received bytes; None where it is not whole yet."""
+    if len(buffer) < REQUEST.size:
+        return None
+    length, op, nonce, step, number = REQUEST.unpack_from(buffer)
+    end = REQUEST.size + length
+    if len(buffer) < end:
+        return None
+    text = buffer[REQUEST.size : end].decode("utf-8", "surrogatepass")
+    del buffer[:end]
+    return nonce, Request(OPS[op], step, number, text)
+
+
 class Reply(NamedTuple):
     """A runner's answer."""
 
@@ -107,17 +139,17 @@ class Reply(NamedTuple):
     """To ``hello``: that savepoint had a copy of the working directory."""
 
 
-def pack_reply(nonce: str, reply: Reply) -> bytes:
+def pack_reply(nonce: bytes, reply: Reply) -> bytes:
     """``REPLY.size`` bytes."""
-    return REPLY.pack(nonce.encode("ascii"), *reply)
+    return REPLY.pack(nonce, *reply)
 
 
-def unpack_reply(data: bytes | bytearray, nonce: str) -> Reply:
+def unpack_reply(data: bytes | bytearray, nonce: bytes) -> Reply:
     """The inverse of pack_reply. Raises ValueError where the bytes do not answer the request with that nonce."""
     if len(data) != REPLY.size:
         raise ValueError(f"a reply of {len(data)} bytes")
     found, *values = REPLY.unpack(data)
-    if found != nonce.encode("ascii"):
+    if found != nonce:
         raise ValueError("a reply to no request")
     return Reply(*values)
 

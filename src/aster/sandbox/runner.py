@@ -8,11 +8,10 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass
-from typing import Any
 
 from aster.sandbox.keeper_handle import KeeperHandle, ending
 from aster.sandbox.output import Clip
-from aster.sandbox.protocol import REPLY, Reply, pack, unpack_reply
+from aster.sandbox.protocol import NONCE_BYTES, REPLY, Reply, Request, pack_request, unpack_reply
 
 GRACE_SECONDS = 1.0
 """From the first soft interrupt to SIGKILL."""
@@ -63,7 +62,7 @@ class Runner:
         self._theirs = [theirs.detach(), their_output]
         self._ended: asyncio.Future[int | None] = self._loop.create_future()
         self._buffer = bytearray()
-        self._nonce = ""
+        self._nonce = b""
         self._answer: asyncio.Future[Outcome] | None = None
         self._overran = False
         self._unheard = 0
@@ -84,20 +83,20 @@ class Runner:
         await self.keeper.send({"op": "launch", "line": self._line, "fresh": fresh}, self._theirs)
         self._give_away()
 
-    async def request(self, message: dict[str, Any], seconds: float, branch: Runner | None = None) -> Outcome:
+    async def request(self, request: Request, seconds: float, branch: Runner | None = None) -> Outcome:
         """Send a request and wait for its answer: ``seconds``, then soft interrupts for a grace time, then SIGKILL.
 
         ``branch`` is the runner that this one is asked to fork.
         """
         if self.doomed:
             return Outcome(None)
-        self._nonce = secrets.token_hex(8)
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._overran = False
         answer = self._answer = self._loop.create_future()
         self._deadline = self._loop.time() + seconds
         self._looks = self._loop.call_later(min(FIRST_LOOK_SECONDS, seconds), self._first_look)
         try:
-            await self._send(pack({**message, "nonce": self._nonce}), branch)
+            await self._send(pack_request(self._nonce, request), branch)
             return await answer
         finally:
             self._answer = None

@@ -13,7 +13,7 @@ from aster.sandbox.keeper_handle import KeeperHandle, NoRoom
 from aster.sandbox.output import NO_OUTPUT, Clip
 from aster.sandbox.pool import Place
 from aster.sandbox.pressure import Backoff
-from aster.sandbox.protocol import SandboxFailure
+from aster.sandbox.protocol import Request, SandboxFailure
 from aster.sandbox.runner import Outcome, Runner
 
 if TYPE_CHECKING:
@@ -262,9 +262,9 @@ class Session:
         await self._host.admit(self._wanted)
         twin._keeper, twin._line = keeper, keeper.new_line()
         twin._runner = Runner(keeper, twin._line, twin._clip)
-        outcome = await runner.request({"op": "branch", "line": twin._line}, BRANCH_SECONDS, twin._runner)
+        outcome = await runner.request(Request("branch", twin._line), BRANCH_SECONDS, twin._runner)
         if outcome.status == "ok":
-            hello = await twin._runner.request({"op": "hello"}, HELLO_SECONDS)
+            hello = await twin._runner.request(Request("hello"), HELLO_SECONDS)
             if hello.status == "ok":
                 return True
         await twin._let_go()
@@ -291,7 +291,7 @@ class Session:
             runner, new = await self._launch(failures)
             place, files = -1, True
             if not new:
-                hello = await runner.request({"op": "hello"}, HELLO_SECONDS)
+                hello = await runner.request(Request("hello"), HELLO_SECONDS)
                 place, files = hello.reply.step, hello.reply.files
             if place < 0 and not runner.doomed:
                 await self._start(runner)
@@ -325,7 +325,7 @@ class Session:
 
     async def _start(self, runner: Runner) -> None:
         """Seed, and run the setup. Leaves a doomed runner where the process ended for no fault of the setup's."""
-        outcome = await runner.request({"op": "start", "seed": self._seed, "setup": self._setup}, SETUP_SECONDS)
+        outcome = await runner.request(Request("start", text=f"{self._seed}\n{self._setup}"), SETUP_SECONDS)
         how = self._take_output()
         if outcome.status == "ok":
             return

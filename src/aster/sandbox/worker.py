@@ -24,7 +24,7 @@ from aster.sandbox.cells import Interpreter, short_traceback
 from aster.sandbox.copies import CONNECTION, EMPTY, OUTPUT, Copied, Work
 from aster.sandbox.isolation.guard import remove_tree
 from aster.sandbox.isolation.syscalls import libc
-from aster.sandbox.protocol import MAX_REQUEST, ForkRequest, Reply, pack_reply, receive, take_frame
+from aster.sandbox.protocol import ForkRequest, Reply, Request, pack_reply, receive, take_request
 from aster.sandbox.snapshot import Snapshot
 
 RESERVE_BYTES = 64 << 20
@@ -90,8 +90,8 @@ class Worker:
         descriptors: list[int] = []
         while True:
             try:
-                request = take_frame(buffer, MAX_REQUEST)
-                if request is None:
+                taken = take_request(buffer)
+                if taken is None:
                     data, passed = receive(connection, 1 << 16, 2)
                     if not data:
                         os._exit(0)
@@ -102,18 +102,19 @@ class Worker:
                 os._exit(1)
             except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised; its cell is over
                 continue
+            nonce, request = taken
             reply = self._answer(request, descriptors)
             descriptors.clear()
             if os.getpid() != self._pid:  # a child that a cell forked came to the end of the cell
                 os._exit(0)
             if reply is None:
                 continue
-            os.write(CONNECTION, pack_reply(request["nonce"], reply))
+            os.write(CONNECTION, pack_reply(nonce, reply))
             if self._unsaved or self._work.enough():
                 self._save()
 
-    def _answer(self, request: dict[str, Any], descriptors: list[int]) -> Reply | None:
-        match request["op"]:
+    def _answer(self, request: Request, descriptors: list[int]) -> Reply | None:
+        match request.op:
             case "run":
                 return self._run(request)
             case "start":
@@ -121,19 +122,20 @@ class Worker:
             case "hello":
                 return Reply(True, step=self._step, files=self._files)
             case "seed":
-                seed_everything(request["seed"])
-                self._step = request["step"]
+                seed_everything(int(request.text))
+                self._step = request.step
                 return Reply(True)
             case "branch":
-                return self._branch(request["line"], *descriptors)
-        raise ValueError(f"unknown request {request['op']!r}")
+                return self._branch(request.step, *descriptors)
+        raise ValueError(f"unknown request {request.op!r}")
 
-    def _start(self, request: dict[str, Any]) -> Reply:
-        seed_everything(request["seed"])
+    def _start(self, request: Request) -> Reply:
+        seed, _, setup = request.text.partition("\n")
+        seed_everything(int(seed))
         ok = True
         self._work.begin()
         try:
-            self._interpreter.setup(request["setup"])
+            self._interpreter.setup(setup)
         except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
             ok = False
             self._report(short_traceback(error))
@@ -142,13 +144,13 @@ class Worker:
         self._step = 0
         return Reply(ok)
 
-    def _run(self, request: dict[str, Any]) -> Reply:
+    def _run(self, request: Request) -> Reply:
         self._restore()
         self._work.begin()
-        status = self._interpreter.run(request["number"], request["code"])
+        status = self._interpreter.run(request.number, request.text)
         self._work.end()
         self._flush()
-        self._step = request["step"]
+        self._step = request.step
         # Nobody can interrupt a cell again at the same place: replay could not repeat it.
         self._unsaved |= self._interpreter.interrupted
         return Reply(status == "ok", self._interpreter.interrupted)
