@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+from aster.sandbox.protocol import Reply, pack_reply
 from tests.sandbox.sandbox_bench import Bench
 
 KEPT = "variables and imports of earlier cells are kept"
@@ -64,8 +65,9 @@ def test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt(hasty
             "own connection",
         ),
         (
-            "import os, json, struct\nbody = json.dumps({'nonce': '0' * 16, 'status': 'ok', 'interrupted': False}).encode()\n"
-            "for fd in range(3, 1024):\n    try: os.write(fd, struct.pack('!I', len(body)) + body)\n    except OSError: pass",
+            # A whole reply, but for the nonce.
+            f"import os\nfor fd in range(3, 1024):\n    try: os.write(fd, {pack_reply(bytes(16), Reply(True))!r})\n"
+            "    except OSError: pass",
             "own connection",
         ),
         (
