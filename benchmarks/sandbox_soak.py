@@ -59,6 +59,8 @@ class Model:
         self.random = random.Random(seed)
         self.interrupted = False
         """Replay alone cannot bring this session back."""
+        self.failed = "no failure"
+        """The last failure's kind."""
 
     def copy(self) -> Model:
         """For a branch."""
@@ -133,7 +135,7 @@ class Soak:
                         for _ in range(3):
                             await self.step(branch, twin, draw)
         except Wrong as error:
-            self.wrong.append(f"session {number}: {error}")
+            self.wrong.append(f"session {number}, after {model.failed}: {error}")
         finally:
             await session.close()
 
@@ -155,6 +157,7 @@ class Soak:
         if kind == "keeper killed" and model.interrupted:
             kind = "killed"  # the savepoint goes with the keeper, and nobody can interrupt a cell again at the same place
         self.counts[f"failing: {kind}"] += 1
+        model.failed = kind
         if kind == "keeper killed":
             if session.keeper is not None:
                 keeper = session.keeper
