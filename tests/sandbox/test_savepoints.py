@@ -9,6 +9,7 @@ import pytest
 from aster.core import recipe
 from aster.sandbox import Sandbox
 from aster.sandbox.isolation import Level
+from aster.sandbox.pressure import _anonymous_mb
 from tests.sandbox.conftest import levels_here
 from tests.sandbox.sandbox_bench import Bench
 
@@ -117,6 +118,56 @@ def test_where_the_keeper_is_killed_another_one_and_replay_take_its_place() -> N
             return [str(call.status) for call in calls] + [calls[2].output]
 
     assert asyncio.run(main()) == ["ok", "crashed", "ok", "5"]
+
+
+FORGE = """
+import os, socket, time
+registry = socket.socket(fileno=os.dup(503))
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def send(message, descriptor=theirs.fileno()):
+    socket.send_fds(registry, [message], [descriptor])
+"""
+"""Reaches the socket over which savepoints and branches make themselves known to the keeper."""
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "send(b'{\"branched\": Infinity}')",
+        "send(b'[' * 4000)",
+        "send(b'\"saved\"')",
+        "null = os.open('/dev/null', 0)\nfor _ in range(1000): send(b'{}', null)",
+        "send(b'{\"saved\": 0}', registry.fileno())",
+        "theirs.setblocking(False)\ntry:\n    while theirs.send(b'x' * 1000): pass\nexcept BlockingIOError: pass\n"
+        "send(b'{\"saved\": 0}')\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)",
+    ],
+    ids=["no number", "deep", "no message", "no socket", "the keeper's own socket", "a full bell"],
+)
+def test_nonsense_does_not_disturb_the_keeper(bench: Bench, what: str) -> None:
+    session = bench.open()
+    bench.do(session.run("x = 5"))
+    branch = bench.fork(session)
+    keeper = session.keeper
+    assert keeper is not None
+    assert bench.do(session.run(f"{FORGE}{what}\ntime.sleep(0.3)")).status == "ok"
+    assert bench.do(session.run("os._exit(1)")).status == "crashed"
+    assert [bench.do(one.run("x")).output for one in (session, branch, bench.fork(session))] == ["5", "5", "5"]
+    assert session.keeper is keeper is branch.keeper
+
+
+def test_no_number_of_forged_branches_makes_the_keeper_grow(bench: Bench) -> None:
+    session = bench.open()
+    keeper = session.keeper
+    assert keeper is not None
+    keeper.tell("who")
+    bench.do(asyncio.sleep(0.2))
+    assert keeper.pid is not None
+    before = _anonymous_mb(keeper.pid)
+    many = f"{FORGE}for n in range(10**1000, 10**1000 + 10_000): send(b'{{\"branched\": %d}}' % n)"
+    assert bench.do(session.run(many)).status == "ok"
+    bench.do(asyncio.sleep(0.2))
+    assert session.keeper is keeper
+    assert _anonymous_mb(keeper.pid) - before < 2
 
 
 @pytest.mark.parametrize(

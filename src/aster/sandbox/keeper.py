@@ -35,6 +35,8 @@ STRAY_SECONDS = 2.0
 """How long a keeper fights processes that a runner left behind, before it leaves that to the zygote."""
 AT_ONCE = 100
 """Messages of copies that are read in a row: a cell can send nonsense there without end."""
+NONSENSE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, OSError)
+"""What comes of taking such a message for a copy's."""
 
 
 @dataclass(slots=True)
@@ -191,27 +193,30 @@ class Keeper:
                 data, descriptors = receive(self._runners, 4096, 1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
-            try:
-                self._meet(json.loads(data), socket.socket(fileno=os.dup(descriptors[0])))
-            except (ValueError, TypeError, LookupError, OSError):
-                continue
-            finally:
-                for descriptor in descriptors:
+            for descriptor in descriptors:
+                try:
+                    self._meet(json.loads(data), descriptor)
+                except NONSENSE:
+                    continue
+                finally:
                     os.close(descriptor)
 
-    def _meet(self, message: dict[str, Any], bell: socket.socket) -> None:
-        pid = struct.unpack("3i", bell.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        if "saved" in message:
-            line = self._lines[message["saved"]]
-            line.drop()
-            line.saved, line.bell = pid, bell
-        else:
-            bell.close()
-            number = int(message["branched"])
-            if number in self._over:
-                _kill_group(pid)
-            elif number not in self._lines:
-                self._lines[number] = Line(pid)
+    def _meet(self, message: dict[str, Any], descriptor: int) -> None:
+        with _socket_of(descriptor) as bell:
+            pid = struct.unpack("3i", bell.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            if pid in (0, os.getpid()):
+                raise ValueError("a socket that the supervisor or this process made")
+            if "saved" in message:
+                line = self._lines[message["saved"]]
+                line.drop()
+                line.saved, line.bell = pid, bell.dup()
+                line.bell.setblocking(False)  # it may be full already
+            else:
+                number = int(message["branched"])
+                if number in self._over:
+                    _kill_group(pid)
+                elif number not in self._lines and len(self._lines) < self._request.limits.processes:
+                    self._lines[number] = Line(pid)
 
     def _bury(self) -> None:
         """Reap the dead, and kill what runners leave behind."""
@@ -315,6 +320,16 @@ def _children() -> list[int]:
     except OSError:
         os._exit(1)
     return [int(pid) for pid in text.split()]
+
+
+def _socket_of(descriptor: int) -> socket.socket:
+    """A socket object of its own for a descriptor. OSError where that is no socket."""
+    own = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise
 
 
 def _move(descriptors: Iterable[int], places: list[int]) -> None:
