@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -248,3 +249,51 @@ def test_a_zygote_that_cannot_start_is_a_sandbox_failure(monkeypatch: pytest.Mon
 def test_the_sandbox_imports_no_torch_and_no_pydantic() -> None:
     code = "import sys, aster.sandbox.zygote; sys.exit(bool({'torch', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_killing_a_keeper_while_the_zygote_has_much_to_do_costs_no_other_session() -> None:
+    async def main() -> None:
+        async with Sandbox(recipe.Sandbox(cell_seconds=10, preload=[], sessions=600)) as sandbox:
+            session = await sandbox.open(0)
+            zygote, keeper = sandbox._zygote, session.keeper
+            assert zygote is not None
+            assert keeper is not None
+            os.kill(zygote_pid(sandbox), signal.SIGSTOP)
+            opening = [asyncio.create_task(sandbox.open(number)) for number in range(500)]
+            await asyncio.sleep(0.5)
+            zygote.kill(keeper.number)
+            assert zygote.alive
+            for task in opening:
+                task.cancel()
+            os.kill(zygote_pid(sandbox), signal.SIGCONT)
+            await asyncio.gather(*opening, return_exceptions=True)
+            await asyncio.wait_for(asyncio.shield(keeper.gone), 30)
+            assert sandbox._zygote is zygote
+            assert (await session.run("1 + 1")).output == "2"
+
+    asyncio.run(main())
+
+
+def test_where_descriptors_run_out_the_sandbox_goes_on_when_there_are_some_again() -> None:
+    async def main() -> None:
+        async with Sandbox(recipe.Sandbox(cell_seconds=10, preload=[])) as sandbox:
+            assert sandbox._pool is not None
+            session = await sandbox.open(0)
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+            for room in range(8):
+                sandbox._pool.clear()
+                await asyncio.sleep(0.1)
+                lowest = os.dup(0)
+                os.close(lowest)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + room, limit[1]))
+                sandbox._pool.wanting.set()
+                await asyncio.sleep(0.3)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            assert sandbox._house is not None
+            assert not sandbox._house.done()
+            sandbox._pool.wanting.set()
+            await asyncio.sleep(1.0)
+            assert len(sandbox._pool.keepers) == 1 + READY  # none was left behind
+            assert (await session.run("1 + 1")).output == "2"
+
+    asyncio.run(main())

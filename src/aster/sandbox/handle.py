@@ -127,6 +127,8 @@ class ZygoteHandle:
         if self.alive and number in self._keepers:
             try:
                 self._connection.send(json.dumps({"op": "kill", "id": number}).encode())
+            except BlockingIOError:  # many forks were asked for
+                self._loop.call_later(FULL_SECONDS, self.kill, number)
             except OSError:
                 self.condemn()
 

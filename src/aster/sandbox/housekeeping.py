@@ -40,7 +40,12 @@ async def keep_house(sessions: Set[Session], pool: Pool, admission: Admission, s
         if time.monotonic() - last_look >= LOOK_SECONDS:
             last_look = time.monotonic()
             await _reclaim(too_idle(sessions, settings.idle_seconds))
-        if admission.short():
+        try:
+            short = admission.short()
+        except OSError:  # no descriptor is left to read that with
+            await asyncio.sleep(LOOK_SECONDS)
+            continue
+        if short:
             await relieve(sessions, pool)
         else:
             with contextlib.suppress(SandboxFailure):  # the next session that needs a place says so

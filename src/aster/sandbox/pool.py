@@ -97,11 +97,13 @@ class Pool:
 
     async def _make(self, clip: Clip) -> Place:
         for _ in range(KEEPER_ATTEMPTS):
-            keeper = KeeperHandle(await self._zygote(), next(self._count))
-            name = f"session-{keeper.number}"
-            self.keepers.add(keeper)
-            keeper.gone.add_done_callback(functools.partial(self._lost, keeper, name))
+            zygote = await self._zygote()
+            keeper: KeeperHandle | None = None
             try:
+                keeper = KeeperHandle(zygote, next(self._count))
+                name = f"session-{keeper.number}"
+                self.keepers.add(keeper)
+                keeper.gone.add_done_callback(functools.partial(self._lost, keeper, name))
                 await keeper.fork(ForkRequest(name, self._limits, self._memory_mb, self._timeout_text))
                 line = keeper.new_line()
                 runner = Runner(keeper, line, clip)
@@ -109,6 +111,10 @@ class Pool:
                 return Place(keeper, line, runner)
             except ZygoteLost:
                 continue
+            except OSError as error:  # no descriptors are left
+                if keeper is not None:
+                    keeper.close()
+                raise SandboxFailure(f"no place could be made for a session: {error}") from error
         raise SandboxFailure("the sandbox's parent process keeps dying")
 
     def _lost(self, keeper: KeeperHandle, name: str, _: asyncio.Future[int | None]) -> None:
