@@ -58,6 +58,7 @@ def test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt(hasty
         ("import os\nprint('last words')\nos._exit(3)", "exited with status 3"),
         ("import ctypes\nctypes.string_at(0)", "was killed by SIGSEGV"),
         ("import os\nos.kill(os.getpid(), 9)", "was killed by SIGKILL"),
+        ("import os\nos.kill(os.getpid(), 40)", "was killed by signal 40"),
         # It finds its connection gone and exits, or is killed first: a race, and either is true.
         ("import os\nos.closerange(0, 4096)", "was killed by|exited with status 1"),
         (

@@ -212,5 +212,9 @@ def no_process(error_number: int, reason: str) -> Exception:
 def ending(status: int) -> str:
     """How a process ended, for the model to read."""
     if os.WIFSIGNALED(status):
-        return f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        number = os.WTERMSIG(status)
+        try:
+            return f"was killed by {signal.Signals(number).name}"
+        except ValueError:  # most real-time signals have no name
+            return f"was killed by signal {number}"
     return f"exited with status {os.WEXITSTATUS(status)}"
