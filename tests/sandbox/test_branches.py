@@ -135,3 +135,41 @@ def test_many_branches_at_once(bench: Bench) -> None:
             return [call.output for call in calls] + [(await session.run("x")).output]
 
     assert bench.do(main()) == [*(str(10 + n) for n in range(12)), "10"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.002, 0.01])
+def test_a_cancelled_fork_does_not_disturb_its_parent(bench: Bench, seconds: float) -> None:
+    async def main() -> list[str]:
+        async with await bench.sandbox.open(1) as session:
+            await session.run("_ = open('f', 'wb').write(bytes(4 << 20))\nx = 1")  # so that a fork takes a while
+            forking = asyncio.create_task(session.fork())
+            await asyncio.sleep(0)
+            await asyncio.sleep(seconds)
+            assert forking.cancel()
+            await asyncio.gather(forking, return_exceptions=True)
+            return [(await session.run("x += 1\nx")).output for _ in range(2)]
+
+    assert bench.do(main()) == ["2", "3"]
+
+
+def test_a_branch_in_the_making_is_not_idle() -> None:
+    async def main() -> str:
+        async with Sandbox(recipe.Sandbox(cell_seconds=10, preload=[], idle_seconds=0.1)) as sandbox:
+            session = await sandbox.open(0)
+            await session.run("for n in range(3000): _ = open(f'f{n}', 'w').write('x' * 1000)")
+            # The branch waits for this cell, and then for its copies of many files.
+            busy = asyncio.create_task(session.run("import time\ntime.sleep(1)\nx = 5"))
+            await asyncio.sleep(0.1)
+            branch = await asyncio.wait_for(session.fork(), 30)
+            await busy
+            return (await branch.run("x")).output
+
+    assert asyncio.run(main()) == "5"
+
+
+def test_a_branch_whose_cells_broke_the_generator_cannot_be_seeded(bench: Bench) -> None:
+    session = bench.open()
+    outputs(bench, session, "import random\ndef broken(*_):\n    raise ValueError\nrandom.seed = broken\nx = 1")
+    with pytest.raises(SandboxFailure, match="cannot be given a seed"):
+        bench.do(session.fork(seed=3))
+    assert outputs(bench, session, "x") == ["1"]

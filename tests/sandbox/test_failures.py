@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -153,3 +154,21 @@ def test_a_cancelled_cell_does_not_disturb_the_next(bench: Bench) -> None:
 
     bench.do(cancel())
     assert bench.do(session.run("x")).output == "8"
+
+
+def test_a_cell_that_was_cancelled_as_it_ended_leaves_nothing_in_a_savepoint(bench: Bench) -> None:
+    session = bench.open()
+    expensive = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until:\n    pass\nx = 9"
+
+    async def cancel() -> None:
+        await session.run("x = 8")
+        cell = asyncio.create_task(session.run(expensive))
+        for _ in range(3):
+            await asyncio.sleep(0)  # it is sent
+        time.sleep(2)  # meanwhile it ends, and a savepoint is made of it
+        cell.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cell
+
+    bench.do(cancel())
+    assert [bench.do(session.run("x")).output for _ in range(2)] == ["8", "8"]

@@ -251,6 +251,25 @@ def test_the_sandbox_imports_no_torch_and_no_pydantic() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_cancelled_close_ends_the_session_all_the_same(bench: Bench) -> None:
+    async def main() -> None:
+        session = await bench.sandbox.open(0)
+        keeper = session.keeper
+        assert keeper is not None
+        cell = asyncio.create_task(session.run("import time\ntime.sleep(60)"))
+        await asyncio.sleep(0.2)
+        closing = asyncio.create_task(session.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(cell, closing, return_exceptions=True)
+        assert closing.cancelled()
+        await asyncio.wait_for(asyncio.shield(keeper.gone), 20)
+        await session.close()
+        assert session not in bench.sandbox._sessions
+
+    bench.do(main())
+
+
 def test_killing_a_keeper_while_the_zygote_has_much_to_do_costs_no_other_session() -> None:
     async def main() -> None:
         async with Sandbox(recipe.Sandbox(cell_seconds=10, preload=[], sessions=600)) as sandbox:

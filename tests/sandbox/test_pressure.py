@@ -165,6 +165,57 @@ def test_the_session_that_holds_most_memory_loses_its_cell_and_nothing_else(mach
     asyncio.run(main())
 
 
+def test_a_cell_that_came_before_the_end_of_an_idle_session_keeps_its_effects() -> None:
+    async def main() -> str:
+        async with Sandbox(settings(cell_seconds=0.4)) as sandbox, await sandbox.open(0) as session:
+            await session.run("x = 1")
+            assert session.reclaimable
+            cell = asyncio.create_task(session.run("x = 2\nimport time\ntime.sleep(60)"))  # replay cannot repeat it
+            await asyncio.gather(cell, session.reclaim())
+            return (await session.run("x")).output
+
+    assert asyncio.run(main()) == "2"
+
+
+def test_a_session_that_waits_for_memory_gives_up_its_savepoint(machine: Machine) -> None:
+    async def main() -> None:
+        async with Sandbox(settings(reserve_mb=1000)) as sandbox:
+            hog, small = await sandbox.open(0), await sandbox.open(1)
+            burn = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until:\n    pass"
+            await hog.run(f"{burn}\nx = len(b'1' * (200 << 20))\ny = b'1' * (200 << 20)")
+            other = asyncio.create_task(small.run("import time\ntime.sleep(3)\n5"))
+            crash = asyncio.create_task(hog.run("import os\nos._exit(1)"))
+            await asyncio.sleep(0)
+            machine.left = 500
+            await wait_until(lambda: hog.keeper is None)
+            assert not crash.done()
+            machine.left = 5000
+            assert (await crash).output.endswith("the variables and imports of earlier cells are kept]")
+            assert (await hog.run("x")).output == str(200 << 20)
+            assert (await other).output == "5"
+
+    asyncio.run(main())
+
+
+def test_of_branches_the_one_that_holds_the_memory_is_found(machine: Machine) -> None:
+    async def main() -> None:
+        async with Sandbox(settings(reserve_mb=1000)) as sandbox:
+            session = await sandbox.open(0)
+            await session.run("import time")
+            branch = await session.fork()
+            first, second = [candidate for candidate in sandbox._sessions if candidate in (session, branch)]
+            small = asyncio.create_task(first.run("time.sleep(9)"))
+            big = asyncio.create_task(second.run("y = b'1' * (200 << 20)\ntime.sleep(9)"))
+            await asyncio.sleep(1.0)
+            machine.left = 500
+            await wait_until(lambda: second._runner is not None and second._runner.doomed)
+            machine.left = 5000
+            assert "short of memory" in (await big).output
+            await small
+
+    asyncio.run(main())
+
+
 def test_forks_that_fail_for_want_of_processes_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent / "preloaded")
 

@@ -75,9 +75,10 @@ async def relieve(sessions: Set[Session], pool: Pool) -> None:
         if session.keeper is not None and session.keeper.pid is None:
             session.keeper.tell("who")
     await asyncio.sleep(WHO_SECONDS)
-    held = {session: _held(session) for session in sessions}
+    # Branches are counted together: those that can lose a cell come before those that lost theirs already.
+    held = {session: (_held(session), session.running) for session in sessions}
     if held:
-        session, most = max(held.items(), key=lambda item: item[1])
+        session, (most, _) = max(held.items(), key=lambda item: item[1])
         if most >= WORTH_MB:
             session.shed(f"was killed because the machine ran short of memory (the session held {most:.0f} MB)")
 

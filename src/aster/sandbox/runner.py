@@ -7,7 +7,9 @@ import contextlib
 import os
 import secrets
 import socket
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from aster.sandbox.keeper_handle import KeeperHandle, ending
 from aster.sandbox.output import Clip
@@ -28,6 +30,7 @@ PIPE_BYTES = 1 << 20
 
 
 NO_REPLY = Reply(False)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,11 @@ class Runner:
     def taken_along(self) -> bool:
         """Whether the end of its keeper, or of the zygote, was this process's."""
         return self._ended.done() and self._ended.result() is None
+
+    @property
+    def dying(self) -> bool:
+        """Whether it was killed and is not gone yet."""
+        return self.doomed and not self._ended.done()
 
     @property
     def died_alone(self) -> bool:
@@ -280,3 +288,17 @@ class Runner:
         if self._armed:
             self._armed = False
             self._loop.remove_reader(self._output)
+
+
+async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """What the work returns. A cancellation is heeded when that has ended."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()

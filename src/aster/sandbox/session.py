@@ -14,7 +14,7 @@ from aster.sandbox.output import NO_OUTPUT, Clip
 from aster.sandbox.pool import Place
 from aster.sandbox.pressure import Backoff
 from aster.sandbox.protocol import Request, SandboxFailure
-from aster.sandbox.runner import Outcome, Runner
+from aster.sandbox.runner import Outcome, Runner, to_its_end
 
 if TYPE_CHECKING:
     from aster.core import recipe
@@ -70,6 +70,7 @@ class Session:
         """What the next cell's reader must know."""
         self._lock = asyncio.Lock()
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """Fork, seed and run the setup. SandboxFailure where the setup raises or no process can be had."""
@@ -103,35 +104,31 @@ class Session:
         self._require_open()
         twin = await self._host.adopt(self._seed, self._setup)
         try:
-            async with self._lock:
-                self._require_open()
-                twin._history = self._history.copy()
-                twin._number = self._number
-                twin._note = self._note
-                forked = await self._branch(twin)
-            if not forked:
-                state = await twin._recover()
-                if state != KEPT:
-                    twin._note = f"[this session's cells had to be run again; {state}]\n"
-            if seed is not None:
-                await twin._reseed(seed)
+            async with twin._lock:  # it is busy until it is whole: nobody may take its processes for an idle session's
+                async with self._lock:
+                    self._require_open()
+                    twin._history = self._history.copy()
+                    twin._number = self._number
+                    twin._note = self._note
+                    forked = await self._branch(twin)
+                if not forked:
+                    state = await twin._recover()
+                    if state != KEPT:
+                        twin._note = f"[this session's cells had to be run again; {state}]\n"
+                if seed is not None:
+                    await twin._reseed(seed)
         except BaseException:
             await twin.close()
             raise
+        twin.last_used = time.monotonic()
         return twin
 
     async def close(self) -> None:
         """End the process with all that it started, and remove its files. Closing twice is fine."""
-        if self._closed:
-            return
         self._closed = True
-        try:
-            if self._runner is not None and self.busy:
-                self._runner.kill()  # the cell that is running raises SandboxFailure
-            async with self._lock:
-                await self._let_go()
-        finally:
-            self._host.forget(self)
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)  # it goes on where this is cancelled: nobody else would end the processes
 
     async def __aenter__(self) -> Session:
         return self
@@ -154,20 +151,30 @@ class Session:
     @property
     def reclaimable(self) -> bool:
         """Whether its processes can be ended now, and brought back by replay without a loss and in a short time."""
-        limit = REPLAY_FACTOR * self._host.settings.cell_seconds
-        return self.keeper is not None and not self.busy and self._history.exact and self._history.seconds <= limit
+        return self.keeper is not None and not self.busy and self._rebuildable
+
+    @property
+    def _rebuildable(self) -> bool:
+        return self._history.exact and self._history.seconds <= REPLAY_FACTOR * self._host.settings.cell_seconds
 
     async def reclaim(self) -> None:
         """End the processes of an idle session. The next cell brings them back."""
         async with self._lock:
-            await self._let_go()
+            if self._rebuildable:  # a cell may have come first
+                await self._let_go()
+
+    @property
+    def running(self) -> bool:
+        """Whether a process is at work for it."""
+        return self.busy and self._runner is not None and not self._runner.doomed
 
     def shed(self, reason: str) -> None:
-        """Kill what holds memory: the running cell's process, or an idle session's whole."""
-        if self._runner is not None and self.busy:
+        """Kill what holds memory: the running cell's process, or else all there is, such as the savepoint of a session that
+        waits for memory itself."""
+        if self.running and self._runner is not None:
             self._runner.shed = True
             self._runner.kill(reason)
-        elif self._keeper is not None:
+        elif self._keeper is not None and (self._runner is None or not self._runner.dying):
             self._keeper.close()
 
     # ----- cells
@@ -230,18 +237,31 @@ class Session:
         return text
 
     async def _reseed(self, seed: int) -> None:
-        async with self._lock:
-            step = Step(self._number, seed=seed)
-            while True:
-                if self._runner is None or self._runner.doomed:
-                    await self._recover()
-                assert self._runner is not None
-                outcome = await self._runner.request(step.request(len(self._history.steps) + 1), HELLO_SECONDS)
-                if outcome.status == "ok":
-                    self._history.steps.append(step)
-                    return
+        step = Step(self._number, seed=seed)
+        how = ""
+        for _ in range(RECOVERY_ATTEMPTS):
+            if self._runner is None or self._runner.doomed:
+                await self._recover()
+            runner = self._runner
+            assert runner is not None
+            outcome = await runner.request(step.request(len(self._history.steps) + 1), HELLO_SECONDS)
+            if outcome.status == "ok":
+                self._history.steps.append(step)
+                return
+            await runner.end()
+            how = runner.ending()
+        raise SandboxFailure(f"the branch cannot be given a seed: its interpreter {how}")
 
     # ----- processes
+
+    async def _close(self) -> None:
+        try:
+            if self._runner is not None and self.busy:
+                self._runner.kill()  # the cell that is running raises SandboxFailure
+            async with self._lock:
+                await self._let_go()
+        finally:
+            self._host.forget(self)
 
     async def _let_go(self) -> None:
         """End all processes of this session."""
@@ -262,7 +282,8 @@ class Session:
         await self._host.admit(self._wanted)
         twin._keeper, twin._line = keeper, keeper.new_line()
         twin._runner = Runner(keeper, twin._line, twin._clip)
-        outcome = await runner.request(Request("branch", twin._line), BRANCH_SECONDS, twin._runner)
+        # To the end, or the next cell would meet the reply.
+        outcome = await to_its_end(runner.request(Request("branch", twin._line), BRANCH_SECONDS, twin._runner))
         if outcome.status == "ok":
             hello = await twin._runner.request(Request("hello"), HELLO_SECONDS)
             if hello.status == "ok":
@@ -293,6 +314,8 @@ class Session:
             if not new:
                 hello = await runner.request(Request("hello"), HELLO_SECONDS)
                 place, files = hello.reply.step, hello.reply.files
+                if place > len(self._history.steps):
+                    runner.kill()  # it remembers a cell that was cancelled in the moment of its end
             if place < 0 and not runner.doomed:
                 await self._start(runner)
             if not runner.doomed:
