@@ -316,3 +316,25 @@ def test_where_descriptors_run_out_the_sandbox_goes_on_when_there_are_some_again
             assert (await session.run("1 + 1")).output == "2"
 
     asyncio.run(main())
+
+
+def test_the_loop_goes_on_while_a_dead_zygote_is_buried() -> None:
+    async def main() -> None:
+        async with Sandbox(recipe.Sandbox(cell_seconds=10, preload=[])) as sandbox:
+            session = await sandbox.open(0)
+            await session.run("x = 1")
+            zygote, keeper = sandbox._zygote, session.keeper
+            assert zygote is not None
+            assert keeper is not None
+            guard = zygote._process.pid  # stopped, it takes its time to bury the zygote
+            os.kill(guard, signal.SIGSTOP)
+            os.kill(zygote_pid(sandbox), signal.SIGKILL)
+            while zygote.alive:
+                await asyncio.sleep(0.01)
+            waiting = asyncio.create_task(session.run("x"))
+            await asyncio.sleep(0.5)
+            assert not keeper.gone.done()
+            os.kill(guard, signal.SIGCONT)
+            assert (await asyncio.wait_for(waiting, 60)).output == "1"
+
+    asyncio.run(main())

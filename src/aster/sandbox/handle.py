@@ -61,6 +61,7 @@ class ZygoteHandle:
         self._waiting: set[int] = set()
         """Keepers that were asked for and are not forked yet."""
         self._watch: asyncio.TimerHandle | None = None
+        self._burial: asyncio.Task[None] | None = None
         self._queue = asyncio.Lock()
         self._loop.add_reader(connection, self._on_readable)
 
@@ -93,10 +94,12 @@ class ZygoteHandle:
             await asyncio.wait_for(asyncio.shield(handle._ready), START_SECONDS)
         except (ZygoteLost, TimeoutError):
             handle.condemn()
+            await handle.buried()
             log_text = (root / LOG).read_text(errors="replace").strip()[-2000:]
             raise SandboxFailure(f"the sandbox's parent process did not come up:\n{log_text}") from None
         except asyncio.CancelledError:
             handle.condemn()
+            await handle.buried()
             raise
         return handle
 
@@ -133,7 +136,7 @@ class ZygoteHandle:
                 self.condemn()
 
     def condemn(self) -> None:
-        """Kill the zygote, and all below it: it hangs, or its connection ended."""
+        """Kill the zygote, and all below it: it hangs, or its connection ended. Its keepers hear of it when all are dead."""
         if not self.alive:
             return
         self.alive = False
@@ -145,16 +148,25 @@ class ZygoteHandle:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             os.close(self.pidfd)
-        try:
-            self._process.wait(BURY_SECONDS)  # it ends when all below it is dead
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
         if self._watch is not None:
             self._watch.cancel()
         if not self._ready.done():
             self._ready.set_exception(ZygoteLost())
             self._ready.exception()  # nobody may be waiting: that is no error
+        self._burial = self._loop.create_task(self._bury())
+
+    async def buried(self) -> None:
+        """Wait until all below a condemned zygote is dead."""
+        if self._burial is not None:
+            await asyncio.shield(self._burial)
+
+    async def _bury(self) -> None:
+        # In a thread: with many sessions this takes seconds.
+        try:
+            await asyncio.to_thread(self._process.wait, BURY_SECONDS)  # the guard ends when all below it is dead
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
         keepers, self._keepers = self._keepers, {}
         for keeper in keepers.values():
             keeper.on_gone(None)
@@ -162,6 +174,7 @@ class ZygoteHandle:
     async def stop(self) -> None:
         """End the zygote in order: it kills and reaps all below it first."""
         if not self.alive:
+            await self.buried()
             return
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
@@ -170,6 +183,7 @@ class ZygoteHandle:
         except (subprocess.TimeoutExpired, TimeoutError):
             self._process.kill()
         self.condemn()
+        await self.buried()
 
     def _on_readable(self) -> None:
         while self.alive:
