@@ -217,6 +217,9 @@ class RemoteSession:
                 except HostLost:
                     self._leave()
                     continue
+                except asyncio.CancelledError:
+                    self._client.send_away(_end(host, child._id))  # it may be there
+                    raise
                 if reply.status in BROKEN:
                     self._leave()
                     continue

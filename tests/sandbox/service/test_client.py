@@ -79,6 +79,23 @@ def test_nothing_is_left_on_the_service(service: Service) -> None:
         assert http.get("/v1/sessions").json() == {"sessions": []}
 
 
+def test_a_cancelled_fork_leaves_nothing_on_the_service(service: Service) -> None:
+    async def main() -> None:
+        async with SandboxClient([service.url], ALICE) as sandbox:
+            session = await sandbox.open(0)
+            await session.run("_ = open('f', 'wb').write(bytes(8 << 20))")  # so that a fork takes a while
+            for seconds in (0.005, 0.01, 0.02):
+                forking = asyncio.create_task(session.fork())
+                await asyncio.sleep(seconds)
+                forking.cancel()
+                await asyncio.gather(forking, return_exceptions=True)
+            assert (await session.run("1 + 1")).output == "2"
+
+    do(main())
+    with service.client(ALICE) as http:
+        assert http.get("/v1/sessions").json() == {"sessions": []}
+
+
 def test_a_setup_that_raises_is_a_sandbox_failure(service: Service) -> None:
     async def main() -> None:
         async with SandboxClient([service.url], ALICE) as sandbox:
