@@ -156,6 +156,13 @@ def test_a_cancelled_cell_does_not_disturb_the_next(bench: Bench) -> None:
     assert bench.do(session.run("x")).output == "8"
 
 
+def test_a_cell_that_forged_half_a_reply_and_was_interrupted_leaves_nothing(hasty: Bench) -> None:
+    forge = "x = 2\nimport os, time\nfor fd in (500, 501): os.write(fd, b'12345')\ntime.sleep(60)"
+    _, crash, after, again = hasty.cells("x = 1", forge, "x", "x")
+    assert crash.output.endswith(f"wrote to the sandbox's own connection; the {KEPT}]")
+    assert (after.output, again.output) == ("1", "1")
+
+
 def test_a_cell_that_was_cancelled_as_it_ended_leaves_nothing_in_a_savepoint(bench: Bench) -> None:
     session = bench.open()
     expensive = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until:\n    pass\nx = 9"

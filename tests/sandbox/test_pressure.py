@@ -109,6 +109,8 @@ def test_a_session_alone_does_not_wait_for_memory_that_no_session_holds(machine:
         async with Sandbox(settings()) as sandbox, await asyncio.wait_for(sandbox.open(0), 30) as session:
             await session.run("x = 2")
             await asyncio.wait_for(session.run("import os\nos._exit(1)"), 30)
+            async with await asyncio.wait_for(session.fork(), 30) as branch:
+                assert (await branch.run("x")).output == "2"
             return (await asyncio.wait_for(session.run("x"), 30)).output
 
     assert asyncio.run(main()) == "2"

@@ -176,6 +176,8 @@ class RemoteSession:
         self._host: Host | None = None
         self._id = ""
         self._history: list[tuple[str, CallStatus]] = []
+        self._note = ""
+        """What the next cell's reader must know."""
         self._lock = asyncio.Lock()
         self._closed = False
 
@@ -209,7 +211,7 @@ class RemoteSession:
             self._require_open()
             patience = Patience(self._client.give_up_seconds)
             while True:
-                host = self._host or (await self._bring_back(patience))[0]
+                host = self._host or await self._bring_back(patience)
                 child = RemoteSession(self._client, self._seed, self._setup)
                 child._id = _new_id()
                 try:
@@ -226,6 +228,7 @@ class RemoteSession:
                 if reply.status not in (200, 201):
                     raise SandboxFailure(reply.detail)
                 child._history = list(self._history)
+                child._note = self._note
                 child._settle(host)
                 self._client.adopt(child)
                 return child
@@ -251,13 +254,8 @@ class RemoteSession:
         """The reply to a cell, wherever it was had, and a note for what comes before its output."""
         patience = Patience(self._client.give_up_seconds)
         request = {"code": code, "request_id": _new_id()}
-        note = ""
         while True:
-            host = self._host
-            if host is None:
-                host, lost = await self._bring_back(patience)
-                if lost:
-                    note = f"[the interpreter had to be replaced before this cell; {LOST}]\n"
+            host = self._host or await self._bring_back(patience)
             try:
                 reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/run", request)
             except HostLost:
@@ -265,6 +263,7 @@ class RemoteSession:
                 continue
             self._require_open()
             if reply.status == 200:
+                note, self._note = self._note, ""
                 return reply, note
             if reply.status not in BROKEN:
                 raise SandboxFailure(reply.detail)
@@ -280,21 +279,20 @@ class RemoteSession:
                 raise HostLost(reply.detail)
             await asyncio.sleep(reply.retry_seconds * random.uniform(0.5, 1.0))
 
-    async def _bring_back(self, patience: Patience) -> tuple[Host, bool]:
-        """A host on which the session is open, with the state of its earlier cells, and whether that state was lost."""
-        lost = False
+    async def _bring_back(self, patience: Patience) -> Host:
+        """A host on which the session is open, with the state of its earlier cells. Where that is lost, a note says so."""
         while True:
             host = await self._open_somewhere(patience)
             try:
                 if await self._replay(host):
                     patience.renew()
-                    return host, lost
+                    return host
             except HostLost:
                 self._leave(tidy=False)
                 continue
             self._leave()
             self._history.clear()
-            lost = True
+            self._note = f"[the interpreter had to be replaced before this cell; {LOST}]\n"
 
     async def _open_somewhere(self, patience: Patience) -> Host:
         while True:

@@ -208,6 +208,8 @@ class Keeper:
                 raise ValueError("a socket that the supervisor or this process made")
             if "saved" in message:
                 line = self._lines[message["saved"]]
+                if message["of"] != line.runner:
+                    raise ValueError("a savepoint that comes after the end of its runner")
                 line.drop()
                 line.saved, line.bell = pid, bell.dup()
                 line.bell.setblocking(False)  # it may be full already

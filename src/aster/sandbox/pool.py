@@ -53,11 +53,10 @@ class Pool:
         self._removals: set[asyncio.Task[None]] = set()
         self._ended = False
 
-    @property
-    def idle(self) -> bool:
-        """Whether no session has a runner."""
+    def idle_beside(self, own: KeeperHandle | None) -> bool:
+        """Whether no session has a runner, but for those of one keeper."""
         waiting = {place.keeper for place in self._ready}
-        return not any(keeper.runners for keeper in self.keepers - waiting)
+        return not any(keeper.runners for keeper in self.keepers - waiting if keeper is not own)
 
     async def take(self, clip: Clip) -> Place:
         """A place whose runner's output goes to ``clip``: one that is ready, or a new one, whose processes may still be on

@@ -38,8 +38,9 @@ of the request under way are a forgery, and cost the session its runner.
 
 **Runner, savepoint and keeper**: a ``SOCK_SEQPACKET`` pair that all runners of a keeper share, the *registry*.
 
-    savepoint -> keeper    {"saved": line}       with 1 descriptor: its bell. The kernel says whose socket that is.
-    branch -> keeper       {"branched": line}    with 1 descriptor: a socket of its own, for the same reason
+    savepoint -> keeper    {"saved": line, "of"}   the pid of its runner; with 1 descriptor: its bell. The kernel says whose
+                                                   socket that is.
+    branch -> keeper       {"branched": line}      with 1 descriptor: a socket of its own, for the same reason
 
 The bell is a ``SOCK_SEQPACKET`` pair of keeper and savepoint: ``WAKE`` with 2 descriptors makes it the line's runner, ``DROP``
 ends it.

@@ -39,8 +39,9 @@ class Host(Protocol):
     def settings(self) -> recipe.Sandbox:
         """The recipe's section."""
 
-    async def admit(self, wanted: Callable[[], bool]) -> None:
-        """Wait for memory. SandboxFailure where there is none for long, or the process is not wanted any more."""
+    async def admit(self, wanted: Callable[[], bool], own: KeeperHandle | None = None) -> None:
+        """Wait for memory, unless sessions below the keeper ``own`` are alone. SandboxFailure where there is none for long, or
+        the process is not wanted any more."""
 
     async def take_place(self, clip: Clip) -> Place:
         """A place that no session has; its output goes to ``clip``. SandboxFailure where the zygote cannot be had."""
@@ -279,7 +280,7 @@ class Session:
         runner, keeper = self._runner, self._keeper
         if runner is None or runner.doomed or keeper is None or not keeper.alive:
             return False
-        await self._host.admit(self._wanted)
+        await self._host.admit(self._wanted, keeper)
         twin._keeper, twin._line = keeper, keeper.new_line()
         twin._runner = Runner(keeper, twin._line, twin._clip)
         # To the end, or the next cell would meet the reply.

@@ -17,6 +17,7 @@ from aster.sandbox.handle import ZygoteHandle
 from aster.sandbox.housekeeping import keep_house
 from aster.sandbox.isolation import Level, Plan, make_plan
 from aster.sandbox.isolation.guard import remove_tree
+from aster.sandbox.keeper_handle import KeeperHandle
 from aster.sandbox.output import Clip
 from aster.sandbox.pool import Place, Pool
 from aster.sandbox.pressure import Admission
@@ -120,10 +121,10 @@ class Sandbox:
         self._sessions.discard(session)
         self._slots.release()
 
-    async def admit(self, wanted: Callable[[], bool]) -> None:
+    async def admit(self, wanted: Callable[[], bool], own: KeeperHandle | None = None) -> None:
         """Wait for memory. SandboxFailure where there is none for long, or the process is not ``wanted`` any more."""
         pool = self._keepers()
-        await self._admission.wait(lambda: pool.idle, wanted)
+        await self._admission.wait(lambda: pool.idle_beside(own), wanted)
 
     async def take_place(self, clip: Clip) -> Place:
         """A place that no session has; its output goes to ``clip``. SandboxFailure where the zygote cannot be had."""

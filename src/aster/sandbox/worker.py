@@ -161,7 +161,7 @@ class Worker:
         self._unsaved = False
         folder = line_folder(self._scratch, self._line)
         state = random.getstate()
-        copied = self._copy(lambda: snapshot.take(folder, True, self._ours()), {"saved": self._line})
+        copied = self._copy(lambda: snapshot.take(folder, True, self._ours()), {"saved": self._line, "of": self._pid})
         if isinstance(copied, Copied):
             try:
                 self._attach(*copies.sleep(copied.bell))

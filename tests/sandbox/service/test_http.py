@@ -52,6 +52,9 @@ def test_a_fork_has_the_state_and_goes_its_own_way(http: httpx2.Client) -> None:
     assert run(http, "twig", "x")["output"] == "[1, 2]"
     assert run(http, "trunk", "x")["output"] == "[1]"
     assert http.post("/v1/sessions/nowhere/fork", json={}).status_code == 404
+    http.delete("/v1/sessions/trunk")
+    assert http.post("/v1/sessions/trunk/fork", json={"id": "twig"}).status_code == 200  # again, when the parent is gone
+    assert http.post("/v1/sessions/trunk/fork", json={"id": "another"}).status_code == 404
 
 
 def test_a_session_that_is_still_opening_can_be_forked_and_closed(http: httpx2.Client) -> None:

@@ -113,13 +113,15 @@ class Registry:
 
     async def fork(self, account: Account, session_id: str, child_id: str) -> bool:
         """Open a second session with the state of the first, under an id of its own. False where it is there already."""
-        entry = self._find(account, session_id)
+        origin = Origin(parent=session_id)
 
         async def make() -> AnySession:
-            return await (await asyncio.shield(entry.opening)).fork()
+            return await (await asyncio.shield(self._find(account, session_id).opening)).fork()
 
-        with self._using(entry):
-            return await self._enter(account, child_id, Origin(parent=session_id), make, "fork")
+        if (account.name, child_id) in self._entries:  # a request that came before: its parent may be gone
+            return await self._enter(account, child_id, origin, make, "fork")
+        with self._using(self._find(account, session_id)):
+            return await self._enter(account, child_id, origin, make, "fork")
 
     async def run(self, account: Account, session_id: str, code: str, request_id: str | None) -> ToolCall:
         """Run a cell. With a ``request_id``, a second request with the same id gets the first one's reply, and the cell goes on
