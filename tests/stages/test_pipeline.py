@@ -14,6 +14,7 @@ from aster.core.errors import UserError
 from aster.core.run import RunFolder, read_json
 from aster.stages import pipeline
 from aster.stages.beside import Beside
+from tests.sandbox.conftest import levels_here
 from tests.stages.runs import Commands, Tiny, sampled, steps
 
 
@@ -28,6 +29,19 @@ def test_stages_one_by_one_are_the_run(tiny: Tiny, commands: Commands, tmp_path:
     assert report.code == 0, report.err
     assert f"report: {tmp_path}/run/report.html" in report.out
     assert "nothing to do" in commands.run("run", recipe, "--run", tmp_path / "run").err
+
+
+def test_a_run_is_the_same_at_every_isolation_level(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:
+    """Without user namespaces, too: what a level needs is not used at a weaker one."""
+    recipe = tiny.file(tmp_path / "tiny.yaml")
+    outcomes = []
+    for level in levels_here():
+        folder = tmp_path / level
+        ended = commands.run("run", recipe, "--run", folder, f"sandbox.isolation={level}")
+        assert ended.code == 0, ended.err
+        outcomes.append(sampled(folder))
+    assert outcomes
+    assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
 def test_the_funnel_and_the_density_are_in_the_summaries(tiny: Tiny, tmp_path: Path) -> None:
