@@ -156,11 +156,31 @@ def test_a_cancelled_cell_does_not_disturb_the_next(bench: Bench) -> None:
     assert bench.do(session.run("x")).output == "8"
 
 
-def test_a_cell_that_forged_half_a_reply_and_was_interrupted_leaves_nothing(hasty: Bench) -> None:
+def test_a_cell_that_forged_half_a_reply_leaves_nothing(hasty: Bench) -> None:
     forge = "x = 2\nimport os, time\nfor fd in (500, 501): os.write(fd, b'12345')\ntime.sleep(60)"
     _, crash, after, again = hasty.cells("x = 1", forge, "x", "x")
     assert crash.output.endswith(f"wrote to the sandbox's own connection; the {KEPT}]")
     assert (after.output, again.output) == ("1", "1")
+
+
+def test_a_reply_that_nobody_took_costs_no_savepoint(hasty: Bench) -> None:
+    """Only a savepoint brings an interrupted cell back."""
+    session = hasty.open()
+    assert hasty.do(session.run("x = 1\nimport time\ntime.sleep(60)")).status == "timeout"
+    expensive = "until = time.process_time() + 0.3\nwhile time.process_time() < until:\n    pass\nx = 9"
+
+    async def cancel() -> None:
+        cell = asyncio.create_task(session.run(expensive))
+        for _ in range(3):
+            await asyncio.sleep(0)  # it is sent
+        time.sleep(2)  # meanwhile it ends, and a savepoint is made of it
+        cell.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cell
+
+    for _ in range(2):
+        hasty.do(cancel())
+        assert [hasty.do(session.run("x")).output for _ in range(2)] == ["1", "1"]
 
 
 def test_a_cell_that_was_cancelled_as_it_ended_leaves_nothing_in_a_savepoint(bench: Bench) -> None:

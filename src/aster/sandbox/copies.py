@@ -6,6 +6,7 @@ at once, and the copy becomes the keeper's child.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -123,6 +124,12 @@ def _register(message: dict[str, Any]) -> socket.socket:
     with theirs, socket.socket(fileno=os.dup(REGISTRY)) as registry:
         socket.send_fds(registry, [json.dumps(message).encode()], [theirs.fileno()])
     return mine
+
+
+def tell(message: dict[str, Any]) -> None:
+    """Send the keeper a message without a descriptor. Where that cannot be, it only keeps a savepoint for longer."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(REGISTRY)) as registry:
+        registry.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
 
 
 def sleep(bell: socket.socket) -> tuple[int, int]:

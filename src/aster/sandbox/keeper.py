@@ -18,7 +18,7 @@ import struct
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from aster.sandbox.copies import ALL_SIGNALS, EMPTY, OUTPUT, REGISTRY
@@ -39,22 +39,39 @@ NONSENSE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError,
 """What comes of taking such a message for a copy's."""
 
 
-@dataclass(slots=True)
-class Line:
-    """One session: its runner, and the savepoint behind it."""
+@dataclass(frozen=True, slots=True)
+class Savepoint:
+    """A sleeping copy of a runner."""
 
-    runner: int | None = None
-    saved: int | None = None
-    bell: socket.socket | None = None
-    """Wakes the savepoint."""
+    pid: int
+    step: int
+    """How far the session had come."""
+    bell: socket.socket
+    """Wakes it."""
 
     def drop(self) -> None:
-        """Let go of the savepoint."""
-        if self.bell is not None:
-            with contextlib.suppress(OSError):  # it is dead
-                self.bell.send(DROP, socket.MSG_DONTWAIT)
-            self.bell.close()
-        self.bell = self.saved = None
+        """Let go of it."""
+        with contextlib.suppress(OSError):  # it is dead
+            self.bell.send(DROP, socket.MSG_DONTWAIT)
+        self.bell.close()
+
+
+@dataclass(slots=True)
+class Line:
+    """One session: its runner, and the savepoints behind it.
+
+    There are two from the making of one to the runner's next request, which tells that the supervisor took the reply before:
+    where it does not, because it was forged or nobody waits for it, the older one is what recovery needs.
+    """
+
+    runner: int | None = None
+    savepoints: list[Savepoint] = field(default_factory=list)
+    """The latest is the last."""
+
+    def drop(self, left: int) -> None:
+        """Let go of all savepoints but the latest ``left``."""
+        while len(self.savepoints) > left:
+            self.savepoints.pop(0).drop()
 
 
 class Keeper:
@@ -118,7 +135,7 @@ class Keeper:
                 connection, output = self._passed[:2]
                 del self._passed[:2]
                 try:
-                    self._launch(number, message["fresh"], connection, output)
+                    self._launch(number, message["steps"], connection, output)
                 finally:
                     os.close(connection)
                     os.close(output)
@@ -138,22 +155,23 @@ class Keeper:
         with contextlib.suppress(OSError):  # the supervisor is gone: the loop sees that next
             self._control.sendall(pack(message))
 
-    def _launch(self, number: int, fresh: bool, connection: int, output: int) -> None:
-        """A runner for a line: its savepoint, or a fork of this process."""
+    def _launch(self, number: int, steps: int, connection: int, output: int) -> None:
+        """A runner for a line: its latest savepoint that is not beyond so many steps, or a fork of this process."""
         line = self._lines.setdefault(number, Line())
-        if fresh:
-            line.drop()
-        if line.bell is not None and line.saved is not None:
-            try:
-                os.kill(line.saved, signal.SIGCONT)
-                socket.send_fds(line.bell, [WAKE], [connection, output])
-            except OSError:  # it was killed
-                line.drop()
-            else:
-                line.runner = line.saved
-                line.bell.close()
-                line.bell = line.saved = None
-                return
+        while line.savepoints:
+            savepoint = line.savepoints.pop()
+            if savepoint.step <= steps:
+                try:
+                    os.kill(savepoint.pid, signal.SIGCONT)
+                    socket.send_fds(savepoint.bell, [WAKE], [connection, output])
+                except OSError:  # it was killed
+                    pass
+                else:
+                    line.runner = savepoint.pid
+                    savepoint.bell.close()
+                    line.drop(0)  # it makes one of its own
+                    return
+            savepoint.drop()
         keeper = os.getpid()
         try:
             pid = os.fork()
@@ -175,9 +193,8 @@ class Keeper:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         die_with_parent(keeper)
-        for connected in (self._control, self._runners, *(line.bell for line in self._lines.values())):
-            if connected is not None:
-                connected.close()
+        for connected in (self._control, self._runners, *(savepoint.bell for savepoint in self._savepoints())):
+            connected.close()
         for ours in (DEATHS, DEATH, CHILDREN):
             with contextlib.suppress(OSError):  # CHILDREN may be missing
                 os.close(ours)
@@ -193,12 +210,15 @@ class Keeper:
                 data, descriptors = receive(self._runners, 4096, 1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
-            for descriptor in descriptors:
-                try:
+            try:
+                if not descriptors:
+                    self._lines[json.loads(data)["accepted"]].drop(1)
+                for descriptor in descriptors:
                     self._meet(json.loads(data), descriptor)
-                except NONSENSE:
-                    continue
-                finally:
+            except NONSENSE:
+                continue
+            finally:
+                for descriptor in descriptors:
                     os.close(descriptor)
 
     def _meet(self, message: dict[str, Any], descriptor: int) -> None:
@@ -210,9 +230,10 @@ class Keeper:
                 line = self._lines[message["saved"]]
                 if message["of"] != line.runner:
                     raise ValueError("a savepoint that comes after the end of its runner")
-                line.drop()
-                line.saved, line.bell = pid, bell.dup()
-                line.bell.setblocking(False)  # it may be full already
+                savepoint = Savepoint(pid, int(message["step"]), bell.dup())
+                savepoint.bell.setblocking(False)  # it may be full already
+                line.savepoints.append(savepoint)
+                line.drop(2)
             else:
                 number = int(message["branched"])
                 if number in self._over:
@@ -235,8 +256,9 @@ class Keeper:
                     line.runner = None
                     self._send({"ended": number, "status": self._bury_runner(pid)})
                     break
-                if line.saved == pid:
-                    line.drop()
+                for savepoint in [savepoint for savepoint in line.savepoints if savepoint.pid == pid]:
+                    line.savepoints.remove(savepoint)
+                    savepoint.drop()
             else:
                 os.waitpid(pid, 0)
 
@@ -265,17 +287,20 @@ class Keeper:
 
     def _strays(self, runner: int) -> list[int]:
         """Children that are neither runner nor savepoint. Beside other lines, those that stayed in the runner's session."""
-        ours = {pid for line in self._lines.values() for pid in (line.runner, line.saved)}
+        ours = {line.runner for line in self._lines.values()} | {savepoint.pid for savepoint in self._savepoints()}
         strays = [pid for pid in _children() if pid not in ours]
         if len(self._lines) == 1:
             return strays
         return [pid for pid in strays if os.getsid(pid) == runner]
 
+    def _savepoints(self) -> list[Savepoint]:
+        return [savepoint for line in self._lines.values() for savepoint in line.savepoints]
+
     def _end(self, number: int) -> None:
         line = self._lines.get(number)
         self._over.add(number)
         if line is not None:
-            line.drop()
+            line.drop(0)
             if line.runner is not None:
                 runner, line.runner = line.runner, None
                 self._bury_runner(runner)

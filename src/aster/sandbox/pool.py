@@ -106,7 +106,7 @@ class Pool:
                 await keeper.fork(ForkRequest(name, self._limits, self._memory_mb, self._timeout_text))
                 line = keeper.new_line()
                 runner = Runner(keeper, line, clip)
-                await runner.launch()
+                await runner.launch(-1)
                 return Place(keeper, line, runner)
             except ZygoteLost:
                 continue

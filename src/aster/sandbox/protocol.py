@@ -13,8 +13,9 @@ its own, so that no pid of another namespace is ever needed.
 **Supervisor and keeper**: the control socket, a ``SOCK_STREAM`` pair, frames of a 4-byte length and a JSON object. A *line* is
 one session; a keeper has several where branches were made. The end of this stream ends the keeper and everything below it.
 
-    supervisor -> keeper   {"op": "launch", "line", "fresh"}     with 2 descriptors: connection and output of a new runner, from
-                                                                 the line's savepoint, or (fresh, or none) from the keeper
+    supervisor -> keeper   {"op": "launch", "line", "steps"}     with 2 descriptors: connection and output of a new runner, from
+                                                                 the line's latest savepoint that is not beyond so many steps,
+                                                                 or from the keeper where there is none
                            {"op": "interrupt", "line"}           SIGINT to the runner
                            {"op": "kill", "line"}                SIGKILL to the runner and its process group
                            {"op": "end", "line"}                 the line is over: its processes and files go
@@ -38,9 +39,11 @@ of the request under way are a forgery, and cost the session its runner.
 
 **Runner, savepoint and keeper**: a ``SOCK_SEQPACKET`` pair that all runners of a keeper share, the *registry*.
 
-    savepoint -> keeper    {"saved": line, "of"}   the pid of its runner; with 1 descriptor: its bell. The kernel says whose
-                                                   socket that is.
-    branch -> keeper       {"branched": line}      with 1 descriptor: a socket of its own, for the same reason
+    savepoint -> keeper    {"saved": line, "of", "step"}   the pid of its runner; with 1 descriptor: its bell. The kernel says
+                                                           whose socket that is.
+    branch -> keeper       {"branched": line}              with 1 descriptor: a socket of its own, for the same reason
+    runner -> keeper       {"accepted": line}              the supervisor took the reply before the last savepoint: those before
+                                                           it can go
 
 The bell is a ``SOCK_SEQPACKET`` pair of keeper and savepoint: ``WAKE`` with 2 descriptors makes it the line's runner, ``DROP``
 ends it.

@@ -81,9 +81,10 @@ class Runner:
         if not keeper.alive:
             self.on_ended(None)
 
-    async def launch(self, fresh: bool = False) -> None:
-        """Have the keeper fork it, from its line's savepoint unless ``fresh``. Requests may follow at once."""
-        await self.keeper.send({"op": "launch", "line": self._line, "fresh": fresh}, self._theirs)
+    async def launch(self, steps: int) -> None:
+        """Have the keeper fork it, from its line's latest savepoint that is not beyond so many steps; -1 takes none. Requests
+        may follow at once."""
+        await self.keeper.send({"op": "launch", "line": self._line, "steps": steps}, self._theirs)
         self._give_away()
 
     async def request(self, request: Request, seconds: float, branch: Runner | None = None) -> Outcome:
@@ -247,18 +248,17 @@ class Runner:
             self._distrust("")  # it ended, or closed its connection
             return
         self._buffer += data
-        if len(self._buffer) < REPLY.size:
-            return
-        try:
-            if self._answer is None:
-                raise ValueError("a reply to no request")
-            reply = unpack_reply(self._buffer, self._nonce)
-        except ValueError:
-            self._distrust("was killed because the code wrote to the sandbox's own connection")
-            return
-        self._buffer.clear()
-        if not self._answer.done():
-            self._answer.set_result(Outcome("ok" if reply.ok else "error", reply))
+        # What is no reply is known by its first bytes, before the cell goes on to its end.
+        if self._answer is not None and self._nonce.startswith(bytes(self._buffer[:NONCE_BYTES])):
+            if len(self._buffer) < REPLY.size:
+                return
+            with contextlib.suppress(ValueError):
+                reply = unpack_reply(self._buffer, self._nonce)
+                self._buffer.clear()
+                if not self._answer.done():
+                    self._answer.set_result(Outcome("ok" if reply.ok else "error", reply))
+                return
+        self._distrust("was killed because the code wrote to the sandbox's own connection")
 
     def _distrust(self, fault: str) -> None:
         """No answer can be had from this process any more, or none to be believed."""

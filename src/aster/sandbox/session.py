@@ -344,7 +344,7 @@ class Session:
             return place.runner, True
         assert self._keeper is not None
         runner = self._runner = Runner(self._keeper, self._line, self._clip)
-        await runner.launch(fresh=failures > 0)
+        await runner.launch(-1 if failures else len(self._history.steps))
         return runner, False
 
     async def _start(self, runner: Runner) -> None:

@@ -60,6 +60,8 @@ class Worker:
         self._step = -1
         """How far the session has come: -1 before its setup, then the number of its steps."""
         self._files = True
+        self._saved = False
+        """A savepoint was made after the last reply."""
         self._unsaved = False
         """The next savepoint does not wait until it is worth the fork: replay could not lead here, or would be long."""
         module = ModuleType("__main__")
@@ -103,6 +105,9 @@ class Worker:
             except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised; its cell is over
                 continue
             nonce, request = taken
+            if self._saved:
+                self._saved = False
+                copies.tell({"accepted": self._line})
             reply = self._answer(request, descriptors)
             descriptors.clear()
             if os.getpid() != self._pid:  # a child that a cell forked came to the end of the cell
@@ -161,7 +166,8 @@ class Worker:
         self._unsaved = False
         folder = line_folder(self._scratch, self._line)
         state = random.getstate()
-        copied = self._copy(lambda: snapshot.take(folder, True, self._ours()), {"saved": self._line, "of": self._pid})
+        message = {"saved": self._line, "of": self._pid, "step": self._step}
+        copied = self._copy(lambda: snapshot.take(folder, True, self._ours()), message)
         if isinstance(copied, Copied):
             try:
                 self._attach(*copies.sleep(copied.bell))
@@ -170,6 +176,8 @@ class Worker:
                 self._come_alive(state, copied)
             except BaseException:  # noqa: BLE001 - the keeper hears of its end
                 os._exit(1)
+        else:
+            self._saved = copied
         self._work.restart()
 
     def _branch(self, line: int, connection: int, output: int) -> Reply | None:
