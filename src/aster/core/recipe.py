@@ -21,6 +21,7 @@ from aster.core.errors import UserError
 from aster.core.types import Budget
 
 Positive = Annotated[int, Field(gt=0)]
+Mebibytes = Annotated[int, Field(gt=0, le=1 << 30)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
@@ -83,7 +84,7 @@ class Problems(Section):
 class Sandbox(Section):
     cell_seconds: PositiveFloat = 10.0
     """Wall-clock limit of one cell, in seconds."""
-    memory_mb: Positive = 1024
+    memory_mb: Mebibytes = 1024
     """Address space a session may add to the warm parent's, in MiB."""
     output_characters: Positive = 4000
     """A longer output is cut in its middle."""
@@ -107,11 +108,11 @@ class Sandbox(Section):
     isolation: Literal["auto", "namespaces", "landlock", "rlimits"] = "auto"
     """How sessions are shut in. ``auto`` takes the best level that holds on the machine; a level named here must hold. `aster
     doctor` tells. ``rlimits`` does not isolate."""
-    processes: Positive = 64
-    """Processes and threads of a session."""
-    disk_mb: Positive = 256
+    processes: Annotated[int, Field(ge=4)] = 64
+    """Processes and threads of a session. Up to four are the sandbox's own."""
+    disk_mb: Mebibytes = 256
     """Files of a session in total, in MiB. They are in memory. Held at the level ``namespaces`` alone."""
-    file_mb: Positive = 256
+    file_mb: Mebibytes = 256
     """Size of one file, in MiB."""
     open_files: Annotated[int, Field(ge=512)] = 512
     """Open files of each process of a session."""

@@ -111,6 +111,8 @@ class Repl:
         elif name == "switch" and argument.isdecimal() and int(argument) in self._sessions:
             self._current = int(argument)
             self._say(f"[session {self._current}]")
+        elif name == "switch":
+            self._say(f"[:switch {argument}: no such session; :sessions lists them]")
         else:
             self._say(HELP)
         return True
