@@ -156,6 +156,12 @@ def test_a_cancelled_cell_does_not_disturb_the_next(bench: Bench) -> None:
     assert bench.do(session.run("x")).output == "8"
 
 
+def test_a_cell_whose_process_cannot_take_the_next_costs_its_own_effects_alone(bench: Bench) -> None:
+    spoil = "import builtins\nbuiltins.len = builtins.BaseException = None\nx = 2"
+    *_, after, again = bench.cells("x = 1", spoil, "x", "x")
+    assert (after.status, after.output.splitlines()[-1], again.output) == ("ok", "1", "1")
+
+
 def test_a_cell_that_forged_half_a_reply_leaves_nothing(hasty: Bench) -> None:
     forge = "x = 2\nimport os, time\nfor fd in (500, 501): os.write(fd, b'12345')\ntime.sleep(60)"
     _, crash, after, again = hasty.cells("x = 1", forge, "x", "x")

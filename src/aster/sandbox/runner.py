@@ -54,6 +54,8 @@ class Runner:
         """No request can succeed any more."""
         self.shed = False
         """It was killed because memory ran short, whatever the cell did."""
+        self.unread = False
+        """It ended before it read the request under way."""
         self.unborn: Exception | None = None
         """Why it could not be forked."""
         self._line = line
@@ -242,8 +244,9 @@ class Runner:
             data = self._connection.recv(1 << 16)
         except BlockingIOError:
             return
-        except ConnectionError:
+        except ConnectionError:  # what was sent is still unread: the kernel tells
             data = b""
+            self.unread = True
         if not data:
             self._distrust("")  # it ended, or closed its connection
             return

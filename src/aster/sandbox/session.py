@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 REPLAY_FACTOR = 3.0
 """Recovery may take this many times ``cell_seconds``, and twice what its cells took at first, before it gives up on a cell."""
+STEP_SECONDS = 0.25
+"""And so long more for each cell: on a busy machine each has to wait for its turn."""
 RECOVERY_ATTEMPTS = 5
 """Replays, each without the cells that ended the ones before."""
 CELL_ATTEMPTS = 2
-"""Runs of a cell whose process the keeper or the zygote took along. It may be the cell that kills them."""
+"""Runs of a cell whose process the keeper or the zygote took along, or that its process did not read. It may be the cell's
+doing, or that of the one before."""
 LINE_ATTEMPTS, LAUNCH_ATTEMPTS = 2, 4
 """Runners tried below one keeper before another keeper is, and in all."""
 SETUP_SECONDS = 30.0
@@ -186,7 +189,7 @@ class Session:
 
     async def _run(self, code: str, started: float) -> tuple[CallStatus, str]:
         step = Step(self._number, code)
-        lost = 0
+        lost = unread = 0
         while True:
             if self._runner is None or self._runner.doomed:
                 state = await self._recover()
@@ -200,7 +203,8 @@ class Session:
                 return self._ended(step, outcome)
             self._require_open()
             await runner.end()
-            if runner.unborn is not None:
+            unread += runner.unread
+            if runner.unborn is not None or (runner.unread and unread < CELL_ATTEMPTS):
                 continue  # the cell has not begun
             lost += runner.taken_along
             if outcome.overran or not runner.taken_along or lost == CELL_ATTEMPTS:
@@ -366,7 +370,9 @@ class Session:
         again."""
         history = self._history
         cell_seconds = self._host.settings.cell_seconds
-        deadline = time.monotonic() + REPLAY_FACTOR * cell_seconds + 2 * history.seconds
+        allowed = REPLAY_FACTOR * cell_seconds + 2 * history.seconds + STEP_SECONDS * len(history.steps)
+        deadline = time.monotonic() + allowed
+        last: Step | None = None
         for place in range(history.reached, len(history.steps)):
             step = history.steps[place]
             left = deadline - time.monotonic()
@@ -383,7 +389,12 @@ class Session:
                 step.status = None
             if outcome.status is None:
                 return False
-        return True
+            last = step
+        if last is None or (await runner.request(Request("hello"), HELLO_SECONDS)).status is not None:
+            return True
+        if not (runner.taken_along or runner.shed or self._closed):
+            last.status = None  # it left a process behind that cannot go on
+        return False
 
     def _wanted(self) -> bool:
         return not self._closed
