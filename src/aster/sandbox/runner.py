@@ -55,7 +55,7 @@ class Runner:
         self.shed = False
         """It was killed because memory ran short, whatever the cell did."""
         self.unread = False
-        """It ended before it read the request under way."""
+        """It ended before it read the last request."""
         self.unborn: Exception | None = None
         """Why it could not be forked."""
         self._line = line
@@ -95,6 +95,7 @@ class Runner:
         ``branch`` is the runner that this one is asked to fork.
         """
         if self.doomed:
+            self.unread = True
             return Outcome(None)
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._overran = False
@@ -216,8 +217,9 @@ class Runner:
                 sent = self._connection.send(data)
         except BlockingIOError:
             sent = 0
-        except OSError:
-            return  # the process is gone: the answer says so
+        except OSError:  # the process is gone: the answer says so
+            self.unread = True
+            return
         if sent < len(data):
             with contextlib.suppress(OSError):
                 await self._loop.sock_sendall(self._connection, data[sent:])

@@ -24,10 +24,9 @@ REPLAY_FACTOR = 3.0
 STEP_SECONDS = 0.25
 """And so long more for each cell: on a busy machine each has to wait for its turn."""
 RECOVERY_ATTEMPTS = 5
-"""Replays, each without the cells that ended the ones before."""
+"""Replays, each without the cells that ended the ones before; also tries of a cell that its process did not come to read."""
 CELL_ATTEMPTS = 2
-"""Runs of a cell whose process the keeper or the zygote took along, or that its process did not read. It may be the cell's
-doing, or that of the one before."""
+"""Runs of a cell whose process the keeper or the zygote took along. It may be the cell that kills them."""
 LINE_ATTEMPTS, LAUNCH_ATTEMPTS = 2, 4
 """Runners tried below one keeper before another keeper is, and in all."""
 SETUP_SECONDS = 30.0
@@ -204,7 +203,7 @@ class Session:
             self._require_open()
             await runner.end()
             unread += runner.unread
-            if runner.unborn is not None or (runner.unread and unread < CELL_ATTEMPTS):
+            if runner.unborn is not None or (runner.unread and unread < RECOVERY_ATTEMPTS):
                 continue  # the cell has not begun
             lost += runner.taken_along
             if outcome.overran or not runner.taken_along or lost == CELL_ATTEMPTS:
