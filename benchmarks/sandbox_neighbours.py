@@ -93,10 +93,8 @@ async def cells_for(session: Session, seconds: float) -> list[float]:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         began = time.perf_counter()
-        call = await session.run(CELL)
+        await session.run(CELL)  # beside some it does not come to its end in time: that counts as the time it had
         times.append(time.perf_counter() - began)
-        if call.status != "ok":
-            raise SystemExit(f"the victim's cell gave {call.output}")
     return times
 
 
