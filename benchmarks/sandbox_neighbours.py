@@ -22,9 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-from _machine import facts, print_json
+from _machine import facts, print_json, processes_naming
 
 from aster.core import recipe
 from aster.sandbox import Sandbox, Session
@@ -123,16 +122,6 @@ async def measure_attackers(isolation: str, seconds: float) -> dict[str, float]:
     return slower
 
 
-def alive(marker: str) -> int:
-    """Processes whose command line names the sandbox's directory, as the zygote's and its forks' do."""
-    count = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and entry.name != str(os.getpid()):
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                count += marker.encode() in (entry / "cmdline").read_bytes()
-    return count
-
-
 def measure_orphans(isolation: str) -> tuple[int, float]:
     """How many processes a busy supervisor had, and milliseconds from its end to theirs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -141,10 +130,10 @@ def measure_orphans(isolation: str) -> tuple[int, float]:
             assert supervisor.stdout is not None
             if supervisor.stdout.readline() != b"ready\n":
                 raise SystemExit("the supervisor did not come up")
-            count = alive(folder)
+            count = processes_naming(folder)
             os.kill(supervisor.pid, signal.SIGKILL)
             began = time.perf_counter()
-            while alive(folder):
+            while processes_naming(folder):
                 if time.perf_counter() - began > 60:
                     raise SystemExit("processes of a killed supervisor are still alive after 60 s")
             return count, 1e3 * (time.perf_counter() - began)

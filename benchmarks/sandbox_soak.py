@@ -23,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _machine import processes_naming
+
 from aster.core import recipe
 from aster.core.types import CallStatus
 from aster.sandbox import Sandbox, Session
@@ -194,19 +196,6 @@ def resident_mb(sandbox: Sandbox) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def left_over(marker: str) -> int:
-    """Living processes of a sandbox whose directory is below ``marker``: the zygote's command line names it, and a fork has the
-    same."""
-    count = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and entry.name != str(os.getpid()):
-            try:
-                count += marker.encode() in (entry / "cmdline").read_bytes()
-            except OSError:
-                continue  # it ended meanwhile
-    return count
-
-
 def main() -> None:
     """Run, check, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,7 +213,7 @@ def main() -> None:
         tempfile.tempdir = folder
         asyncio.run(soak.run())
         left_files = len(os.listdir(folder))
-        left_processes = left_over(folder)
+        left_processes = processes_naming(folder)
     seconds = time.monotonic() - began
     tenth = max(1, len(soak.memory) // 10)
     result = {

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from aster.sandbox import Session
 from aster.sandbox.protocol import Reply, pack_reply
 from tests.sandbox.sandbox_bench import Bench
 
@@ -169,39 +170,31 @@ def test_a_cell_that_forged_half_a_reply_leaves_nothing(hasty: Bench) -> None:
     assert (after.output, again.output) == ("1", "1")
 
 
+async def cancel_as_it_ends(session: Session, processor_seconds: float) -> None:
+    """Run a cell that sets ``x`` to 9, and cancel it when it has ended and a savepoint was made of it."""
+    code = (
+        f"import time\nuntil = time.process_time() + {processor_seconds}\nwhile time.process_time() < until:\n    pass\nx = 9"
+    )
+    cell = asyncio.create_task(session.run(code))
+    for _ in range(3):
+        await asyncio.sleep(0)  # it is sent
+    time.sleep(2)  # meanwhile it ends
+    cell.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cell
+
+
 def test_a_reply_that_nobody_took_costs_no_savepoint(hasty: Bench) -> None:
     """Only a savepoint brings an interrupted cell back."""
     session = hasty.open()
     assert hasty.do(session.run("x = 1\nimport time\ntime.sleep(60)")).status == "timeout"
-    expensive = "until = time.process_time() + 0.3\nwhile time.process_time() < until:\n    pass\nx = 9"
-
-    async def cancel() -> None:
-        cell = asyncio.create_task(session.run(expensive))
-        for _ in range(3):
-            await asyncio.sleep(0)  # it is sent
-        time.sleep(2)  # meanwhile it ends, and a savepoint is made of it
-        cell.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await cell
-
     for _ in range(2):
-        hasty.do(cancel())
+        hasty.do(cancel_as_it_ends(session, 0.3))
         assert [hasty.do(session.run("x")).output for _ in range(2)] == ["1", "1"]
 
 
 def test_a_cell_that_was_cancelled_as_it_ended_leaves_nothing_in_a_savepoint(bench: Bench) -> None:
     session = bench.open()
-    expensive = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until:\n    pass\nx = 9"
-
-    async def cancel() -> None:
-        await session.run("x = 8")
-        cell = asyncio.create_task(session.run(expensive))
-        for _ in range(3):
-            await asyncio.sleep(0)  # it is sent
-        time.sleep(2)  # meanwhile it ends, and a savepoint is made of it
-        cell.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await cell
-
-    bench.do(cancel())
+    bench.do(session.run("x = 8"))
+    bench.do(cancel_as_it_ends(session, 0.4))
     assert [bench.do(session.run("x")).output for _ in range(2)] == ["8", "8"]

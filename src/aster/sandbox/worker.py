@@ -1,4 +1,4 @@
-"""A session's interpreter. The same object lives in its keeper, its runners and their savepoints: they are forks of each other.
+"""A session's interpreter. The same object lives in a runner, its savepoints and its branches: they are forks of each other.
 
 Everything here runs under whatever the cells did to the process.
 """
