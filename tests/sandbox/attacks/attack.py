@@ -1,6 +1,7 @@
 """The attacks, as data. Each is one cell; the test beside it says what must hold afterwards.
 
-A cell that gets what it must not get prints ``BREACH``, or the secret itself. It finds these names, set by its session's setup:
+A cell that gets what it must not get prints ``BREACH``, or the secret itself. The word stands in no line of a cell: a traceback
+that shows such a line, as of a cell that timed out, would look like a breach. A cell finds these names, set by its setup:
 
     SECRET_FILE, HOME_FILE   files of the host, in the temporary directory and in the home
     PORT, SOCKET_FILE        where the host listens: TCP and UDP on the loopback address, and a UNIX socket (also abstract)
@@ -38,11 +39,13 @@ def others():
     except OSError:
         pids = range(1, 4000)
     return [pid for pid in pids if pid != os.getpid()]
+def breached(*what):
+    print('BREACH', *what)
 def attempt(action):
     try:
         result = action()
     except Exception as error:
         return type(error).__name__
-    print('BREACH', result)
+    breached(result)
 """
 """Runs in the attacker's first cell."""

@@ -13,7 +13,7 @@ OTHERS = [
 for pid in others():
     with contextlib.suppress(OSError):
         text = open(f'/proc/{pid}/environ').read()
-        print('BREACH', len(text))
+        breached(len(text))
 """,
         covered_from=Level.LANDLOCK,
     ),
@@ -32,7 +32,7 @@ attempt(lambda: open(f'/proc/{SUPERVISOR}/environ').read() or 1 / 0)
 for pid in others():
     with contextlib.suppress(OSError):
         open(f'/proc/{pid}/mem', 'rb')
-        print('BREACH')
+        breached()
 """,
         covered_from=Level.LANDLOCK,
     ),
@@ -42,7 +42,7 @@ for pid in others():
         """
 for pid in others():
     with contextlib.suppress(OSError):
-        print('BREACH', os.listdir(f'/proc/{pid}/fd'))
+        breached(os.listdir(f'/proc/{pid}/fd'))
 """,
         covered_from=Level.LANDLOCK,
     ),
@@ -51,7 +51,7 @@ for pid in others():
         "attach to others",
         """
 for pid in others():
-    libc.ptrace(16, pid, 0, 0) == 0 and print('BREACH')
+    libc.ptrace(16, pid, 0, 0) == 0 and breached()
 """,
     ),
     Attack(
@@ -61,7 +61,7 @@ for pid in others():
 buffer = ctypes.create_string_buffer(8)
 vector = (ctypes.c_size_t * 2)(ctypes.addressof(buffer), 8)
 for pid in others():
-    libc.process_vm_readv(pid, vector, 1, vector, 1, 0) > 0 and print('BREACH')
+    libc.process_vm_readv(pid, vector, 1, vector, 1, 0) > 0 and breached()
 """,
     ),
     Attack(
@@ -71,11 +71,11 @@ for pid in others():
 import resource
 for pid in others():
     with contextlib.suppress(OSError):
-        print('BREACH', resource.prlimit(pid, resource.RLIMIT_NOFILE))
+        breached(resource.prlimit(pid, resource.RLIMIT_NOFILE))
     with contextlib.suppress(OSError):
-        os.sched_setaffinity(pid, {0}), print('BREACH')
+        os.sched_setaffinity(pid, {0}), breached()
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, 19), print('BREACH')
+        os.setpriority(os.PRIO_PROCESS, pid, 19), breached()
 
 """,
     ),
@@ -85,14 +85,14 @@ for pid in others():
         """
 for pid in others()[:50]:
     with contextlib.suppress(OSError):
-        libc.syscall(438, os.pidfd_open(pid), 0, 0) >= 0 and print('BREACH')
+        libc.syscall(438, os.pidfd_open(pid), 0, 0) >= 0 and breached()
 """,
     ),
     Attack(
         "unshare",
         "a user namespace, and its capabilities",
         """
-libc.unshare(0x10000000) == 0 and print('BREACH')
+libc.unshare(0x10000000) == 0 and breached()
 """,
     ),
     Attack(
@@ -104,7 +104,7 @@ number = 56 if platform.machine() == 'x86_64' else 220
 pid = libc.syscall(number, ctypes.c_long(0x10000000 | 17), 0, 0, 0, 0)
 if pid == 0:
     os._exit(0)
-pid > 0 and print('BREACH')
+pid > 0 and breached()
 """,
     ),
     Attack(
@@ -115,16 +115,16 @@ arguments = (ctypes.c_uint64 * 11)(0x10000000, 0, 0, 0, 17)
 pid = libc.syscall(435, arguments, 88)
 if pid == 0:
     os._exit(0)
-pid > 0 and print('BREACH')
+pid > 0 and breached()
 """,
     ),
     Attack(
         "mount",
         "mount a tmpfs, bind the root",
         """
-libc.mount(b'none', b'.', b'tmpfs', 0, None) == 0 and print('BREACH')
-libc.mount(b'/', b'.', None, 4096, None) == 0 and print('BREACH')
-libc.umount2(b'/proc', 2) == 0 and print('BREACH')
+libc.mount(b'none', b'.', b'tmpfs', 0, None) == 0 and breached()
+libc.mount(b'/', b'.', None, 4096, None) == 0 and breached()
+libc.umount2(b'/proc', 2) == 0 and breached()
 """,
     ),
     Attack(
@@ -134,7 +134,7 @@ libc.umount2(b'/proc', 2) == 0 and print('BREACH')
 for pid in (1, SUPERVISOR):
     for kind in ('mnt', 'net', 'pid', 'user'):
         with contextlib.suppress(OSError):
-            libc.setns(os.open(f'/proc/{pid}/ns/{kind}', os.O_RDONLY), 0) == 0 and print('BREACH')
+            libc.setns(os.open(f'/proc/{pid}/ns/{kind}', os.O_RDONLY), 0) == 0 and breached()
 """,
     ),
     Attack(
@@ -154,17 +154,17 @@ for name in ('bpf', 'perf_event_open', 'userfaultfd', 'io_uring_setup', 'keyctl'
              'memfd_create', 'shmget', 'msgget', 'semget', 'mq_open', 'acct', 'quotactl', 'syslog'):
     try:
         call(name, 0, 0, 0, 0, 0)
-        print('BREACH', name)
+        breached(name)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS):
-            print('BREACH', name, error)
+            breached(name, error)
 """,
     ),
     Attack(
         "32-bit numbers",
         "x32 calls go by other numbers",
         """
-libc.syscall(ctypes.c_long(0x40000000 + 39)) > 0 and print('BREACH')
+libc.syscall(ctypes.c_long(0x40000000 + 39)) > 0 and breached()
 """,
     ),
     Attack(

@@ -151,7 +151,7 @@ for _ in range(100):
         "undo what holds it: dumpable, death signal, no_new_privs",
         """
 libc.prctl(4, 1, 0, 0, 0), libc.prctl(1, 0, 0, 0, 0), libc.prctl(36, 1, 0, 0, 0)
-libc.prctl(38, 0, 0, 0, 0) == 0 and print('BREACH')
+libc.prctl(38, 0, 0, 0, 0) == 0 and breached()
 if os.fork() == 0:
     os.setsid()
     time.sleep(1000)

@@ -67,7 +67,7 @@ for number in range(1024):
         with contextlib.suppress(Exception):
             target = os.readlink(f'/proc/self/fd/{number}')
             if target.startswith('/') and not target.startswith(('/dev/', os.getcwd())):
-                print('BREACH', target)
+                breached(target)
 """,
         covered_from=Level.LANDLOCK,
     ),
@@ -80,7 +80,7 @@ for top in ('..', '../..', '/tmp'):
         if 'mine' in names:
             with contextlib.suppress(OSError):
                 if open(os.path.join(place, 'mine')).read().startswith('victim '):
-                    print('BREACH', place)
+                    breached(place)
 """,
         covered_from=Level.LANDLOCK,
     ),
@@ -194,7 +194,7 @@ attempt(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].connect(
         "curl",
         "the same from a program",
         """
-subprocess.run([sys.executable, '-c', f'import socket; socket.create_connection(("127.0.0.1", {PORT}), 1); print("BREACH")'])
+subprocess.run([sys.executable, '-c', f'import socket; socket.create_connection(("127.0.0.1", {PORT}), 1); print("BREA" "CH")'])
 None
 """,
     ),

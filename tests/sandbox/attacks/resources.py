@@ -41,7 +41,7 @@ files = []
 for _ in range(200):
     files.append(os.memfd_create('m'))
     os.write(files[-1], bytes(1 << 20))
-print('BREACH')
+breached()
 """,
     ),
     Attack(
@@ -90,7 +90,7 @@ while True:
 for n in range(64):
     with open(f'file{n}', 'wb') as file:
         file.write(bytes(1 << 20))
-print('BREACH')
+breached()
 """,
         covered_from=Level.NAMESPACES,
     ),
@@ -109,7 +109,7 @@ with open('large', 'wb') as file:
         """
 with open('sparse', 'wb') as file:
     file.truncate(1 << 40)
-print('BREACH')
+breached()
 """,
     ),
     Attack(
@@ -118,7 +118,7 @@ print('BREACH')
         """
 for n in range(3000):
     open(f'i{n}', 'w').close()
-print('BREACH')
+breached()
 """,
         covered_from=Level.NAMESPACES,
     ),

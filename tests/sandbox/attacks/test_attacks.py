@@ -49,17 +49,24 @@ class Scene:
         """Whether the host's files are as they were."""
         return all(seen(path) == before for path, before in self.files.items())
 
-    def quiet(self) -> bool:
-        """Whether the victim and places that wait are all there is: keepers, each with a runner and perhaps a savepoint."""
-        pool = self.bench.sandbox._pool
-        keepers = children(self.bench.zygote_pid())
-        below = [children(keeper) for keeper in keepers]
+    def comes_to_rest(self) -> bool:
+        """Whether the victim and places that wait are all there is: keepers, each with a runner and perhaps a savepoint.
+
+        The sandbox's loop runs a little first: that a keeper has ended is for the sandbox to hear.
+        """
+        self.bench.do(asyncio.sleep(0.01))
+        known, running = self.running()
         return (
-            pool is not None
-            and len(keepers) == len(pool.keepers) <= 1 + READY
-            and all(len(pids) <= 2 for pids in below)
-            and not any(children(pid) for pids in below for pid in pids)
+            known == len(running) <= 1 + READY
+            and all(len(pids) <= 2 for pids in running.values())
+            and not any(children(pid) for pids in running.values() for pid in pids)
         )
+
+    def running(self) -> tuple[int, dict[int, list[int]]]:
+        """How many keepers the sandbox knows of; each keeper there is, and the processes below it."""
+        pool = self.bench.sandbox._pool
+        assert pool is not None
+        return len(pool.keepers), {keeper: children(keeper) for keeper in children(self.bench.zygote_pid())}
 
 
 def seen(path: Path) -> tuple[object, ...]:
@@ -138,7 +145,7 @@ def test_attack(scene: Scene, attack: Attack) -> None:
     check = scene.bench.do(scene.victim.run("n, secret, open('mine').read()"))
     assert check.output == str((meanwhile, scene.secret, f"victim {scene.secret}"))
     assert scene.untouched()
-    assert soon(lambda: scene.quiet()), "something is left running"
+    assert soon(scene.comes_to_rest), f"something is left running: {scene.running()}"
 
 
 async def beside_the_victim(scene: Scene, attack: Attack) -> tuple[ToolCall, int, ToolCall]:
