@@ -76,7 +76,7 @@ def _default_folder(recipe: Recipe) -> Path:
 @_recipe_arguments
 def run_command(recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
     """Run the whole pipeline, from synthesize to report."""
-    from aster.core.recipe import load_recipe
+    from aster.core.recipe_file import load_recipe
     from aster.core.run import RunFolder
 
     resolved = load_recipe(recipe, overrides)
@@ -88,7 +88,7 @@ def run_command(recipe: str, overrides: tuple[str, ...], folder: Path | None) ->
 
 def _add_stage(name: str, help_text: str) -> None:
     def command(recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
-        from aster.core.recipe import load_recipe
+        from aster.core.recipe_file import load_recipe
         from aster.core.run import RunFolder
 
         resolved = load_recipe(recipe, overrides)
@@ -112,7 +112,7 @@ def report_command(arguments: tuple[str, ...], folder: Path | None) -> None:
 
     RECIPE may be left out where --run is given.
     """
-    from aster.core.recipe import load_recipe
+    from aster.core.recipe_file import load_recipe
     from aster.core.run import RunFolder
 
     path, overrides = split_arguments(arguments)

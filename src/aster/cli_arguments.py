@@ -17,7 +17,7 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, 
 
 def recipe_or_defaults(arguments: tuple[str, ...]) -> Recipe:
     """The recipe of [RECIPE] [FIELD=VALUE ...]; without RECIPE, the overrides over the defaults. May raise UserError."""
-    from aster.core.recipe import apply_override, load_recipe, validate_recipe
+    from aster.core.recipe_file import apply_override, load_recipe, validate_recipe
 
     path, overrides = split_arguments(arguments)
     if path is not None:

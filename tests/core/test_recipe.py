@@ -28,10 +28,8 @@ from aster.core.recipe import (
     Section,
     Sft,
     SftStage,
-    apply_override,
-    load_recipe,
-    validate_recipe,
 )
+from aster.core.recipe_file import apply_override, load_recipe, validate_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -309,8 +309,6 @@ def test_requests_that_cannot_be_served_are_refused(lab_folder: Path) -> None:
         await asyncio.sleep(0)
         with pytest.raises(ValueError, match="sampled already"):
             await policy.sample([2], SamplingParams(max_tokens=5))
-        with pytest.raises(RuntimeError, match="weights cannot change"):
-            policy.refresh_sampler()
         assert len((await first).token_ids) == 5
         assert len((await policy.sample([1] * 250, SamplingParams(max_tokens=6))).token_ids) == 6
 
@@ -328,7 +326,7 @@ def test_new_weights_drop_the_cache(lab_folder: Path) -> None:
         await policy.sample(ids, params)
         with torch.no_grad():
             policy.model.base_model.layers[0].self_attn.v_proj.weight.mul_(-1)
-        policy.refresh_sampler()
+        await policy.refresh_sampler()
         return await policy.sample(ids, params)
 
     completion = asyncio.run(work())
@@ -337,3 +335,38 @@ def test_new_weights_drop_the_cache(lab_folder: Path) -> None:
         reference.base_model.layers[0].self_attn.v_proj.weight.mul_(-1)
     expected = oracle_logprobs(reference, random_ids(0, 30) + completion.token_ids)[29:]
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_a_turn_under_way_waits_while_the_weights_change_and_goes_on_with_the_new_ones(lab_folder: Path) -> None:
+    policy = make_policy(lab_folder)
+    ids = {name: random_ids(number, 20 + number) for number, name in enumerate("abc")}
+
+    async def work() -> tuple[dict[str, Completion], dict[str, int]]:
+        turns = {
+            name: asyncio.create_task(policy.sample(tokens, SamplingParams(max_tokens=30, seed=5, sequence=name)))
+            for name, tokens in ids.items()
+        }
+
+        def drawn() -> dict[str, int]:
+            return {n: len(s.request.token_ids) for n, s in policy.sampler.sequences.items() if s.request is not None}
+
+        while min(drawn().values(), default=0) < 8:
+            await asyncio.sleep(0.001)
+        await policy.pause_sampler()
+        before = drawn()
+        await asyncio.sleep(0.05)
+        assert drawn() == before, "a paused sampler drew tokens"
+        with torch.no_grad():
+            policy.model.base_model.layers[0].self_attn.v_proj.weight.mul_(-1)
+        await policy.refresh_sampler()
+        return {name: await turn for name, turn in turns.items()}, before
+
+    completions, before = asyncio.run(work())
+    old, new = oracle(lab_folder), oracle(lab_folder)
+    with torch.no_grad():
+        new.base_model.layers[0].self_attn.v_proj.weight.mul_(-1)
+    for name, completion in completions.items():
+        whole, start, change = ids[name] + completion.token_ids, len(ids[name]) - 1, before[name]
+        assert 8 <= change < len(completion.token_ids) == 30
+        expected = torch.cat([oracle_logprobs(old, whole)[start:][:change], oracle_logprobs(new, whole)[start:][change:]])
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)

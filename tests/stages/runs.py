@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from aster.core.recipe import Recipe, validate_recipe
+from aster.core.recipe import Recipe
+from aster.core.recipe_file import validate_recipe
 from aster.core.run import RunFolder, read_trajectories
 
 LIMITS = {"context_tokens": 160, "turn_tokens": 48, "tool_calls": 2, "turns": 3}

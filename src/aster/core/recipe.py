@@ -1,23 +1,16 @@
 """The recipe: everything a run is, as typed YAML.
 
 Every field has its meaning, unit and, where the paper or its community reproduction fixes one, their value in the string
-below it. ``aster recipe`` prints them. Dotted overrides (``rl.steps=20``, ``sft.stages.0.epochs=2``) are applied before
-validation, so an override can do whatever the file can.
+below it. ``aster recipe`` prints them. :mod:`aster.core.recipe_file` reads them.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from aster.core.errors import UserError
 from aster.core.types import Budget
 
 Positive = Annotated[int, Field(gt=0)]
@@ -55,6 +48,22 @@ class Model(Section):
     """Trade compute for memory in training."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of torch; 0 leaves torch's default. The lab uses 1: two threads on so small a model are slower."""
+
+
+class Policy(Section):
+    kind: Literal["local", "tinker"] = "local"
+    """Who samples and trains. ``local``: the model in this process, on one device. ``tinker``: a server that speaks the Tinker
+    API, such as SkyRL's on a cluster; ``model`` then gives the tokenizer and the base model's name."""
+    sampler: Literal["local", "vllm", "endpoint"] = "local"
+    """Local alone: who samples. ``local``: the sampler in this process. ``vllm``: vLLM on the same GPU, its weights refreshed
+    after each step. ``endpoint``: an OpenAI-compatible completions server that takes and gives token ids; its weights stay."""
+    base_url: str = ""
+    """Address of the Tinker server or of the endpoint, for instance ``http://10.0.0.5:8000``. A key comes from the environment
+    variable ASTER_POLICY_KEY."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of LoRA adapters (Hu et al. 2021) on every linear layer but the output's; 0 trains all parameters. Paper: 0."""
+    lora_alpha: PositiveFloat = 32.0
+    """LoRA: the adapters' product is scaled by ``lora_alpha / lora_rank``."""
 
 
 class Problems(Section):
@@ -307,6 +316,8 @@ class Recipe(Section):
     """Cold starts to run beside this one, each in a process and folder of its own, where a core is free for it."""
     model: Model = Model()
     """The base model."""
+    policy: Policy = Policy()
+    """The engine that samples and trains it."""
     problems: Problems = Problems()
     """What is asked in training and in evaluation."""
     sandbox: Sandbox = Sandbox()
@@ -323,121 +334,3 @@ class Recipe(Section):
     """GRPO from the cold start."""
     evaluate: Evaluate = Evaluate()
     """avg@k on held-out problems."""
-
-
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read, override and validate a recipe. Raises UserError with one line naming the file, the field and what to do."""
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; recipes/ holds the ones that come with ASTER") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except ValueError as error:  # such as the date 2026-13-01
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(data).__name__}")
-    for text in overrides:
-        apply_override(data, text)
-    return validate_recipe(data, str(path))
-
-
-def validate_recipe(data: dict[str, Any], where: str) -> Recipe:
-    """Validate already-parsed recipe data; ``where`` names its origin in the error."""
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
-
-
-def apply_override(data: dict[str, Any], text: str) -> None:
-    """Set ``a.b.0.c=VALUE`` (VALUE in YAML) in place. A list item must exist; in sections, mappings and lists that the file
-    leaves to their default, the default is filled in first."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {text!r}: write it as field=value, for instance rl.steps=20")
-    try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise UserError(f"override {text!r}: the value is not valid YAML") from None
-    parts = key.split(".")
-    node: Any = data
-    default: Any = Recipe().model_dump(mode="json")
-    for index, part in enumerate(parts[:-1]):
-        default = _child(default, part)
-        place: Any = _index(node, part, text) if isinstance(node, list) else part
-        if isinstance(node, list) or node.get(part) is not None:
-            node = node[place]
-        else:
-            node[place] = node = default if isinstance(default, dict | list) else {}
-        if not isinstance(node, dict | list):
-            raise UserError(
-                f"override {text!r}: {'.'.join(parts[: index + 1])} is a value and has no field {parts[index + 1]!r}"
-            )
-    if isinstance(node, list):
-        node[_index(node, parts[-1], text)] = parsed
-    else:
-        node[parts[-1]] = parsed
-
-
-def _child(default: Any, part: str) -> Any:
-    if isinstance(default, list):
-        return default[int(part)] if part.isdecimal() and int(part) < len(default) else {}
-    return default.get(part, {}) if isinstance(default, dict) else {}
-
-
-def _index(node: list[Any], part: str, text: str) -> int:
-    if not part.isdecimal() or int(part) >= len(node):
-        items = f"it has items 0 to {len(node) - 1}" if node else "it is empty"
-        raise UserError(f"override {text!r}: {part!r} is not an item of the list; {items}")
-    return int(part)
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem of a ValidationError as one line."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        names = _fields_at(first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), names, n=1, cutoff=0.0)
-        hint = f"; the nearest valid name is {close[0]!r}" if close else ""
-        return f"unknown field {path!r}{hint}"
-    if not path:
-        return message
-    if first["type"] == "value_error":  # of a whole section: its own message names the field
-        return f"section {path!r}: {message}"
-    return f"field {path!r}: {message} (got {_short(first.get('input'))})"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The field names of the section at a location of the recipe."""
-    section: Any = Recipe
-    for part in location:
-        if isinstance(part, str):
-            section = section.model_fields[part].annotation
-        section = _section_in(section)
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> Any:
-    """The Section class inside an annotation such as ``list[SftStage]``."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation
-    for argument in typing.get_args(annotation):
-        found = _section_in(argument)
-        if isinstance(found, type) and issubclass(found, Section):
-            return found
-    return annotation

@@ -32,7 +32,8 @@ from typing import IO, Any
 import yaml
 
 from aster.core.errors import UserError
-from aster.core.recipe import Recipe, load_recipe
+from aster.core.recipe import Recipe
+from aster.core.recipe_file import load_recipe
 from aster.core.types import Problem, Trajectory
 
 PRELIMINARY = ("run.json", "problems.jsonl", "tokenizer")

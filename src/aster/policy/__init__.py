@@ -6,6 +6,7 @@ Importing this package imports no torch; :mod:`aster.policy.local` does.
 from aster.policy.base import (
     AdamStep,
     Completion,
+    EngineLost,
     Loss,
     Policy,
     Sampler,
@@ -13,4 +14,4 @@ from aster.policy.base import (
     TrainingSample,
 )
 
-__all__ = ["AdamStep", "Completion", "Loss", "Policy", "Sampler", "SamplingParams", "TrainingSample"]
+__all__ = ["AdamStep", "Completion", "EngineLost", "Loss", "Policy", "Sampler", "SamplingParams", "TrainingSample"]

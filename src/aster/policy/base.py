@@ -4,7 +4,7 @@
     policy.forward(samples)                  -> logprobs            no gradient
     policy.forward_backward(samples, loss)   -> metrics             gradients add up until optim_step
     policy.optim_step(adam)                  -> metrics
-    policy.save(path) / load(path); policy.refresh_sampler()
+    policy.save(path) / load(path); policy.refresh_sampler(); policy.close()
 
 Losses are sums. Token-mean over the global batch comes from the caller: it divides every sample's ``scale`` by the number of
 trained tokens in the batch, and no engine has to know.
@@ -14,7 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from aster.chat import Qwen3Dialect
+
+
+class EngineLost(Exception):
+    """The engine has lost the policy that was trained in it, as when its server was started again. The stage opens the policy
+    again and goes on from its last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,10 @@ class Sampler(Protocol):
 
 
 class Policy(Sampler, Protocol):
-    """A model that is sampled and trained."""
+    """A model that is sampled and trained. :func:`aster.policy.opening.open_policy` makes the recipe's."""
+
+    dialect: Qwen3Dialect
+    """How it is spoken to, with its tokenizer."""
 
     async def forward(self, samples: list[TrainingSample]) -> list[list[float]]:
         """Log-probabilities of the trained tokens of each sample, in order, without gradient."""
@@ -108,10 +119,17 @@ class Policy(Sampler, Protocol):
         """Clip, step, clear the gradient; returns ``grad_norm``."""
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
-        """Write a ``transformers`` folder, with the optimizer's state beside the weights if asked."""
+        """Write a checkpoint folder, with the optimizer's state beside the weights if asked, whole or not at all."""
 
     async def load(self, path: Path) -> None:
         """Read weights, and the optimizer's state where there is one."""
 
-    def refresh_sampler(self) -> None:
-        """Make the sampler use the present weights; its caches are dropped."""
+    async def pause_sampler(self) -> None:
+        """No turn is sampled until :meth:`refresh_sampler`, where sampling and training share a device: turns under way wait.
+        Other engines have nothing to do."""
+
+    async def refresh_sampler(self) -> None:
+        """Make the sampler use the present weights. Its caches are dropped; turns under way go on with the new weights."""
+
+    async def close(self) -> None:
+        """Give back what the policy holds: threads, connections, processes."""

@@ -98,10 +98,20 @@ class LocalPolicy:
         """One AdamW step."""
         return await self._call(self.trainer.optim_step, adam)
 
-    def refresh_sampler(self) -> None:
+    async def pause_sampler(self) -> None:
+        """Sampling and training share the weights and the thread: no turn is sampled meanwhile."""
+        if self._sampler is not None:
+            await self._sampler.pause()
+
+    async def refresh_sampler(self) -> None:
         """Weights are shared with the sampler; only its caches are stale."""
         if self._sampler is not None:
-            self._sampler.clear()
+            await self._sampler.pause()
+            self._sampler.resume(changed=True)
+
+    async def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown()
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
         """Write a ``transformers`` folder (and the optimizer's state), whole or not at all."""
@@ -110,7 +120,7 @@ class LocalPolicy:
     async def load(self, path: Path) -> None:
         """Read weights, and the optimizer's state where there is one; else it starts anew."""
         await self._call(self._load, path)
-        self.refresh_sampler()
+        await self.refresh_sampler()
 
     async def _call(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

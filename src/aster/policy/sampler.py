@@ -170,6 +170,9 @@ class LocalSampler:
         self.waiting: list[Sequence] = []
         self.leaving: list[Sequence] = []
         self.changed = asyncio.Event()
+        self.going = asyncio.Event()
+        self.going.set()
+        self.stepping = asyncio.Lock()
         self.runner: asyncio.Task[None] | None = None
 
     # -- what the rollout calls, on the event loop
@@ -194,7 +197,7 @@ class LocalSampler:
         self.incoming.append(sequence)
         if self.runner is None or self.runner.done():
             # An event belongs to the loop that waited for it first; this may be a new loop.
-            self.changed = asyncio.Event()
+            self.changed, self.stepping = asyncio.Event(), asyncio.Lock()
             self.runner = asyncio.create_task(self._run())
         self.changed.set()
         try:
@@ -211,12 +214,22 @@ class LocalSampler:
             self.leaving.append(known)
             self.changed.set()
 
-    def clear(self) -> None:
-        """Drop every cache: the weights have changed."""
-        if any(sequence.request is not None for sequence in self.sequences.values()):
-            raise RuntimeError("the weights cannot change while a turn is being sampled")
-        for sequence in self.sequences.values():
-            sequence.cached.clear()
+    async def pause(self) -> None:
+        """Sample nothing until :meth:`resume`; returns when no step is being computed. Turns under way wait."""
+        self.going.clear()
+        async with self.stepping:
+            pass
+
+    def resume(self, *, changed: bool) -> None:
+        """Go on after :meth:`pause`. If the weights have ``changed``, every cache is dropped: a turn under way feeds its tokens
+        again, so that its next ones are the new weights' alone."""
+        if changed:
+            for sequence in self.sequences.values():
+                request = sequence.request
+                if request is not None and request.admitted:
+                    request.pending[:0] = sequence.cached
+                sequence.cached.clear()
+        self.going.set()
 
     # -- the loop
 
@@ -224,6 +237,7 @@ class LocalSampler:
         loop = asyncio.get_running_loop()
         try:
             while True:
+                await self.going.wait()
                 outside = self.deterministic and any(s.opened and s.request is None for s in self.sequences.values())
                 if outside:
                     # Nothing is settled meanwhile: who gets which slot must not depend on who comes back first.
@@ -235,7 +249,8 @@ class LocalSampler:
                 if not running:
                     # Whoever waits would have a slot now: an idle sequence gives way.
                     return
-                finished = await loop.run_in_executor(self.pool, self._step, running)
+                async with self.stepping:
+                    finished = await loop.run_in_executor(self.pool, self._step, running)
                 for request, completion in finished:
                     if not request.future.done():
                         request.future.set_result(completion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aster.core.errors import UserError
@@ -13,9 +14,12 @@ from aster.core.run import RunFolder
 from aster.core.seeds import derive
 from aster.core.types import Problem, StopReason, Trajectory
 from aster.lab.families import generate
+from aster.policy import EngineLost
 from aster.rollout import Job
 
 LAB = "lab"
+ENGINE_LOSSES = 3
+"""Times the engine may be lost at one step before the stage gives up."""
 FAULTS = frozenset({StopReason.ENGINE_ERROR, StopReason.SANDBOX_ERROR})
 """Ends that say nothing about the policy."""
 
@@ -64,6 +68,37 @@ def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
     if len(faulty) == len(trajectories):
         raise UserError(f"{stage}: every one of {len(faulty)} attempts failed, the first with {faulty[0].stop_reason}: {first}")
     say(f"{stage}: {len(faulty)} of {len(trajectories)} attempts failed, the first with {faulty[0].stop_reason}: {first}")
+
+
+async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Awaitable[None]]) -> None:
+    """Run a training stage; where the engine loses the policy, run it again: it resumes at its newest checkpoint.
+
+    UserError where the engine is lost time and again without a new checkpoint between."""
+    losses: list[Path | None] = []
+    while True:
+        lost: EngineLost | None = None
+        try:
+            await attempt()
+        except* EngineLost as group:
+            lost = _first(group)
+        if lost is None:
+            return
+        say(f"{stage}: {lost}")
+        newest = folder.checkpoints(stage)
+        losses.append(newest[-1][1] if newest else None)
+        if losses.count(losses[-1]) == ENGINE_LOSSES:
+            raise UserError(
+                f"{stage}: the engine was lost {ENGINE_LOSSES} times at the same step, the last time: {lost}"
+            ) from lost
+
+
+def _first(group: BaseExceptionGroup[EngineLost]) -> EngineLost:
+    """One of the errors of a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, EngineLost)
+    return error
 
 
 def final_checkpoint(folder: RunFolder, stage: str) -> Path | None:

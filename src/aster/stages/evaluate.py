@@ -12,7 +12,7 @@ from aster.core.seeds import derive
 from aster.core.types import Problem
 from aster.dynamics import tool_use
 from aster.evaluation import avg_at_k
-from aster.policy.local import LocalPolicy
+from aster.policy.opening import open_policy
 from aster.rollout import Decoding
 from aster.stages.attempts import attempt_all
 from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs
@@ -49,18 +49,18 @@ async def _evaluate(recipe: Recipe, folder: RunFolder, problems: list[Problem], 
     stage = f"evaluate/{name}"
     # The seeds do not depend on the policy: all are asked with the same random numbers.
     jobs = make_jobs(problems, settings.k, recipe.seed, "evaluate")
-    policy = LocalPolicy(recipe, checkpoint, capacity=settings.limits.context_tokens)
-    trajectories = await attempt_all(
-        recipe,
-        folder,
-        stage,
-        jobs,
-        chunk=CHUNK,
-        limits=settings.limits,
-        decoding=Decoding(settings.temperature, settings.top_p),
-        sampler_for=lambda _: policy,
-        dialect=policy.dialect,
-    )
+    async with open_policy(recipe, checkpoint, capacity=settings.limits.context_tokens) as policy:
+        trajectories = await attempt_all(
+            recipe,
+            folder,
+            stage,
+            jobs,
+            chunk=CHUNK,
+            limits=settings.limits,
+            decoding=Decoding(settings.temperature, settings.top_p),
+            sampler_for=lambda _: policy,
+            dialect=policy.dialect,
+        )
     write_trajectories(folder.trajectory_file(stage, "all"), trajectories)
     rewards: dict[str, list[float]] = defaultdict(list)
     for trajectory in trajectories:

@@ -23,11 +23,19 @@ from aster.core.recipe import Recipe, Rl, RlStage
 from aster.core.run import RunFolder, write_trajectories
 from aster.core.seeds import derive
 from aster.core.types import CallStatus, Problem, Trajectory
-from aster.policy import AdamStep, Loss, TrainingSample
-from aster.policy.local import LocalPolicy
+from aster.policy import AdamStep, Loss, Policy, TrainingSample
+from aster.policy.opening import open_policy
 from aster.rollout import Decoding, Workshop, rollout_batch
 from aster.sandbox import make_sandbox
-from aster.stages.common import FAULTS, make_jobs, note_faults, resume_point, starting_point, training_problems
+from aster.stages.common import (
+    FAULTS,
+    make_jobs,
+    note_faults,
+    resume_point,
+    starting_point,
+    training_problems,
+    until_finished,
+)
 from aster.training.advantages import group_advantages
 from aster.training.curriculum import choose_prompts, drop_solved
 from aster.training.losses import merge_metrics
@@ -48,7 +56,7 @@ class Place:
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Train; resumes at the newest checkpoint."""
-    asyncio.run(_run(recipe, folder))
+    asyncio.run(until_finished(folder, "rl", lambda: _run(recipe, folder)))
 
 
 def places(settings: Rl) -> list[Place]:
@@ -65,41 +73,43 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     folder.remember_problems(problems.values())
     done, checkpoint = resume_point(folder, "rl")
     capacity = max(stage.limits.context_tokens for stage in settings.stages)
-    policy = LocalPolicy(recipe, checkpoint or starting_point(folder), optimizer=done > 0, capacity=capacity)
-    plan = places(settings)
-    with Progress("rl", len(plan), "step", done=done) as progress:
-        async with make_sandbox(recipe.sandbox) as sandbox:
-            workshop = Workshop(lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
-            for place in plan[done:]:
-                stage = settings.stages[place.stage_index]
-                ids = list(problems)
-                if stage.drop_solved:
-                    ids = drop_solved(ids, _history(folder, place))
-                began = time.monotonic()
-                groups, discarded = await _sample(recipe, stage, place, ids, problems, workshop)
-                sampled = time.monotonic()
-                trajectories = [t for group in groups for t in group]
-                note_faults(f"rl step {place.step}", [*trajectories, *discarded])
-                write_trajectories(folder.trajectory_file("rl", f"step_{place.step:06d}"), [*trajectories, *discarded])
-                trained = await _train(policy, settings, groups, learning_rate(settings, place.step, len(plan)))
-                seconds = {"sample_seconds": sampled - began, "train_seconds": time.monotonic() - sampled}
-                metrics = describe(groups) | trained | {name: round(value, 3) for name, value in seconds.items()}
-                rewards = defaultdict(list)
-                for trajectory in [*trajectories, *discarded]:
-                    rewards[trajectory.problem_id].append(trajectory.reward)
-                folder.log(
-                    "rl",
-                    place.step,
-                    stage_index=place.stage_index,
-                    problems_left=len(ids),
-                    resampled_groups=len(discarded) // settings.samples,
-                    **metrics,
-                    rewards=rewards,
+    async with open_policy(recipe, checkpoint or starting_point(folder), optimizer=done > 0, capacity=capacity) as policy:
+        plan = places(settings)
+        with Progress("rl", len(plan), "step", done=done) as progress:
+            async with make_sandbox(recipe.sandbox) as sandbox:
+                workshop = Workshop(
+                    lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic
                 )
-                if place.step % settings.checkpoint_every == 0 or place is plan[-1]:
-                    await policy.save(folder.checkpoint_path("rl", place.step))
-                    folder.prune_checkpoints("rl")
-                progress.advance(reward=metrics["reward"], calls=metrics["tool_calls"], entropy=metrics["entropy"])
+                for place in plan[done:]:
+                    stage = settings.stages[place.stage_index]
+                    ids = list(problems)
+                    if stage.drop_solved:
+                        ids = drop_solved(ids, _history(folder, place))
+                    began = time.monotonic()
+                    groups, discarded = await _sample(recipe, stage, place, ids, problems, workshop)
+                    sampled = time.monotonic()
+                    trajectories = [t for group in groups for t in group]
+                    note_faults(f"rl step {place.step}", [*trajectories, *discarded])
+                    write_trajectories(folder.trajectory_file("rl", f"step_{place.step:06d}"), [*trajectories, *discarded])
+                    trained = await _train(policy, settings, groups, learning_rate(settings, place.step, len(plan)))
+                    seconds = {"sample_seconds": sampled - began, "train_seconds": time.monotonic() - sampled}
+                    metrics = describe(groups) | trained | {name: round(value, 3) for name, value in seconds.items()}
+                    rewards = defaultdict(list)
+                    for trajectory in [*trajectories, *discarded]:
+                        rewards[trajectory.problem_id].append(trajectory.reward)
+                    folder.log(
+                        "rl",
+                        place.step,
+                        stage_index=place.stage_index,
+                        problems_left=len(ids),
+                        resampled_groups=len(discarded) // settings.samples,
+                        **metrics,
+                        rewards=rewards,
+                    )
+                    if place.step % settings.checkpoint_every == 0 or place is plan[-1]:
+                        await policy.save(folder.checkpoint_path("rl", place.step))
+                        folder.prune_checkpoints("rl")
+                    progress.advance(reward=metrics["reward"], calls=metrics["tool_calls"], entropy=metrics["entropy"])
     lines = folder.metrics("rl")
     last = lines[-5:]
     folder.finish(
@@ -170,7 +180,7 @@ def _healthy(group: Group) -> Group:
     return [trajectory for trajectory in group if trajectory.stop_reason not in FAULTS]
 
 
-async def _train(policy: LocalPolicy, settings: Rl, groups: list[Group], rate: float) -> dict[str, float]:
+async def _train(policy: Policy, settings: Rl, groups: list[Group], rate: float) -> dict[str, float]:
     """One optimizer step a minibatch; minibatches without any advantage are skipped, and counted."""
     batch_tokens = sum(t.sampled_tokens for group in groups for t in group)
     size = -(-len(groups) // settings.minibatches)
@@ -193,7 +203,7 @@ async def _train(policy: LocalPolicy, settings: Rl, groups: list[Group], rate: f
     for samples in minibatches:
         parts.append(await policy.forward_backward(samples, loss))
         norms.append((await policy.optim_step(adam))["grad_norm"])
-    policy.refresh_sampler()
+    await policy.refresh_sampler()
     if not parts:
         return {"optimizer_steps": 0, "loss": 0.0}
     total = merge_metrics(parts)

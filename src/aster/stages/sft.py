@@ -18,8 +18,8 @@ from aster.core.run import RunFolder, read_trajectories
 from aster.core.seeds import derive
 from aster.core.types import Trajectory
 from aster.policy import AdamStep, Loss, TrainingSample
-from aster.policy.local import LocalPolicy
-from aster.stages.common import resume_point
+from aster.policy.opening import open_policy
+from aster.stages.common import resume_point, until_finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,41 +33,41 @@ class Step:
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Train on the curated set; resumes at the newest checkpoint."""
-    asyncio.run(_run(recipe, folder))
+    asyncio.run(until_finished(folder, "sft", lambda: _run(recipe, folder)))
 
 
 async def _run(recipe: Recipe, folder: RunFolder) -> None:
     kept = read_trajectories(folder.trajectory_file("curate", "kept"))
     plan, left_out = make_plan(recipe, kept)
     done, checkpoint = resume_point(folder, "sft")
-    policy = LocalPolicy(recipe, checkpoint, optimizer=True)
     losses = [line["loss"] for line in folder.metrics("sft")]
-    with Progress("sft", len(plan), "step", done=done) as progress:
-        for number, step in enumerate(plan[done:], done + 1):
-            began = time.monotonic()
-            samples = to_samples(step.trajectories)
-            metrics = await policy.forward_backward(samples, Loss("cross_entropy"))
-            stepped = await policy.optim_step(AdamStep(step.learning_rate, **recipe.sft.adam.model_dump()))
-            seconds = time.monotonic() - began
-            losses.append(metrics["loss"])
-            tokens = sum(len(sample.token_ids) for sample in samples)
-            folder.log(
-                "sft",
-                number,
-                stage_index=step.stage,
-                loss=metrics["loss"],
-                entropy=metrics["entropy_sum"] / metrics["tokens"],
-                learning_rate=step.learning_rate,
-                grad_norm=stepped["grad_norm"],
-                tokens=tokens,
-                trained_tokens=int(metrics["tokens"]),
-                seconds=round(seconds, 3),
-                tokens_per_second=round(tokens / seconds),
-            )
-            if number % recipe.sft.checkpoint_every == 0 or number == len(plan):
-                await policy.save(folder.checkpoint_path("sft", number))
-                folder.prune_checkpoints("sft")
-            progress.advance(loss=metrics["loss"])
+    async with open_policy(recipe, checkpoint, optimizer=True) as policy:
+        with Progress("sft", len(plan), "step", done=done) as progress:
+            for number, step in enumerate(plan[done:], done + 1):
+                began = time.monotonic()
+                samples = to_samples(step.trajectories)
+                metrics = await policy.forward_backward(samples, Loss("cross_entropy"))
+                stepped = await policy.optim_step(AdamStep(step.learning_rate, **recipe.sft.adam.model_dump()))
+                seconds = time.monotonic() - began
+                losses.append(metrics["loss"])
+                tokens = sum(len(sample.token_ids) for sample in samples)
+                folder.log(
+                    "sft",
+                    number,
+                    stage_index=step.stage,
+                    loss=metrics["loss"],
+                    entropy=metrics["entropy_sum"] / metrics["tokens"],
+                    learning_rate=step.learning_rate,
+                    grad_norm=stepped["grad_norm"],
+                    tokens=tokens,
+                    trained_tokens=int(metrics["tokens"]),
+                    seconds=round(seconds, 3),
+                    tokens_per_second=round(tokens / seconds),
+                )
+                if number % recipe.sft.checkpoint_every == 0 or number == len(plan):
+                    await policy.save(folder.checkpoint_path("sft", number))
+                    folder.prune_checkpoints("sft")
+                progress.advance(loss=metrics["loss"])
     if left_out:
         say(f"sft: {left_out} trajectories were longer than the stage's context_tokens and left out")
     folder.finish(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from aster.chat import Qwen3Dialect
 from aster.core.errors import UserError
@@ -13,7 +14,7 @@ from aster.core.seeds import derive
 from aster.lab.experts import EXPERTS
 from aster.policy import Sampler
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
-from aster.policy.local import LocalPolicy
+from aster.policy.opening import open_policy
 from aster.rollout import Decoding, Job
 from aster.stages.attempts import attempt_all
 from aster.stages.common import LAB, make_jobs, teaching_problems
@@ -32,19 +33,19 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     settings = recipe.synthesize
     problems = teaching_problems(recipe, settings.problems)
     folder.remember_problems(problems)
-    sampler_for, dialect = _teacher(recipe)
     jobs = make_jobs(problems, settings.attempts, recipe.seed, "synthesize")
-    trajectories = await attempt_all(
-        recipe,
-        folder,
-        "synthesize",
-        jobs,
-        chunk=CHUNK,
-        limits=settings.limits,
-        decoding=Decoding(),
-        sampler_for=sampler_for,
-        dialect=dialect,
-    )
+    async with _teacher(recipe) as (sampler_for, dialect):
+        trajectories = await attempt_all(
+            recipe,
+            folder,
+            "synthesize",
+            jobs,
+            chunk=CHUNK,
+            limits=settings.limits,
+            decoding=Decoding(),
+            sampler_for=sampler_for,
+            dialect=dialect,
+        )
     folder.finish(
         "synthesize",
         {
@@ -55,11 +56,13 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     )
 
 
-def _teacher(recipe: Recipe) -> tuple[Callable[[Job], Sampler], Qwen3Dialect]:
+@asynccontextmanager
+async def _teacher(recipe: Recipe) -> AsyncIterator[tuple[Callable[[Job], Sampler], Qwen3Dialect]]:
     """Who writes the turns of a job, and in which dialect."""
     if recipe.synthesize.teacher == "policy":
-        policy = LocalPolicy(recipe, capacity=recipe.synthesize.limits.context_tokens)
-        return (lambda _: policy), policy.dialect
+        async with open_policy(recipe, capacity=recipe.synthesize.limits.context_tokens) as policy:
+            yield (lambda _: policy), policy.dialect
+        return
     source = recipe.problems.teach or recipe.problems.train
     if source != LAB:
         raise UserError(
@@ -68,4 +71,4 @@ def _teacher(recipe: Recipe) -> tuple[Callable[[Job], Sampler], Qwen3Dialect]:
         )
     expert = EXPERTS[recipe.cold_start]
     dialect = make_dialect(load_tokenizer(resolve(recipe.model.path)))
-    return (lambda job: ScriptedTeacher(expert, job.problem, derive(job.seed, "expert"), dialect)), dialect
+    yield (lambda job: ScriptedTeacher(expert, job.problem, derive(job.seed, "expert"), dialect)), dialect

@@ -1,0 +1,27 @@
+"""The recipe's policy, whichever engine it names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aster.core.recipe import Recipe
+from aster.policy.base import Policy
+
+
+@asynccontextmanager
+async def open_policy(
+    recipe: Recipe, checkpoint: Path | None = None, *, optimizer: bool = False, capacity: int | None = None
+) -> AsyncIterator[Policy]:
+    """The policy of a recipe, at ``checkpoint`` (default: the base model), with the optimizer's state if asked; closed at the
+    end. ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. UserError where the engine
+    cannot be had.
+    """
+    from aster.policy.local import LocalPolicy
+
+    policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
+    try:
+        yield policy
+    finally:
+        await policy.close()
