@@ -38,7 +38,7 @@ DEADLY = {
     "aborted": "os.abort()",
     "closed descriptors": "os.closerange(0, 4096)\ntime.sleep(9)",
     "forged reply": "[os.write(fd, b'\\0\\0\\0\\2{}') for fd in (500, 501)]\ntime.sleep(9)",
-    "children": "for i in range(8):\n    if os.fork() == 0: (i % 2 and os.setsid(), time.sleep(600))\nos._exit(4)",
+    "children": "for i in range(8):\n    if os.fork() == 0: (i % 2 and os.setpgrp(), time.sleep(600))\nos._exit(4)",
     "group killed": "os.killpg(0, 9)",
     "output, then exit": "print('x' * 300_000)\nos._exit(5)",
 }

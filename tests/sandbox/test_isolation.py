@@ -36,6 +36,8 @@ ORDINARY = [
     "import numpy, scipy.linalg, sympy\nint(numpy.trace(scipy.linalg.inv(numpy.eye(2)))) * int(sympy.Integer(21))",
     "import json.tool, xml.dom, wave, zipfile\n42",
     "import asyncio, socket\na, b = socket.socketpair()\na.send(bytes([42]))\nb.recv(1)[0]",
+    "import os, subprocess\nchild = subprocess.Popen(['sleep', '1000'], process_group=0)\nos.killpg(child.pid, 9)\n"
+    "51 + child.wait()",
     "import datetime, time\ntime.tzset()\ndatetime.datetime.now().year > 2000 and 42",
     "import shutil, os\n42 if shutil.disk_usage('.').total and os.getcwd() and os.cpu_count() else 0",
     "int(subprocess.run('echo 42 | cat', shell=True, capture_output=True, text=True).stdout)",
@@ -155,7 +157,7 @@ def test_the_host_name_and_the_working_directory_are_the_same_everywhere(bench: 
 def test_everything_dies_with_the_zygote_and_with_the_process_between(hasty: Bench) -> None:
     for choose in (Bench.zygote_pid, lambda bench: parent_of(bench.zygote_pid())):
         session = hasty.open()
-        hasty.do(session.run("x = 3\nimport subprocess\nchild = subprocess.Popen(['sleep', '1000'], start_new_session=True)"))
+        hasty.do(session.run("x = 3\nimport subprocess\nchild = subprocess.Popen(['sleep', '1000'], process_group=0)"))
         pid = choose(hasty)
         below = descendants(pid)
         assert len(below) >= 2

@@ -139,7 +139,7 @@ def send(message, descriptor=theirs.fileno()):
         "null = os.open('/dev/null', 0)\nfor _ in range(1000): send(b'{}', null)",
         "send(b'{\"saved\": 0}', registry.fileno())",
         "theirs.setblocking(False)\ntry:\n    while theirs.send(b'x' * 1000): pass\nexcept BlockingIOError: pass\n"
-        "send(b'{\"saved\": 0}')\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)",
+        "send(b'{\"saved\": 0}')\nif os.fork() == 0:\n    os.setpgrp()\n    time.sleep(1000)",
     ],
     ids=["no number", "deep", "no message", "no socket", "the keeper's own socket", "a full bell"],
 )
