@@ -126,6 +126,12 @@ class Session:
         twin.last_used = time.monotonic()
         return twin
 
+    async def reseed(self, seed: int) -> None:
+        """Other random numbers from here on: those of the global generators that the session's own seed seeded."""
+        async with self._lock:
+            self._require_open()
+            await self._reseed(seed)
+
     async def close(self) -> None:
         """End the process with all that it started, and remove its files. Closing twice is fine."""
         self._closed = True
@@ -254,7 +260,7 @@ class Session:
                 return
             await runner.end()
             how = runner.ending()
-        raise SandboxFailure(f"the branch cannot be given a seed: its interpreter {how}")
+        raise SandboxFailure(f"the session cannot be given a seed: its interpreter {how}")
 
     # ----- processes
 

@@ -222,6 +222,30 @@ def test_a_service_that_comes_back_is_used_again_and_sessions_are_rebuilt(starts
     do(main())
 
 
+def test_a_branchs_own_random_numbers_are_rebuilt_elsewhere(starts: Callable[..., Service]) -> None:
+    services = [starts(), starts()]
+    draw = "import random\nseen = [*globals().get('seen', []), random.random()]\nseen"
+
+    async def local(seed: int) -> str:
+        async with Sandbox(recipe.Sandbox(preload=[], isolation=ISOLATION)) as sandbox, await sandbox.open(5) as trunk:
+            await trunk.run(draw)
+            async with await trunk.fork(seed) as twig:
+                await twig.run(draw)
+                return (await twig.run(draw)).output
+
+    async def main() -> None:
+        async with SandboxClient([service.url for service in services]) as sandbox:
+            trunk = await sandbox.open(5)
+            await trunk.run(draw)
+            twigs = [await trunk.fork(seed) for seed in (1, 2)]
+            for twig in twigs:
+                await twig.run(draw)
+            next(service for service in services if service.url == trunk.address).kill()
+            assert [(await twig.run(draw)).output for twig in twigs] == [await local(1), await local(2)]
+
+    do(main())
+
+
 def test_state_that_cannot_be_rebuilt_is_told(starts: Callable[..., Service]) -> None:
     first, second = starts("sandbox.cell_seconds=5"), starts("sandbox.cell_seconds=5")
 
