@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +164,30 @@ def test_the_session_that_holds_most_memory_loses_its_cell_and_nothing_else(mach
             assert call.output.endswith("; the variables and imports of earlier cells are kept]")
             assert (await hog.run("x, 'y' in globals()")).output == "(1, False)"
             assert (await other).output == "5"
+
+    asyncio.run(main())
+
+
+def test_cells_go_on_while_it_is_found_out_who_holds_the_memory(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = 0
+
+    def slowly(_: int) -> float:  # as with very many processes
+        nonlocal looking
+        looking += 1
+        time.sleep(0.5)
+        looking -= 1
+        return 0.0
+
+    monkeypatch.setattr(housekeeping, "held_mb", slowly)
+
+    async def main() -> None:
+        async with Sandbox(settings(reserve_mb=1000)) as sandbox, await sandbox.open(0) as session:
+            machine.left = 500
+            during = 0
+            async with asyncio.timeout(20):
+                while during < 5:
+                    assert (await session.run("1 + 1")).output == "2"
+                    during += looking
 
     asyncio.run(main())
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from aster.core import recipe
 
 REPLAY_FACTOR = 3.0
-"""Recovery may take this many times ``cell_seconds``, and twice what its cells took at first, before it gives up on a cell."""
+"""In recovery a cell may take this many times ``cell_seconds``, beside what it took at first, and all cells together as long,
+beside twice what they took at first."""
 STEP_SECONDS = 0.25
 """And so long more for each cell: on a busy machine each has to wait for its turn."""
 RECOVERY_ATTEMPTS = 5
@@ -384,7 +385,7 @@ class Session:
             if not step.repeatable or left <= 0:
                 history.missing.add(place)
                 continue
-            outcome = await runner.request(step.request(place + 1), min(left, cell_seconds + step.seconds))
+            outcome = await runner.request(step.request(place + 1), min(left, REPLAY_FACTOR * cell_seconds + step.seconds))
             self._clip.clear()
             if outcome.status is None and (runner.taken_along or runner.shed or self._closed):
                 return False
