@@ -48,8 +48,7 @@ def test_an_idle_session_has_no_processes_and_comes_back_with_its_state() -> Non
             await session.run("import random\nx = [base, random.random()]\n_ = open('f', 'w').write('text')")
             await session.run("1 / 0")
             expected = await session.run("x")
-            await wait_until(lambda: session.keeper is None)
-            assert len(runners_of(sandbox)) <= READY
+            await wait_until(lambda: session.keeper is None and len(runners_of(sandbox)) <= READY)
             again = await session.run("x")
             assert (again.status, again.output) == ("ok", expected.output)
             assert (await session.run("open('f').read()")).output == "'text'"
@@ -220,6 +219,23 @@ def test_a_session_that_waits_for_memory_gives_up_its_savepoint(machine: Machine
             assert (await crash).output.endswith("the variables and imports of earlier cells are kept]")
             assert (await hog.run("x")).output == str(200 << 20)
             assert (await other).output == "5"
+
+    asyncio.run(main())
+
+
+def test_a_recovery_that_is_killed_for_memory_again_and_again_loses_nothing() -> None:
+    async def main() -> None:
+        async with Sandbox(settings()) as sandbox, await sandbox.open(0) as session:
+            await session.run("import os, time\nx = 7\ntime.sleep(0.2)")
+            crash = asyncio.create_task(session.run("os._exit(1)"))
+            killed = {session._runner}
+            while len(killed) < 8:
+                await wait_until(lambda: session._runner not in killed and session.running)
+                await asyncio.sleep(0.1)  # it is at the first cell
+                killed.add(session._runner)
+                session.shed("was killed because the machine ran short of memory")
+            assert (await crash).output.endswith("the variables and imports of earlier cells are kept]")
+            assert (await session.run("x")).output == "7"
 
     asyncio.run(main())
 

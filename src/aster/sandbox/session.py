@@ -12,7 +12,7 @@ from aster.sandbox.history import KEPT, LOST, History, Step
 from aster.sandbox.keeper_handle import KeeperHandle, NoRoom
 from aster.sandbox.output import NO_OUTPUT, Clip
 from aster.sandbox.pool import Place
-from aster.sandbox.pressure import Backoff
+from aster.sandbox.pressure import PATIENCE_SECONDS, Backoff
 from aster.sandbox.protocol import Request, SandboxFailure
 from aster.sandbox.runner import Outcome, Runner, to_its_end
 
@@ -305,11 +305,16 @@ class Session:
     async def _recover(self) -> str:
         """A process with the earlier steps' state: the savepoint's, or the keeper's, and silent replay from there. Returns what
         became of that state, in words."""
-        for _ in range(RECOVERY_ATTEMPTS):
-            if await self._replay(await self._revive()):
+        attempts = 0
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while attempts < RECOVERY_ATTEMPTS:
+            runner = await self._revive()
+            if await self._replay(runner):
                 return self._history.state()
             if all(place in self._history.missing for place in range(len(self._history.steps))):
                 break
+            # Who was killed for others' memory has not failed; but its own may be what does not fit.
+            attempts += not runner.shed or time.monotonic() > patience
         self._history = History()
         await self._let_go()
         await self._revive()
