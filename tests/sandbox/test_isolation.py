@@ -20,6 +20,7 @@ from aster.core.errors import UserError
 from aster.sandbox import Sandbox, supervisor
 from aster.sandbox.isolation import Level, Report, paths, probe, seccomp, syscalls
 from aster.sandbox.isolation.doctor import describe
+from aster.sandbox.isolation.machine import _autogroups
 from tests.sandbox.conftest import levels_here
 from tests.sandbox.sandbox_bench import Bench
 from tests.sandbox.test_lifecycle import soon
@@ -285,3 +286,17 @@ def test_doctor_says_what_is_missing_and_how_to_get_it() -> None:
     assert "NOT ISOLATED" in text
     assert "max_user_namespaces" in text
     assert "CONFIG_SECURITY_LANDLOCK" in text
+    assert "lower sandbox.processes" in text
+
+
+def test_a_control_group_with_its_own_share_ends_the_autogroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), None)
+    if own is None:
+        pytest.skip("no control groups of version 2")
+    monkeypatch.setattr("aster.sandbox.isolation.machine.CGROUP_TOPS", (str(tmp_path),))
+    place = Path(f"{tmp_path}{own[3:]}")
+    place.mkdir(parents=True, exist_ok=True)
+    if not _autogroups().holds:
+        pytest.skip("no autogroups")
+    (place / "cpu.weight").write_text("100")
+    assert not _autogroups().holds
