@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 GIVE_UP_SECONDS = 60.0
 END_SECONDS = 15.0
 """For a session's end to be heard of."""
+UNBORN_PAUSES = (0.1, 0.3, 0.8)
+"""Between requests for the end of a session that is not there, and may be about to come."""
 ENTER_SECONDS = 15.0
 """For the first answer of a service, when the client is entered."""
 DONE = frozenset({200, 204})
@@ -236,7 +238,7 @@ class RemoteSession:
                     self._leave()
                     continue
                 except asyncio.CancelledError:
-                    self._client.send_away(_end(host, child._id))  # it may be there
+                    self._client.send_away(_end_unborn(host, child._id))  # it may be there
                     raise
                 if reply.status in BROKEN:
                     self._leave()
@@ -327,7 +329,7 @@ class RemoteSession:
                 except HostLost:
                     continue
                 except asyncio.CancelledError:
-                    self._client.send_away(_end(host, self._id))
+                    self._client.send_away(_end_unborn(host, self._id))
                     raise
                 if reply.status in (200, 201):
                     self._settle(host)
@@ -383,6 +385,17 @@ async def _end(host: Host, session_id: str) -> None:
     """End a session on its host. Where it cannot be told, it ends there as idle."""
     with contextlib.suppress(HostLost, TimeoutError):
         async with asyncio.timeout(END_SECONDS):
+            await host.ask("DELETE", f"/v1/sessions/{session_id}")
+
+
+async def _end_unborn(host: Host, session_id: str) -> None:
+    """End a session whose opening was cancelled. The request for that may be behind this one, on another connection."""
+    with contextlib.suppress(HostLost, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            for pause in UNBORN_PAUSES:
+                if (await host.ask("DELETE", f"/v1/sessions/{session_id}")).status != 404:
+                    return
+                await asyncio.sleep(pause)
             await host.ask("DELETE", f"/v1/sessions/{session_id}")
 
 

@@ -96,6 +96,38 @@ def test_a_cancelled_fork_leaves_nothing_on_the_service(service: Service) -> Non
         assert http.get("/v1/sessions").json() == {"sessions": []}
 
 
+def test_a_cancelled_fork_whose_request_comes_late_leaves_nothing_on_the_service(service: Service) -> None:
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", service.port)
+
+        async def upward() -> None:
+            while data := await reader.read(1 << 16):
+                if b"/fork " in data:
+                    await asyncio.sleep(0.5)
+                up_writer.write(data)
+
+        async def downward() -> None:
+            while data := await up_reader.read(1 << 16):
+                writer.write(data)
+
+        await asyncio.gather(upward(), downward(), return_exceptions=True)
+
+    async def main() -> None:
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
+        async with SandboxClient([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"], ALICE) as sandbox:
+            session = await sandbox.open(0)
+            forking = asyncio.create_task(session.fork())
+            await asyncio.sleep(0.2)
+            forking.cancel()
+            await asyncio.gather(forking, return_exceptions=True)
+            await asyncio.sleep(0.6)  # it comes while its parent is there
+        server.close()
+
+    do(main())
+    with service.client(ALICE) as http:
+        assert http.get("/v1/sessions").json() == {"sessions": []}
+
+
 def test_a_setup_that_raises_is_a_sandbox_failure(service: Service) -> None:
     async def main() -> None:
         async with SandboxClient([service.url], ALICE) as sandbox:
