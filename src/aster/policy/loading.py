@@ -29,8 +29,9 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 transformers_logging.disable_progress_bar()
 
 
-def resolve(path: str) -> Path:
-    """The folder or GGUF file that ``model.path`` names. UserError where there is none."""
+def resolve(path: str, *, weights: bool = True) -> Path:
+    """The folder or GGUF file that ``model.path`` names. UserError where there is none; without ``weights``, a folder with a
+    tokenizer will do."""
     if path == "lab":
         from aster.lab.base import BASE_MODEL
 
@@ -42,6 +43,8 @@ def resolve(path: str) -> Path:
     if not found.exists():
         raise UserError(f"model.path: {path}: no such folder or file (models are never downloaded; give a local one)")
     if found.is_dir():
+        if not weights:
+            return found
         if not (found / "config.json").exists():
             raise UserError(f"model.path: {path}: not a transformers folder (it has no config.json)")
         if not any(next(found.glob(pattern), None) for pattern in WEIGHTS):

@@ -18,9 +18,19 @@ async def open_policy(
     end. ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. UserError where the engine
     cannot be had.
     """
-    from aster.policy.local import LocalPolicy
+    policy: Policy
+    if recipe.policy.sampler == "endpoint":
+        from aster.policy.endpoint import EndpointPolicy
 
-    policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
+        policy = await EndpointPolicy.connect(recipe, checkpoint, capacity)
+    elif recipe.policy.sampler == "vllm":
+        from aster.policy.vllm import VllmPolicy
+
+        policy = await VllmPolicy.start(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
+    else:
+        from aster.policy.local import LocalPolicy
+
+        policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
     try:
         yield policy
     finally:
