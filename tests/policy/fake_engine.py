@@ -1,4 +1,4 @@
-"""A fake engine at the process boundary: a real HTTP server on loopback that answers like vLLM's completions, without a model."""
+"""A fake engine at the process boundary: real HTTP on loopback, answers like those of vLLM's completions, and no model."""
 
 from __future__ import annotations
 

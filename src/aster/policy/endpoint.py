@@ -1,8 +1,8 @@
 """Turns sampled by a server: any that offers OpenAI's completions with token ids in and out.
 
-What is asked of it is vLLM's form of ``POST /v1/completions``, which SGLang has too: a prompt of token ids, ``return_token_ids``,
-and ``logprobs``. The sampled tokens come back as ids, so nothing is tokenised twice. Three points where servers differ from
-:class:`aster.policy.sampler.LocalSampler`:
+What is asked of it is vLLM's form of ``POST /v1/completions``, which SGLang has too: a prompt of token ids,
+``return_token_ids``, and ``logprobs``. The sampled tokens come back as ids, so nothing is tokenised twice. Three points where
+servers differ from :class:`aster.policy.sampler.LocalSampler`:
 
 - A model's ``generation_config.json`` may set a server's defaults (``top_k``, penalties), so every request names its own.
 - A server also stops at the model's own end tokens. A turn that ended at a token that is no stop token of ours goes on, with a
@@ -28,8 +28,8 @@ from aster.policy.requests import Server, ServerError
 
 KEY = "ASTER_POLICY_KEY"
 """The environment variable with the server's key."""
-PROBE_SECONDS = 30.0
-"""For each answer at opening."""
+PROBE_SECONDS = 60.0
+"""For each answer at opening; a server's first turn may have to load or compile."""
 PROBE = "<|im_start|>user\nSolve 3x² + 14 = 0, señor! 你好<|im_end|>\n<|im_start|>assistant\nThe result of that is"
 """A text on which tokenizers differ; what follows it is uncertain, so that a tempered log-probability shows."""
 TEMPERED = 0.05
@@ -55,9 +55,6 @@ class EndpointSampler:
         self._places = asyncio.Semaphore(concurrency)
         self._going = asyncio.Event()
         self._going.set()
-        self._under_way = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def open(self, sequence: str) -> None:
         """Nothing to announce: servers find a trajectory's cache by its tokens."""
@@ -83,15 +80,12 @@ class EndpointSampler:
                 if not part.token_ids and part.finish_reason != "abort":
                     raise ServerError(f"{self.server.address}: a turn ended ({part.finish_reason}) without any token")
 
-    async def pause(self, interrupt: str) -> None:
-        """Send no request until :meth:`resume`, and end those under way by asking for ``interrupt`` (a path); their turns wait."""
+    def hold(self) -> None:
+        """Send no request until :meth:`resume`; a turn whose request the server cuts short meanwhile waits."""
         self._going.clear()
-        await self.server.ask("POST", interrupt, seconds=self.seconds)
-        async with asyncio.timeout(self.seconds):
-            await self._idle.wait()
 
     def resume(self) -> None:
-        """Go on after :meth:`pause`."""
+        """Go on after :meth:`hold`."""
         self._going.set()
 
     async def _request(self, token_ids: list[int], params: SamplingParams, max_tokens: int) -> Part:
@@ -104,14 +98,7 @@ class EndpointSampler:
             seed=derive(params.seed, len(token_ids)),
             stop_token_ids=list(params.stop_token_ids),
         )
-        self._under_way += 1
-        self._idle.clear()
-        try:
-            answer = await self.server.ask("POST", "/v1/completions", body, seconds=self.seconds)
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
+        answer = await self.server.ask("POST", "/v1/completions", body, seconds=self.seconds)
         return read_part(self.server.address, answer)
 
 
@@ -152,11 +139,11 @@ def read_part(address: str, answer: dict[str, Any]) -> Part:
     return part
 
 
-async def probe(server: Server, tokenizer: Any, model: str, capacity: int | None) -> str:
+async def probe(server: Server, tokenizer: Any, model: str, capacity: int | None, where: str) -> str:
     """The name of the model to ask for, ``model`` or the only one served, once the server has shown that it will do.
 
-    UserError where it is not there, has another model, context or tokenizer, or does not give what :func:`request_body` asks."""
-    where = f"policy.base_url: {server.address}"
+    UserError, which begins with ``where``, where it is not there, has another model, context or tokenizer, or does not give
+    what is asked."""
     served = await _served(server, where)
     names = sorted(served)
     if not names:
@@ -242,7 +229,7 @@ class EndpointPolicy:
         settings = recipe.policy
         server = Server(settings.base_url, os.environ.get(KEY))
         try:
-            name = await probe(server, tokenizer, settings.model_name, capacity)
+            name = await probe(server, tokenizer, settings.model_name, capacity, f"policy.base_url: {server.address}")
         except BaseException:
             await server.close()
             raise
@@ -260,23 +247,23 @@ class EndpointPolicy:
         """A trajectory ended."""
         self.sampler.release(sequence)
 
-    async def forward(self, samples: list[TrainingSample]) -> list[list[float]]:
+    async def forward(self, samples: list[TrainingSample]) -> list[list[float]]:  # noqa: ARG002 - the protocol's names
         """Refused."""
         raise refusal()
 
-    async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
+    async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:  # noqa: ARG002 - as above
         """Refused."""
         raise refusal()
 
-    async def optim_step(self, adam: AdamStep) -> dict[str, float]:
+    async def optim_step(self, adam: AdamStep) -> dict[str, float]:  # noqa: ARG002 - as above
         """Refused."""
         raise refusal()
 
-    async def save(self, path: Path, optimizer: bool = True) -> None:
+    async def save(self, path: Path, optimizer: bool = True) -> None:  # noqa: ARG002 - as above
         """Refused."""
         raise refusal()
 
-    async def load(self, path: Path) -> None:
+    async def load(self, path: Path) -> None:  # noqa: ARG002 - as above
         """Refused."""
         raise refusal()
 

@@ -119,8 +119,8 @@ def refuse_training(recipe: Recipe, stages: list[str]) -> None:
     trained = [name for name in ("sft", "rl") if name in stages]
     if trained:
         raise UserError(
-            f"policy.sampler: the stage {trained[0]} trains, and an endpoint cannot be trained; use sampler=local or vllm, or run "
-            "only the stages that sample (aster synthesize, aster evaluate)"
+            f"policy.sampler: the stage {trained[0]} trains, and an endpoint cannot be trained; use sampler=local or vllm, "
+            "or run only the stages that sample (aster synthesize, aster evaluate)"
         )
     if "evaluate" in stages and recipe.evaluate.policies != ["base"]:
         raise UserError(
