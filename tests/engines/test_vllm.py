@@ -1,8 +1,9 @@
-"""vLLM for real: its tokens and log-probabilities are the model's, weights are refreshed in place, and whole stages run on it."""
+"""vLLM for real: its tokens and log-probabilities are the model's, weights are refreshed in place, whole stages run on it."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 from pathlib import Path
@@ -125,7 +126,7 @@ def redraw(model: Any, seed: int) -> None:
 def test_a_seed_repeats_a_turn_and_another_does_not(engine: Engine) -> None:
     prompts = prompts_of(engine)
     first, again, other = (
-        [c.token_ids for c in engine.run(lambda s=seed: turns(engine.policy, prompts, max_tokens=48, seed=s))]
+        [c.token_ids for c in engine.run(functools.partial(turns, engine.policy, prompts, max_tokens=48, seed=seed))]
         for seed in (1, 1, 2)
     )
     assert first == again
@@ -157,7 +158,7 @@ def test_a_turn_under_way_goes_on_with_the_new_weights(engine: Engine, tmp_path:
     prompt, policy = prompts_of(engine)[0], engine.policy
     engine.run(lambda: policy.save(tmp_path / "before", optimizer=False))
 
-    async def main() -> tuple[Completion, int]:
+    async def main() -> Completion:
         # No stop token: the turn is as long as it may be.
         turn = asyncio.create_task(policy.sample(prompt, SamplingParams(max_tokens=400, seed=2)))
         await asyncio.sleep(0.5)
@@ -166,9 +167,9 @@ def test_a_turn_under_way_goes_on_with_the_new_weights(engine: Engine, tmp_path:
         assert not turn.done()
         redraw(policy.local.model, seed=5)
         await policy.refresh_sampler()
-        return await turn, 0
+        return await turn
 
-    completion, _ = engine.run(main)
+    completion = engine.run(main)
     engine.run(lambda: policy.save(tmp_path / "after", optimizer=False))
     assert len(completion.token_ids) == len(completion.logprobs) == 400
     ids = prompt + completion.token_ids
@@ -221,10 +222,9 @@ def test_rl_steps_with_weights_refreshed(vllm_python: str, tiny: Tiny, commands:
         "rl.samples": 8,
         "rl.minibatches": 1,
     }
-    process, out, err = commands.start("rl", tiny.file(tmp_path / "tiny.yaml", changes), "--run", tmp_path / "run")
+    process, _, err = commands.start("rl", tiny.file(tmp_path / "tiny.yaml", changes), "--run", tmp_path / "run")
     process.join(900)
     assert process.exitcode == 0, err.read_text()
-    assert out is not None
     metrics = RunFolder.load(tmp_path / "run").metrics("rl")
     assert len(metrics) == 4
     trained = [line for line in metrics if line["optimizer_steps"]]

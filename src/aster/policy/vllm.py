@@ -24,6 +24,7 @@ A server that has ended is started again with the weights it had last, :data:`RE
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -48,6 +49,8 @@ NAME = "policy"
 """The name under which the model is served."""
 START_SECONDS = 900.0
 """For a start: loading, compiling, capturing graphs."""
+TERM_SECONDS = 20.0
+"""For a server to end by itself, before it is killed."""
 COMMAND_SECONDS = 600.0
 """For a sleep, a wake-up or a reload."""
 RESTARTS = 3
@@ -106,16 +109,12 @@ class VllmServer:
         """End the process and what it started."""
         process, self._process = self._process, None
         if process is not None:
-            for number, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
-                try:
+            # The group outlives its leader where a child does; so it is killed in any case.
+            for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, None)):
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
-                except ProcessLookupError:
-                    break
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     await asyncio.to_thread(process.wait, seconds)
-                except subprocess.TimeoutExpired:
-                    continue
-            await asyncio.to_thread(process.wait)
         if self._output is not None:
             self._output.close()
 
