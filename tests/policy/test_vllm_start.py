@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +98,46 @@ time.sleep(600)
     assert "vLLM did not answer within 2 s" in message
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
-    deadline = time.monotonic() + 5
-    while any(running(pid) for pid in pids):
+    wait_until(lambda: not any(running(pid) for pid in pids), 20)
+
+
+def test_a_server_ends_when_aster_is_killed(lab_folder: Path, tmp_path: Path) -> None:
+    body = f"""
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open({str(tmp_path / "pids")!r}, "a") as file:
+    print(os.getpid(), file=file)
+time.sleep(600)
+"""
+    python = fake_python(tmp_path / "python", "hangs", body)
+    script = f"""
+import asyncio
+from aster.core.recipe import Model, Policy, Recipe
+from aster.policy import vllm
+from aster.policy.opening import open_policy
+
+vllm.TERM_SECONDS = 0.5
+
+async def main():
+    recipe = Recipe(model=Model(path={str(lab_folder)!r}), policy=Policy(sampler="vllm", vllm_python={python!r}))
+    async with open_policy(recipe, capacity=256):
+        pass
+
+asyncio.run(main())
+"""
+    aster = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
+    try:
+        wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"), 60)
+    finally:
+        aster.kill()
+        aster.wait()
+    wait_until(lambda: not running(int((tmp_path / "pids").read_text())), 20)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for it; it fails where that takes longer."""
+    deadline = time.monotonic() + seconds
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.util
 import os
 import shutil
@@ -55,8 +54,7 @@ COMMAND_SECONDS = 600.0
 """For a sleep, a wake-up or a reload."""
 RESTARTS = 3
 SHARED_MEMORY = Path("/dev/shm")
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)
+GUARD = Path(__file__).with_name("guard.py")
 
 
 class VllmServer:
@@ -80,15 +78,15 @@ class VllmServer:
         self.socket.unlink(missing_ok=True)
         self.starts += 1
         self._output = open(self.log, "ab")  # noqa: SIM115 - stop() closes it
-        # In a group of its own: Ctrl-C in the terminal is for us, and its children end with it.
+        # In a group of its own: Ctrl-C in the terminal is for us. The guard sees to it that the group ends when we die.
+        guarded = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), str(TERM_SECONDS), *self.command]
         self._process = subprocess.Popen(
-            self.command,
+            guarded,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
             process_group=0,
-            preexec_fn=_end_with_parent,
         )
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -341,8 +339,3 @@ def last_error(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line]
     return ((errors or lines or ["no output"])[-1])[-300:]
-
-
-def _end_with_parent() -> None:
-    """In the child: be asked to end when this process dies."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
