@@ -74,7 +74,7 @@ def test_a_server_that_does_not_start_is_told_with_its_error_and_leaves_nothing_
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("aster.policy.vllm.SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr("aster.policy.handover.SHARED_MEMORY", tmp_path / "none")
     body = "print('ValueError: No available memory for the cache blocks.'); print('bye'); sys.exit(3)"
     message = refused(recipe_for(lab_folder, vllm_python=fake_python(tmp_path / "python", "fails", body)))
     assert "vLLM did not start (exit code 3): ValueError: No available memory for the cache blocks.; its log is" in message

@@ -18,7 +18,8 @@ Weights pass through a folder in memory (``/dev/shm`` where it has room), as saf
 or, with ``policy.vllm_sleep: false``, /pause and /resume around the reload. A turn that was cut goes on after it: its tokens so
 far are its prompt, read by the new weights. These paths are vLLM's for RL and need its VLLM_SERVER_DEV_MODE.
 
-A server that has ended is started again with the weights it had last, :data:`RESTARTS` times.
+The server is started with weights of zero and gets the real ones by a refresh, which is then checked: an opening that works
+proves that refreshing does. A server that has ended is started again with the weights it had last, :data:`RESTARTS` times.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from aster.core.progress import say
 from aster.core.recipe import Recipe
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.policy.endpoint import EndpointSampler, probe
+from aster.policy.handover import blank, roomy_directory, untie, weights_bytes
 from aster.policy.local import LocalPolicy
 from aster.policy.requests import Server, ServerError
 
@@ -53,7 +55,9 @@ TERM_SECONDS = 20.0
 COMMAND_SECONDS = 600.0
 """For a sleep, a wake-up or a reload."""
 RESTARTS = 3
-SHARED_MEMORY = Path("/dev/shm")
+CHECKED_TOKENS = 16
+APART = 0.25
+"""Nats by which two engines' log-probabilities of a token may differ on average; in bfloat16 they differ by some hundredths."""
 GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -149,8 +153,7 @@ class VllmPolicy:
             server = VllmServer(command, environment, folder / "socket", Path(log))
             sampler = EndpointSampler(server.http, NAME, recipe.rollout.slots, recipe.policy.request_seconds)
             policy = cls(local, server, sampler, folder, recipe.policy.vllm_sleep)
-            await local.save(policy.weights, optimizer=False)
-            await server.start()
+            await policy.begin()
             await probe(server.http, local.tokenizer, NAME, capacity, "policy.sampler: vllm")
         except BaseException:
             if policy is not None:
@@ -197,13 +200,40 @@ class VllmPolicy:
     async def refresh_sampler(self) -> None:
         """Hand vLLM the present weights."""
         await self.pause_sampler()
-        await self.local.save(self.weights, optimizer=False)
+        await self._write()
         if self.sleeps:
             await self._command("/wake_up?tags=weights")
         await self._command("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}})
         await self._command("/wake_up?tags=kv_cache" if self.sleeps else "/resume")
         self._paused = False
         self.sampler.resume()
+
+    async def begin(self) -> None:
+        """Start the server. It is started with weights of zero and then handed the present ones, the way it will be after
+        every step. UserError where it does not sample from them after that: what it keeps for itself would go stale."""
+        await self._write()
+        await asyncio.to_thread(blank, self.weights)
+        await self.server.start()
+        await self.refresh_sampler()
+        prompt = self.dialect.prompt_ids("1 + 1")[-CHECKED_TOKENS:]
+        completion = await self.sample(prompt, SamplingParams(max_tokens=CHECKED_TOKENS))
+        ids = prompt + completion.token_ids
+        mask = [0] * len(prompt) + [1] * len(completion.token_ids)
+        (ours,) = await self.local.forward([TrainingSample(ids, mask, 1.0)])
+        apart = sum(abs(a - b) for a, b in zip(ours, completion.logprobs, strict=True)) / len(ours)
+        if not apart < APART:
+            raise UserError(
+                "policy.sampler: vLLM does not sample from the weights it was handed: its log-probabilities are "
+                f"{apart:.3f} nats from the trainer's; use sampler=local or another version of vLLM; its log: {self.server.log}"
+            )
+
+    async def _write(self) -> None:
+        """The present weights, where vLLM reads them."""
+        await self.local.save(self.weights, optimizer=False)
+        model = self.local.model
+        if next(model.parameters()).device.type == "cpu" and getattr(model.config, "tie_word_embeddings", False):
+            # On a CPU, vLLM 0.32 packs a tied output layer once, and a reload passes it by.
+            await asyncio.to_thread(untie, self.weights, model.get_output_embeddings().weight)
 
     async def _command(self, path: str, body: dict[str, Any] | None = None) -> None:
         while True:
@@ -321,17 +351,6 @@ def cache_bytes(recipe: Recipe, model: Any) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_each = next(model.parameters()).element_size()
     return recipe.rollout.cache_tokens * 2 * config.num_hidden_layers * config.num_key_value_heads * size * bytes_each
-
-
-def weights_bytes(model: Any) -> int:
-    """Bytes of the parameters."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def roomy_directory(size: int) -> Path:
-    """Memory where it has room for ``size`` bytes twice (the new weights are written beside the old), else the disk."""
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
-    return SHARED_MEMORY if free > 2 * size + (1 << 28) else Path(tempfile.gettempdir())
 
 
 def last_error(log: Path) -> str:
