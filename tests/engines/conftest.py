@@ -4,7 +4,9 @@ skipped, and say so."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -58,8 +60,13 @@ def lab_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> It
             time.sleep(0.5)
         yield address
     finally:
-        os.killpg(process.pid, 9)
-        process.wait()
+        process.terminate()
+        try:
+            process.wait(30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def environment() -> dict[str, str]:

@@ -189,7 +189,8 @@ def test_whole_rollouts_with_the_sandbox(engine: Engine) -> None:
             workshop = Workshop(lambda _: engine.policy, engine.policy.dialect, sandbox, 8)
             jobs = [Job(Problem(f"coin-{i}", f"Toss {i}", "1"), 0, i) for i in range(16)]
             found = await rollout_batch(jobs, workshop, Budget(400, 64, 2, 4, 60), Decoding())
-        assert {t.stop_reason for t in found} <= {StopReason.ANSWERED, StopReason.TOKEN_BUDGET}
+        assert [t.error for t in found] == [""] * 16
+        assert StopReason.ANSWERED in {t.stop_reason for t in found}
         called = [t for t in found if t.tool_calls]
         assert 0 < len(called) < 16
         assert called[0].calls[0].output == "1"

@@ -321,6 +321,8 @@ def command_for(recipe: Recipe, model: Any, folder: Path, capacity: int) -> tupl
         *("--generation-config", "vllm"),
         *("--logprobs-mode", "raw_logprobs"),
         "--enable-prefix-caching",
+        # A line for each turn would make the log grow without end.
+        "--disable-uvicorn-access-log",
     ]
     environment = {
         **os.environ,
