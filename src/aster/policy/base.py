@@ -116,7 +116,7 @@ class Policy(Sampler, Protocol):
         """Add the gradient of the summed loss; returns sums and counts, among them ``loss``, ``entropy_sum`` and ``tokens``."""
 
     async def optim_step(self, adam: AdamStep) -> dict[str, float]:
-        """Clip, step, clear the gradient; returns ``grad_norm``."""
+        """Clip, step, clear the gradient; returns ``grad_norm``, and ``peak_memory_mb`` (MiB) where the engine can tell."""
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
         """Write a checkpoint folder, with the optimizer's state beside the weights if asked, whole or not at all."""

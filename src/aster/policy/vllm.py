@@ -42,7 +42,7 @@ from aster.core.progress import say
 from aster.core.recipe import Recipe
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.policy.endpoint import EndpointSampler, probe
-from aster.policy.handover import blank, roomy_directory, untie, weights_bytes
+from aster.policy.handover import blank, roomy_directory, untie, weights_bytes, write_merged
 from aster.policy.local import LocalPolicy
 from aster.policy.requests import Server, ServerError
 
@@ -124,46 +124,15 @@ class VllmServer:
 class VllmPolicy:
     """Implements :class:`aster.policy.Policy`: trained as a :class:`LocalPolicy`, sampled by vLLM."""
 
-    def __init__(self, local: LocalPolicy, server: VllmServer, sampler: EndpointSampler, folder: Path, sleeps: bool) -> None:
-        self.local, self.server, self.sampler, self.folder, self.sleeps = local, server, sampler, folder, sleeps
+    def __init__(
+        self, recipe: Recipe, local: LocalPolicy, server: VllmServer, sampler: EndpointSampler, folder: Path, overlapped: bool
+    ) -> None:
+        """``overlapped``: it is sampled while it is trained, so vLLM neither pauses nor sleeps meanwhile."""
+        self.local, self.server, self.sampler, self.folder, self.overlapped = local, server, sampler, folder, overlapped
+        self.sleeps = recipe.policy.vllm_sleep and not overlapped
         self.dialect = local.dialect
         self._paused = False
         self._starting = asyncio.Lock()
-
-    @classmethod
-    async def start(cls, recipe: Recipe, checkpoint: Path | None, *, optimizer: bool, capacity: int | None) -> Any:
-        """The policy, with a server that answers; without ``capacity`` nothing is sampled, and a LocalPolicy will do.
-
-        UserError where vLLM is not installed or does not start."""
-        if capacity is not None:
-            require_vllm(recipe.policy.vllm_python)
-        local = LocalPolicy(recipe, checkpoint, optimizer=optimizer)
-        if capacity is None:
-            return local
-        folder: Path | None = None
-        policy: VllmPolicy | None = None
-        try:
-            longest = getattr(local.model.config, "max_position_embeddings", capacity)
-            if capacity > longest:
-                raise UserError(f"limits.context_tokens: {capacity} are more than the {longest} positions of the model")
-            folder = Path(tempfile.mkdtemp(prefix="aster-vllm-", dir=roomy_directory(weights_bytes(local.model))))
-            descriptor, log = tempfile.mkstemp(prefix="aster-vllm-", suffix=".log")
-            os.close(descriptor)
-            command, environment = command_for(recipe, local.model, folder, capacity)
-            server = VllmServer(command, environment, folder / "socket", Path(log))
-            sampler = EndpointSampler(server.http, NAME, recipe.rollout.slots, recipe.policy.request_seconds)
-            policy = cls(local, server, sampler, folder, recipe.policy.vllm_sleep)
-            await policy.begin()
-            await probe(server.http, local.tokenizer, NAME, capacity, "policy.sampler: vllm")
-        except BaseException:
-            if policy is not None:
-                await policy.close(keep_log=True)
-            else:
-                await local.close()
-                if folder is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return policy
 
     @property
     def weights(self) -> Path:
@@ -192,6 +161,10 @@ class VllmPolicy:
 
     async def pause_sampler(self) -> None:
         """Turns under way wait; vLLM gives its memory back."""
+        if not self.overlapped:
+            await self._pause()
+
+    async def _pause(self) -> None:
         if not self._paused:
             self._paused = True
             self.sampler.hold()
@@ -199,7 +172,7 @@ class VllmPolicy:
 
     async def refresh_sampler(self) -> None:
         """Hand vLLM the present weights."""
-        await self.pause_sampler()
+        await self._pause()
         await self._write()
         if self.sleeps:
             await self._command("/wake_up?tags=weights")
@@ -229,8 +202,11 @@ class VllmPolicy:
 
     async def _write(self) -> None:
         """The present weights, where vLLM reads them."""
-        await self.local.save(self.weights, optimizer=False)
         model = self.local.model
+        if self.local.adapters is None:
+            await self.local.save(self.weights, optimizer=False)
+        else:
+            await asyncio.to_thread(write_merged, model, self.local.tokenizer, self.weights)
         if next(model.parameters()).device.type == "cpu" and getattr(model.config, "tie_word_embeddings", False):
             # On a CPU, vLLM 0.32 packs a tied output layer once, and a reload passes it by.
             await asyncio.to_thread(untie, self.weights, model.get_output_embeddings().weight)
@@ -287,6 +263,36 @@ class VllmPolicy:
         shutil.rmtree(self.folder, ignore_errors=True)
         if not keep_log:
             self.server.log.unlink(missing_ok=True)
+
+
+async def start_vllm(
+    recipe: Recipe, checkpoint: Path | None, *, optimizer: bool, capacity: int | None, overlapped: bool
+) -> VllmPolicy | LocalPolicy:
+    """The policy, with a server that answers; without ``capacity`` nothing is sampled, and a LocalPolicy will do.
+
+    UserError where vLLM is not installed or does not start."""
+    if capacity is None:
+        return LocalPolicy(recipe, checkpoint, optimizer=optimizer)
+    require_vllm(recipe.policy.vllm_python)
+    local = LocalPolicy(recipe, checkpoint, optimizer=optimizer)
+    policy: VllmPolicy | None = None
+    try:
+        longest = getattr(local.model.config, "max_position_embeddings", capacity)
+        if capacity > longest:
+            raise UserError(f"limits.context_tokens: {capacity} are more than the {longest} positions of the model")
+        descriptor, log = tempfile.mkstemp(prefix="aster-vllm-", suffix=".log")
+        os.close(descriptor)
+        folder = Path(tempfile.mkdtemp(prefix="aster-vllm-", dir=roomy_directory(weights_bytes(local.model))))
+        command, environment = command_for(recipe, local.model, folder, capacity)
+        server = VllmServer(command, environment, folder / "socket", Path(log))
+        sampler = EndpointSampler(server.http, NAME, recipe.rollout.slots, recipe.policy.request_seconds)
+        policy = VllmPolicy(recipe, local, server, sampler, folder, overlapped)
+        await policy.begin()
+        await probe(server.http, local.tokenizer, NAME, capacity, "policy.sampler: vllm")
+    except BaseException:
+        await (local.close() if policy is None else policy.close(keep_log=True))
+        raise
+    return policy
 
 
 def require_vllm(python: str) -> None:
