@@ -101,12 +101,12 @@ time.sleep(600)
     wait_until(lambda: not any(running(pid) for pid in pids), 20)
 
 
-def test_a_server_ends_when_aster_is_killed(lab_folder: Path, tmp_path: Path) -> None:
+def test_a_server_ends_and_its_weights_are_deleted_when_aster_is_killed(lab_folder: Path, tmp_path: Path) -> None:
     body = f"""
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open({str(tmp_path / "pids")!r}, "a") as file:
-    print(os.getpid(), file=file)
+    print(os.getpid(), sys.argv[sys.argv.index("--model") + 1], file=file)
 time.sleep(600)
 """
     python = fake_python(tmp_path / "python", "hangs", body)
@@ -131,7 +131,9 @@ asyncio.run(main())
     finally:
         aster.kill()
         aster.wait()
-    wait_until(lambda: not running(int((tmp_path / "pids").read_text())), 20)
+    pid, weights = (tmp_path / "pids").read_text().split()
+    wait_until(lambda: not running(int(pid)), 20)
+    assert not Path(weights).parent.exists()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:

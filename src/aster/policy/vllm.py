@@ -62,7 +62,7 @@ GUARD = Path(__file__).with_name("guard.py")
 
 
 class VllmServer:
-    """vLLM in a process of its own."""
+    """vLLM in a process of its own. The directory of its socket is deleted where this process is killed."""
 
     def __init__(self, command: list[str], environment: dict[str, str], socket: Path, log: Path) -> None:
         self.command, self.environment, self.socket, self.log = command, environment, socket, log
@@ -83,9 +83,9 @@ class VllmServer:
         self.starts += 1
         self._output = open(self.log, "ab")  # noqa: SIM115 - stop() closes it
         # In a group of its own: Ctrl-C in the terminal is for us. The guard sees to it that the group ends when we die.
-        guarded = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), str(TERM_SECONDS), *self.command]
+        guard = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), str(TERM_SECONDS), str(self.socket.parent)]
         self._process = subprocess.Popen(
-            guarded,
+            [*guard, *self.command],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=self._output,
