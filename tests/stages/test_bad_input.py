@@ -63,6 +63,22 @@ def test_experts_cannot_teach_other_problems(tiny: Tiny, coin_problems: Path, tm
     refuse(tiny, tmp_path, {"problems.teach": str(coin_problems)}, "the scripted experts can teach lab problems alone")
 
 
+ENDPOINT = {"policy.sampler": "endpoint", "policy.base_url": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("", {}, "policy.sampler: the stage sft trains, and an endpoint cannot be trained"),
+        ("rl", {"cold_start": "zero"}, "policy.sampler: the stage rl trains, and an endpoint cannot be trained"),
+        ("evaluate", {}, "evaluate.policies: an endpoint serves one model"),
+    ],
+)
+def test_an_endpoint_is_not_trained(stage: str, changes: dict[str, Any], message: str, tiny: Tiny, tmp_path: Path) -> None:
+    refuse(tiny, tmp_path, {**ENDPOINT, **changes}, message, stage)
+    assert not (tmp_path / "run" / (stage or "synthesize")).exists()
+
+
 @pytest.mark.parametrize(
     ("field", "changes"),
     [

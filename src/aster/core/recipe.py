@@ -6,6 +6,7 @@ below it. ``aster recipe`` prints them. :mod:`aster.core.recipe_file` reads them
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -60,10 +61,30 @@ class Policy(Section):
     base_url: str = ""
     """Address of the Tinker server or of the endpoint, for instance ``http://10.0.0.5:8000``. A key comes from the environment
     variable ASTER_POLICY_KEY."""
+    model_name: str = ""
+    """Endpoint alone: the model to ask for, by the name it is served under; empty: the only one served."""
+    request_seconds: PositiveFloat = 900.0
+    """Endpoint and vLLM: what one turn may take at the server, waiting and new attempts included, in seconds."""
+    vllm_python: str = ""
+    """vLLM alone: the Python of an environment with vLLM, which starts the server; empty: the one that runs ASTER."""
+    vllm_memory: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    """vLLM alone: share of the GPU's memory for its weights and key-value cache."""
+    vllm_sleep: bool = True
+    """vLLM alone: it gives the GPU's memory back while the policy is trained. No effect on a CPU."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of LoRA adapters (Hu et al. 2021) on every linear layer but the output's; 0 trains all parameters. Paper: 0."""
     lora_alpha: PositiveFloat = 32.0
     """LoRA: the adapters' product is scaled by ``lora_alpha / lora_rank``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Policy:
+        if self.base_url and not re.fullmatch(r"https?://[^\s/]+(/v1)?/?", self.base_url):
+            raise ValueError(f"base_url: {self.base_url}: must be an address such as http://10.0.0.5:8000")
+        if self.sampler == "endpoint" and not self.base_url:
+            raise ValueError("base_url: sampler=endpoint needs the server's address, such as http://10.0.0.5:8000")
+        if self.sampler == "vllm" and self.base_url:
+            raise ValueError("base_url: sampler=vllm starts a server of its own; leave base_url empty, or use sampler=endpoint")
+        return self
 
 
 class Problems(Section):

@@ -23,9 +23,19 @@ async def open_policy(
     end. ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. ``overlapped``: it is sampled
     while it is trained. UserError where the engine cannot be had.
     """
-    from aster.policy.local import LocalPolicy
+    policy: Policy
+    if recipe.policy.sampler == "endpoint":
+        from aster.policy.endpoint import EndpointPolicy
 
-    policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
+        policy = await EndpointPolicy.connect(recipe, checkpoint, capacity)
+    elif recipe.policy.sampler == "vllm":
+        from aster.policy.vllm import start_vllm
+
+        policy = await start_vllm(recipe, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
+    else:
+        from aster.policy.local import LocalPolicy
+
+        policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
     try:
         yield policy
     finally:

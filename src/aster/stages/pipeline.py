@@ -93,6 +93,8 @@ def _first(error: Exception) -> Exception:
 
 def check_inputs(recipe: Recipe, stages: list[str]) -> None:
     """UserError now for what some of the stages would find wrong hours later: problems, and contexts beyond the cache."""
+    if recipe.policy.sampler == "endpoint":
+        refuse_training(recipe, stages)
     contexts: dict[str, int] = {}
     if "synthesize" in stages:
         teaching_problems(recipe, recipe.synthesize.problems)
@@ -105,11 +107,25 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
         evaluation_problems(recipe, recipe.evaluate.problems)
         contexts["evaluate.limits"] = recipe.evaluate.limits.context_tokens
     for section, tokens in contexts.items():
-        if tokens > recipe.rollout.cache_tokens:
+        if recipe.policy.sampler == "local" and tokens > recipe.rollout.cache_tokens:
             raise UserError(
                 f"{section}.context_tokens: a context of {tokens} tokens does not fit in rollout.cache_tokens "
                 f"({recipe.rollout.cache_tokens}); lower the one or raise the other"
             )
+
+
+def refuse_training(recipe: Recipe, stages: list[str]) -> None:
+    """UserError where a stage would train an endpoint, or evaluate a checkpoint that it does not serve."""
+    trained = [name for name in ("sft", "rl") if name in stages]
+    if trained:
+        raise UserError(
+            f"policy.sampler: the stage {trained[0]} trains, and an endpoint cannot be trained; use sampler=local or vllm, "
+            "or run only the stages that sample (aster synthesize, aster evaluate)"
+        )
+    if "evaluate" in stages and recipe.evaluate.policies != ["base"]:
+        raise UserError(
+            "evaluate.policies: an endpoint serves one model; with policy.sampler=endpoint set evaluate.policies=[base]"
+        )
 
 
 def keep_tokenizer(recipe: Recipe, folder: RunFolder) -> None:
@@ -119,7 +135,7 @@ def keep_tokenizer(recipe: Recipe, folder: RunFolder) -> None:
         return
     from aster.policy.loading import load_tokenizer, resolve
 
-    tokenizer = load_tokenizer(resolve(recipe.model.path))
+    tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.sampler != "endpoint"))
     with replacing(path) as partial:
         tokenizer.save_pretrained(partial)
 

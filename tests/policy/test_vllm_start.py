@@ -1,0 +1,160 @@
+"""What starting vLLM refuses, in one line, without vLLM. tests/engines runs the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aster.core.errors import UserError
+from aster.core.recipe import Model, Policy, Recipe, Rollout
+from aster.policy.local import LocalPolicy
+from aster.policy.opening import open_policy
+
+FAKE = """#!{python}
+# A fake Python with a vLLM that {what}.
+import os, sys, time
+if sys.argv[1] == "-c":
+    sys.exit(0)
+{body}
+"""
+
+
+def recipe_for(folder: Path, **settings: Any) -> Recipe:
+    return Recipe(
+        model=Model(path=str(folder), device="cpu", threads=1),
+        policy=Policy(sampler="vllm", **settings),
+        rollout=Rollout(slots=2, cache_tokens=4096),
+    )
+
+
+def refused(recipe: Recipe, capacity: int = 256) -> str:
+    async def main() -> None:
+        async with open_policy(recipe, capacity=capacity):
+            raise AssertionError("it was opened")
+
+    with pytest.raises(UserError) as caught:
+        asyncio.run(main())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def fake_python(path: Path, what: str, body: str) -> str:
+    """A script that stands in for the Python of an environment with vLLM."""
+    path.write_text(FAKE.format(python=sys.executable, what=what, body=body))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_python_without_vllm(lab_folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "python"
+    empty.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    empty.chmod(0o755)
+    assert f"policy.vllm_python: {empty} has no vLLM" in refused(recipe_for(lab_folder, vllm_python=str(empty)))
+    missing = str(tmp_path / "none")
+    assert f"policy.vllm_python: {missing}: cannot be run" in refused(recipe_for(lab_folder, vllm_python=missing))
+
+
+def test_a_context_beyond_the_model_s_positions(lab_folder: Path, tmp_path: Path) -> None:
+    python = fake_python(tmp_path / "python", "is never started", "")
+    assert "limits.context_tokens: 4096 are more than the 2048" in refused(
+        recipe_for(lab_folder, vllm_python=python), capacity=4096
+    )
+
+
+def test_a_server_that_does_not_start_is_told_with_its_error_and_leaves_nothing_but_its_log(
+    lab_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("aster.policy.handover.SHARED_MEMORY", tmp_path / "none")
+    body = "print('ValueError: No available memory for the cache blocks.'); print('bye'); sys.exit(3)"
+    message = refused(recipe_for(lab_folder, vllm_python=fake_python(tmp_path / "python", "fails", body)))
+    assert "vLLM did not start (exit code 3): ValueError: No available memory for the cache blocks.; its log is" in message
+    (log,) = tmp_path.glob("aster-vllm-*")
+    assert message.endswith(str(log))
+
+
+def test_what_a_server_started_ends_with_it(lab_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it does not answer, does not heed SIGTERM, and has a child."""
+    monkeypatch.setattr("aster.policy.vllm.START_SECONDS", 2.0)
+    monkeypatch.setattr("aster.policy.vllm.TERM_SECONDS", 0.5)
+    body = f"""
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.fork()
+with open({str(tmp_path / "pids")!r}, "a") as file:
+    print(os.getpid(), file=file)
+time.sleep(600)
+"""
+    message = refused(recipe_for(lab_folder, vllm_python=fake_python(tmp_path / "python", "hangs", body)))
+    assert "vLLM did not answer within 2 s" in message
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2
+    wait_until(lambda: not any(running(pid) for pid in pids), 20)
+
+
+def test_a_server_ends_and_its_weights_are_deleted_when_aster_is_killed(lab_folder: Path, tmp_path: Path) -> None:
+    body = f"""
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open({str(tmp_path / "pids")!r}, "a") as file:
+    print(os.getpid(), sys.argv[sys.argv.index("--model") + 1], file=file)
+time.sleep(600)
+"""
+    python = fake_python(tmp_path / "python", "hangs", body)
+    script = f"""
+import asyncio
+from aster.core.recipe import Model, Policy, Recipe
+from aster.policy import vllm
+from aster.policy.opening import open_policy
+
+vllm.TERM_SECONDS = 0.5
+
+async def main():
+    recipe = Recipe(model=Model(path={str(lab_folder)!r}), policy=Policy(sampler="vllm", vllm_python={python!r}))
+    async with open_policy(recipe, capacity=256):
+        pass
+
+asyncio.run(main())
+"""
+    aster = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
+    try:
+        wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"), 60)
+    finally:
+        aster.kill()
+        aster.wait()
+    pid, weights = (tmp_path / "pids").read_text().split()
+    wait_until(lambda: not running(int(pid)), 20)
+    assert not Path(weights).parent.exists()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for it; it fails where that takes longer."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_without_sampling_nothing_is_started(lab_folder: Path) -> None:
+    async def main() -> None:
+        async with open_policy(recipe_for(lab_folder, vllm_python=os.devnull)) as policy:
+            assert isinstance(policy, LocalPolicy)
+
+    asyncio.run(main())
