@@ -6,6 +6,7 @@ below it. ``aster recipe`` prints them. :mod:`aster.core.recipe_file` reads them
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -53,17 +54,40 @@ class Model(Section):
 class Policy(Section):
     kind: Literal["local", "tinker"] = "local"
     """Who samples and trains. ``local``: the model in this process, on one device. ``tinker``: a server that speaks the Tinker
-    API, such as SkyRL's on a cluster; ``model`` then gives the tokenizer and the base model's name."""
+    API, such as SkyRL's on a cluster; ``model.path`` then gives the tokenizer and the length of the context alone."""
     sampler: Literal["local", "vllm", "endpoint"] = "local"
     """Local alone: who samples. ``local``: the sampler in this process. ``vllm``: vLLM on the same GPU, its weights refreshed
     after each step. ``endpoint``: an OpenAI-compatible completions server that takes and gives token ids; its weights stay."""
     base_url: str = ""
     """Address of the Tinker server or of the endpoint, for instance ``http://10.0.0.5:8000``. A key comes from the environment
     variable ASTER_POLICY_KEY."""
+    base_model: str = ""
+    """Tinker alone: the base model's name on the server. Empty: the one that ends in the last part of ``model.path``."""
+    loss_reduction: Literal["auto", "sum", "sequence_mean"] = "auto"
+    """Tinker alone: what the server makes of the tokens' losses. ``sum``, as the Tinker API has it, or ``sequence_mean``, as
+    SkyRL's JAX backend does; the samples are scaled so that the gradient is the sum's. ``auto`` asks the server."""
+    patience_seconds: PositiveFloat = 600.0
+    """Tinker alone: how long to wait for a server that has stopped answering, before the run ends with an error."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of LoRA adapters (Hu et al. 2021) on every linear layer but the output's; 0 trains all parameters. Paper: 0."""
     lora_alpha: PositiveFloat = 32.0
     """LoRA: the adapters' product is scaled by ``lora_alpha / lora_rank``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Policy:
+        if self.kind != "tinker":
+            return self
+        if self.sampler != "local":
+            raise ValueError(
+                f"sampler: a Tinker server samples by itself, so {self.sampler} does not go with kind tinker; leave it out"
+            )
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", self.base_url):
+            raise ValueError(
+                f"base_url: kind tinker needs the server's address, for instance http://10.0.0.5:8000 (got {self.base_url!r})"
+            )
+        if self.lora_rank and self.lora_alpha != 32.0:
+            raise ValueError(f"lora_alpha: Tinker servers fix it at 32 (got {self.lora_alpha:g}); leave it out")
+        return self
 
 
 class Problems(Section):
@@ -334,3 +358,12 @@ class Recipe(Section):
     """GRPO from the cold start."""
     evaluate: Evaluate = Evaluate()
     """avg@k on held-out problems."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.policy.kind == "tinker" and self.rollout.deterministic:
+            raise ValueError(
+                "rollout.deterministic: a Tinker server decides which sequences it decodes together, so a run cannot "
+                "repeat to the bit; leave it at false, or use policy.kind=local"
+            )
+        return self

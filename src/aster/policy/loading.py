@@ -29,8 +29,9 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 transformers_logging.disable_progress_bar()
 
 
-def resolve(path: str) -> Path:
-    """The folder or GGUF file that ``model.path`` names. UserError where there is none."""
+def resolve(path: str, *, weights: bool = True) -> Path:
+    """The folder or GGUF file that ``model.path`` names. UserError where there is none, or where ``weights`` are wanted and the
+    folder has none."""
     if path == "lab":
         from aster.lab.base import BASE_MODEL
 
@@ -44,7 +45,7 @@ def resolve(path: str) -> Path:
     if found.is_dir():
         if not (found / "config.json").exists():
             raise UserError(f"model.path: {path}: not a transformers folder (it has no config.json)")
-        if not any(next(found.glob(pattern), None) for pattern in WEIGHTS):
+        if weights and not any(next(found.glob(pattern), None) for pattern in WEIGHTS):
             raise UserError(f"model.path: {path}: the folder has no weights (*.safetensors)")
     elif found.suffix != ".gguf":
         raise UserError(f"model.path: {path}: a file must be a .gguf; give the folder for other formats")

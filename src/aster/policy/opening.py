@@ -18,9 +18,15 @@ async def open_policy(
     end. ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. UserError where the engine
     cannot be had.
     """
-    from aster.policy.local import LocalPolicy
+    policy: Policy
+    if recipe.policy.kind == "tinker":
+        from aster.policy.tinker import TinkerPolicy
 
-    policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
+        policy = await TinkerPolicy.connect(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
+    else:
+        from aster.policy.local import LocalPolicy
+
+        policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
     try:
         yield policy
     finally:

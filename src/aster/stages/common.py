@@ -71,7 +71,7 @@ def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
 
 
 async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Awaitable[None]]) -> None:
-    """Run a training stage; where the engine loses the policy, run it again: it resumes at its newest checkpoint.
+    """Run a stage; where the engine loses the policy, run it again: it resumes at its newest checkpoint or file of attempts.
 
     UserError where the engine is lost time and again without a new checkpoint between."""
     losses: list[Path | None] = []

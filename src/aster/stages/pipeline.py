@@ -105,7 +105,7 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
         evaluation_problems(recipe, recipe.evaluate.problems)
         contexts["evaluate.limits"] = recipe.evaluate.limits.context_tokens
     for section, tokens in contexts.items():
-        if tokens > recipe.rollout.cache_tokens:
+        if recipe.policy.kind == "local" and tokens > recipe.rollout.cache_tokens:
             raise UserError(
                 f"{section}.context_tokens: a context of {tokens} tokens does not fit in rollout.cache_tokens "
                 f"({recipe.rollout.cache_tokens}); lower the one or raise the other"
@@ -119,7 +119,7 @@ def keep_tokenizer(recipe: Recipe, folder: RunFolder) -> None:
         return
     from aster.policy.loading import load_tokenizer, resolve
 
-    tokenizer = load_tokenizer(resolve(recipe.model.path))
+    tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.kind == "local"))
     with replacing(path) as partial:
         tokenizer.save_pretrained(partial)
 
