@@ -256,14 +256,19 @@ def choose_model(recipe: Recipe, source: Path, served: list[str]) -> str:
         found = [name for name in served if name == wanted]
     else:
         exact = [name for name in served if name in (recipe.model.path, str(source))]
-        found = exact or [name for name in served if name.rstrip("/").rpartition("/")[2] == source.name]
+        found = exact or [name for name in served if last_part(name) == source.name]
     if len(found) == 1:
         return found[0]
     field, value = ("policy.base_model", wanted) if wanted else ("model.path", recipe.model.path)
     raise UserError(
-        f"{field}: the Tinker server at {recipe.policy.base_url} serves {', '.join(served) or 'no model'}, not {value}; start it "
-        "with that base model, or give the name it uses as policy.base_model"
+        f"{field}: the Tinker server at {recipe.policy.base_url} serves {', '.join(served) or 'no model'}, not {value}; "
+        "start it with that base model, or give the name it uses as policy.base_model"
     )
+
+
+def last_part(name: str) -> str:
+    """``Qwen3-4B`` of ``Qwen/Qwen3-4B``, and of ``/models/Qwen3-4B/``."""
+    return name.rstrip("/").rpartition("/")[2]
 
 
 def context_of(source: Path) -> int | None:
@@ -285,16 +290,15 @@ def read_pointer(path: Path, base_model: str, rank: int) -> str:
         pointer = json.loads(file.read_text(encoding="utf-8"))
         state, model, trained_rank = str(pointer["state"]), pointer["base_model"], pointer["lora_rank"]
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: not a checkpoint on a Tinker server (it has no {POINTER}); was policy.kind changed?"
-        ) from None
+        raise UserError(f"{path}: not a checkpoint on a Tinker server (no {POINTER}); was policy.kind changed?") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file}: cannot be read ({type(error).__name__}: {error}); delete {path} and give the command again: the run resumes "
-            "from the checkpoint before it"
+            f"{file}: cannot be read ({type(error).__name__}: {error}); delete {path} and give the command again: the run "
+            "resumes from the checkpoint before it"
         ) from None
-    if (model.rstrip("/").rpartition("/")[2], trained_rank) != (base_model.rstrip("/").rpartition("/")[2], rank):
+    if (last_part(model), trained_rank) != (last_part(base_model), rank):
         raise UserError(
-            f"{path}: a state of {model} with lora_rank {trained_rank}, not of {base_model} with lora_rank {rank}; choose another --run"
+            f"{path}: a state of {model} with lora_rank {trained_rank}, not of {base_model} with lora_rank {rank}; "
+            "choose another --run"
         )
     return state

@@ -4,7 +4,7 @@ A sample of T tokens becomes one datum of T - 1 places: place p predicts token p
 
 The API's losses are sums over tokens, as ours are, so a sample's ``scale`` is sent as it stands. SkyRL's JAX backend takes the
 mean over each sequence's weights instead, and of that the mean over the sequences of an optimizer step
-(``reduction="sequence_mean"``). There the scale is multiplied by the sample's trained tokens and by the number of samples, which
+(``reduction="sequence_mean"``). There the scale is multiplied by the sample's trained tokens and the number of samples, which
 makes the gradient the sum's again. It holds for one ``forward_backward`` a step: of several it is the mean, weighted by
 their samples. A weight that is the same for a whole sequence cancels out of that backend's cross-entropy, so the cold start is
 sent as CISPO whose ratio is clipped to exactly 1: its gradient is that of the weighted log-likelihood.

@@ -102,7 +102,7 @@ class Service:
             return f"HTTP status {answer.status_code}"
         if answer.status_code == 404 and self._watcher is None:
             raise UserError(
-                f"policy.base_url: {self.base_url} answers, but not as a Tinker server does (no /api/v1/healthz); mend the address"
+                f"policy.base_url: {self.base_url} answers, but is no Tinker server (it has no /api/v1/healthz); mend it"
             )
         return None
 
@@ -155,11 +155,11 @@ class Service:
                 return await self._unless_given_up(call)
             except (UserError, EngineLost):
                 raise
-            except Exception as error:  # noqa: BLE001 - the client raises of many kinds; all are sorted here
+            except Exception as error:
                 fault = describe(error)
                 if is_gone(error):
                     raise EngineLost(
-                        f"the Tinker server at {self.base_url} does not know the policy any more ({fault}): it was started again"
+                        f"the Tinker server at {self.base_url} has lost the policy, as when it is started again ({fault})"
                     ) from error
                 if is_passing(error):
                     if not repeat:
@@ -181,7 +181,8 @@ class Service:
 
         task = asyncio.create_task(run())
         try:
-            await asyncio.wait({task, self._given_up}, return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [task, self._given_up]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 self._given_up.result()  # raises
             return await task
