@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.policy.base import Policy
 
@@ -20,8 +21,15 @@ async def open_policy(
     """
     policy: Policy
     if recipe.policy.kind == "tinker":
-        from aster.policy.tinker import TinkerPolicy
-
+        try:
+            from aster.policy.tinker import TinkerPolicy
+        except ModuleNotFoundError as error:
+            if error.name != "tinker":
+                raise
+            raise UserError(
+                "policy.kind: tinker needs the package tinker, which is not installed; install it (pip install "
+                "'aster-tir[tinker]')"
+            ) from None
         policy = await TinkerPolicy.connect(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
     else:
         from aster.policy.local import LocalPolicy

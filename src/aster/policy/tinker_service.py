@@ -26,21 +26,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import httpx2
+import tinker
 
 from aster.core.errors import UserError
 from aster.core.progress import say
 from aster.policy.base import EngineLost
-
-# The client would send reports about the run to the server.
-os.environ.setdefault("TINKER_TELEMETRY", "0")
-try:
-    import tinker
-except ModuleNotFoundError as error:
-    if error.name != "tinker":
-        raise
-    raise UserError(
-        "policy.kind: tinker needs the package tinker, which is not installed; install it (pip install 'aster-tir[tinker]')"
-    ) from None
 
 T = TypeVar("T")
 
@@ -73,6 +63,8 @@ class Service:
         if not key.startswith(("tml-", "eyJ")):
             raise UserError(f"{KEY}: the Tinker client takes keys that begin with tml-; this one does not")
         self._http = httpx2.AsyncClient(base_url=self.base_url, headers={"X-API-Key": key}, timeout=10.0)
+        # The client would send reports about the run to the server.
+        os.environ.setdefault("TINKER_TELEMETRY", "0")
         self._client = tinker.ServiceClient(base_url=self.base_url, api_key=key)
         self._watcher: asyncio.Task[None] | None = None
         self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
