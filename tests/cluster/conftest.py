@@ -46,7 +46,7 @@ synthesize: {problems: 60, limits: {context_tokens: 512, turn_tokens: 256, tool_
 curate: {min_calls: 1}
 sft:
   checkpoint_every: 4
-  stages: [{epochs: 1, batch: 8, learning_rate: 2.0e-3, context_tokens: 384}]
+  stages: [{epochs: 2, batch: 8, learning_rate: 2.0e-3, context_tokens: 384}]
 rl:
   prompts: 4
   samples: 8
