@@ -159,7 +159,7 @@ class Commands:
         return Ended(process.exitcode, out.read_text(), err.read_text())
 
 
-UNREPEATABLE = ("seconds", "tokens_per_second", "sample_seconds", "train_seconds")
+UNREPEATABLE = ("seconds", "tokens_per_second", "sample_seconds", "train_seconds", "step_seconds", "peak_memory_mb")
 
 
 def lines(folder: Path, stage: str) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from aster.core.run import RunFolder, read_trajectories
 from aster.core.types import StopReason, Trajectory
 from aster.stages import rl
 from aster.stages.common import note_faults
+from aster.stages.rl_schedule import places
+from aster.stages.rl_training import is_equal, to_samples
 from tests.stages.runs import LIMITS, Tiny, lines
 
 Run = Callable[[dict[str, Any]], Path]
@@ -55,7 +57,7 @@ def trajectory(reward: float, sampled: int = 3, reason: StopReason = StopReason.
 
 def test_places_count_over_the_stages() -> None:
     settings = Rl(steps=2, stages=[RlStage(), RlStage(steps=1), RlStage()])
-    assert [(p.step, p.stage_index, p.stage_step) for p in rl.places(settings)] == [
+    assert [(p.step, p.stage_index, p.stage_step) for p in places(settings)] == [
         (1, 0, 0),
         (2, 0, 1),
         (3, 1, 0),
@@ -66,7 +68,7 @@ def test_places_count_over_the_stages() -> None:
 
 def test_samples_of_a_group_are_scaled_to_the_batch() -> None:
     group = [trajectory(1.0), trajectory(0.0, 5), trajectory(0.0, 1), trajectory(0.0, 0)]
-    samples = rl.to_samples(group, 100, normalize_std=False)
+    samples = to_samples(group, 100, normalize_std=False)
     assert [sample.scale for sample in samples] == pytest.approx([0.0075, -0.0025, -0.0025])
     assert [sum(sample.loss_mask) for sample in samples] == [3, 5, 1]
     assert all(len(sample.token_ids) == len(sample.loss_mask) == len(sample.sampler_logprobs or []) for sample in samples)
@@ -75,15 +77,15 @@ def test_samples_of_a_group_are_scaled_to_the_batch() -> None:
 def test_equal_rewards_train_nothing() -> None:
     for reward in (0.0, 1.0):
         group = [trajectory(reward), trajectory(reward)]
-        assert rl.is_equal(group)
-        assert rl.to_samples(group, 10, normalize_std=True) == []
+        assert is_equal(group)
+        assert to_samples(group, 10, normalize_std=True) == []
 
 
 def test_the_policy_is_not_trained_on_faults_of_engine_or_sandbox() -> None:
     fault = trajectory(0.0, reason=StopReason.SANDBOX_ERROR)
-    assert rl.is_equal([trajectory(1.0), trajectory(1.0), fault])
-    assert rl.is_equal([fault, fault])
-    samples = rl.to_samples([trajectory(1.0), fault, trajectory(0.0)], 6, normalize_std=False)
+    assert is_equal([trajectory(1.0), trajectory(1.0), fault])
+    assert is_equal([fault, fault])
+    samples = to_samples([trajectory(1.0), fault, trajectory(0.0)], 6, normalize_std=False)
     assert [sample.scale for sample in samples] == pytest.approx([0.5 / 6, -0.5 / 6])
 
 
@@ -179,8 +181,8 @@ def test_equal_groups_are_resampled(train: Run, tmp_path: Path) -> None:
         groups = [made[start : start + 4] for start in range(0, len(made), 4)]
         assert line["groups"] == 4
         assert line["resampled_groups"] == len(groups) - 4
-        assert all(rl.is_equal(group) for group in groups[4:])
-        assert line["equal_groups"] == sum(map(rl.is_equal, groups[:4]))
+        assert all(is_equal(group) for group in groups[4:])
+        assert line["equal_groups"] == sum(map(is_equal, groups[:4]))
         names = [group[0].problem_id for group in groups]
         assert len(set(names)) == len(names)
         assert set(line["rewards"]) == set(names)

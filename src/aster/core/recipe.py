@@ -294,6 +294,14 @@ class Rl(Section):
     """Divide a group's advantages by their standard deviation, as GRPO does; false: as Dr. GRPO."""
     resample_equal: Annotated[int, Field(ge=0)] = 0
     """Times a step may draw new problems for groups whose rewards are all equal (DAPO's dynamic sampling); 0: never."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Steps the weights that sample a batch may be behind those it is trained on. 0: strictly on-policy, sampling and training
+    take turns. 1 or more: the next batch is sampled while this one is trained on, and ``importance_cap`` corrects for it."""
+    batch_seconds: PositiveFloat | None = None
+    """Wall-clock seconds to sample a batch in. Groups that are not finished by then are carried over to the next batch, where
+    their trajectories go on. None: every batch waits for its longest trajectory."""
+    carry_steps: Positive = 4
+    """A group is carried over at most so many times; then its batch waits for it. So does the last batch of a stage."""
     temperature: PositiveFloat = 1.0
     """Of sampling. Log-probabilities stay those of temperature 1."""
     adam: Adam = Adam()
@@ -365,5 +373,9 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.deterministic: a Tinker server decides which sequences it decodes together, so a run cannot "
                 "repeat to the bit; leave it at false, or use policy.kind=local"
+            )
+        if self.rollout.deterministic and (self.rl.max_staleness or self.rl.batch_seconds is not None):
+            raise ValueError(
+                "rollout.deterministic: a fixed schedule has neither rl.max_staleness nor rl.batch_seconds; take them away"
             )
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,21 +26,29 @@ OPTIMIZER = "optimizer.pt"
 
 
 class LocalPolicy:
-    """Implements :class:`aster.policy.Policy`. All torch work runs in one thread of its own.
-
-    ``capacity`` is the longest sequence to sample, in tokens."""
+    """Implements :class:`aster.policy.Policy`. All torch work runs in one thread of its own. Overlapped, it runs in two, and
+    the sampler has a copy of the weights."""
 
     def __init__(
-        self, recipe: Recipe, path: Path | None = None, *, optimizer: bool = False, capacity: int | None = None
+        self,
+        recipe: Recipe,
+        path: Path | None = None,
+        *,
+        optimizer: bool = False,
+        capacity: int | None = None,
+        overlapped: bool = False,
     ) -> None:
-        """Load ``path`` (a checkpoint; default: the recipe's model), with its optimizer's state if asked. UserError where it
+        """Load ``path`` (a checkpoint; default: the recipe's model), with its optimizer's state if asked. ``capacity`` is the
+        longest sequence to sample, in tokens; ``overlapped``: turns are sampled while the model is trained. UserError where it
         cannot be loaded."""
         settings = self._settings = recipe.model
         keep_freed_memory()
         self._pool = ThreadPoolExecutor(1, "aster-policy")
+        self._sampling_pool = ThreadPoolExecutor(1, "aster-sampler") if overlapped else self._pool
         if settings.threads:
             torch.set_num_threads(settings.threads)
-            self._pool.submit(torch.set_num_threads, settings.threads).result()
+            for pool in (self._pool, self._sampling_pool):
+                pool.submit(torch.set_num_threads, settings.threads).result()
         source = resolve(settings.path)
         self.tokenizer: Any = load_tokenizer(source)
         self.dialect = make_dialect(self.tokenizer)
@@ -61,7 +70,13 @@ class LocalPolicy:
                 "raise it, or lower limits.context_tokens"
             )
         if self._sampler is None or self._sampler.cache.capacity < capacity or self._sampler.cache.slots != slots:
-            self._sampler = LocalSampler(self.model, slots, capacity, self._rollout.deterministic, self._pool)
+            model = self.model if self._shared else copy.deepcopy(self.model)
+            self._sampler = LocalSampler(model, slots, capacity, self._rollout.deterministic, self._sampling_pool)
+
+    @property
+    def _shared(self) -> bool:
+        """Sampler and trainer have one copy of the weights, and one thread."""
+        return self._sampling_pool is self._pool
 
     @property
     def sampler(self) -> LocalSampler:
@@ -99,19 +114,22 @@ class LocalPolicy:
         return await self._call(self.trainer.optim_step, adam)
 
     async def pause_sampler(self) -> None:
-        """Sampling and training share the weights and the thread: no turn is sampled meanwhile."""
-        if self._sampler is not None:
+        """Where sampling and training share the weights and the thread, no turn is sampled meanwhile."""
+        if self._sampler is not None and self._shared:
             await self._sampler.pause()
 
     async def refresh_sampler(self) -> None:
-        """Weights are shared with the sampler; only its caches are stale."""
+        """Where the weights are shared with the sampler, only its caches are stale."""
         if self._sampler is not None:
             await self._sampler.pause()
+            if not self._shared:
+                await self._call(self._sampler.model.load_state_dict, self.model.state_dict())
             self._sampler.resume(changed=True)
 
     async def close(self) -> None:
-        """End the thread."""
+        """End the threads."""
         self._pool.shutdown()
+        self._sampling_pool.shutdown()
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
         """Write a ``transformers`` folder (and the optimizer's state), whole or not at all."""

@@ -13,11 +13,16 @@ from aster.policy.base import Policy
 
 @asynccontextmanager
 async def open_policy(
-    recipe: Recipe, checkpoint: Path | None = None, *, optimizer: bool = False, capacity: int | None = None
+    recipe: Recipe,
+    checkpoint: Path | None = None,
+    *,
+    optimizer: bool = False,
+    capacity: int | None = None,
+    overlapped: bool = False,
 ) -> AsyncIterator[Policy]:
     """The policy of a recipe, at ``checkpoint`` (default: the base model), with the optimizer's state if asked; closed at the
-    end. ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. UserError where the engine
-    cannot be had.
+    end. ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. ``overlapped``: it is sampled
+    while it is trained. UserError where the engine cannot be had.
     """
     policy: Policy
     if recipe.policy.kind == "tinker":
@@ -34,7 +39,7 @@ async def open_policy(
     else:
         from aster.policy.local import LocalPolicy
 
-        policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
+        policy = LocalPolicy(recipe, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
     try:
         yield policy
     finally:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
 
 from aster.chat import Qwen3Dialect
 from aster.core.types import Budget, Problem, Trajectory
 from aster.policy import Sampler
 from aster.rollout.loop import Decoding, rollout
 from aster.sandbox import AnySandbox
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,66 @@ class Workshop:
     deterministic: bool = False
     """Waves instead of a stream: which trajectories are decoded together never depends on how long a tool took."""
 
+    def waves(self, items: list[Item]) -> Iterator[list[Item]]:
+        """Everything at once; or, deterministic, as many as fit at a time."""
+        size = self.concurrency if self.deterministic else len(items)
+        for start in range(0, len(items), max(1, size)):
+            yield items[start : start + size]
+
+
+class Rollouts:
+    """Trajectories under way, over any number of batches; no more than the workshop's concurrency at once.
+
+    An asynchronous context manager: at its end, whatever still runs is cancelled and waited for."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        self._slots = asyncio.Semaphore(workshop.concurrency)
+        self._count = itertools.count()
+        self._tasks: set[asyncio.Task[Trajectory]] = set()
+
+    async def __aenter__(self) -> Rollouts:
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def start(
+        self, job: Job, budget: Budget, decoding: Decoding, done: Callable[[Trajectory], None] = lambda _: None
+    ) -> asyncio.Task[Trajectory]:
+        """Begin a trajectory as soon as there is room; ``done`` sees it as it finishes."""
+        # The number keeps names unique and sorts them in the order of the jobs.
+        sequence = f"{next(self._count):08d}/{job.problem.id}/{job.sample}"
+        task = asyncio.create_task(self._run(sequence, job, budget, decoding, done))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run(
+        self, sequence: str, job: Job, budget: Budget, decoding: Decoding, done: Callable[[Trajectory], None]
+    ) -> Trajectory:
+        async with self._slots:
+            sampler = self.workshop.sampler_for(job)
+            sampler.open(sequence)
+            trajectory = await rollout(
+                job.problem,
+                job.sample,
+                job.seed,
+                sequence=sequence,
+                sampler=sampler,
+                dialect=self.workshop.dialect,
+                sandbox=self.workshop.sandbox,
+                budget=budget,
+                decoding=decoding,
+            )
+            done(trajectory)
+            return trajectory
+
 
 async def rollout_batch(
     jobs: Iterable[Job],
@@ -44,41 +109,8 @@ async def rollout_batch(
     done: Callable[[Trajectory], None] = lambda _: None,
 ) -> list[Trajectory]:
     """Run all jobs; returns their trajectories in the jobs' order. ``done`` sees each as it finishes."""
-    jobs = list(jobs)
-    slots = asyncio.Semaphore(workshop.concurrency)
-
-    async def one(index: int, job: Job) -> Trajectory:
-        async with slots:
-            sampler = workshop.sampler_for(job)
-            # The index keeps names unique and sorts them in the order of the jobs.
-            sequence = f"{index:08d}/{job.problem.id}/{job.sample}"
-            sampler.open(sequence)
-            trajectory = await rollout(
-                job.problem,
-                job.sample,
-                job.seed,
-                sequence=sequence,
-                sampler=sampler,
-                dialect=workshop.dialect,
-                sandbox=workshop.sandbox,
-                budget=budget,
-                decoding=decoding,
-            )
-            done(trajectory)
-            return trajectory
-
     finished: list[Trajectory] = []
-    for wave in _waves(list(enumerate(jobs)), workshop):
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(index, job)) for index, job in wave]
-        finished += [task.result() for task in tasks]
+    async with Rollouts(workshop) as rollouts:
+        for wave in workshop.waves(list(jobs)):
+            finished += await asyncio.gather(*(rollouts.start(job, budget, decoding, done) for job in wave))
     return finished
-
-
-def _waves(jobs: list[tuple[int, Job]], workshop: Workshop) -> Iterator[list[tuple[int, Job]]]:
-    """Everything at once; or, deterministic, as many as fit at a time."""
-    if not workshop.deterministic:
-        yield jobs
-        return
-    for start in range(0, len(jobs), workshop.concurrency):
-        yield jobs[start : start + workshop.concurrency]
