@@ -120,6 +120,22 @@ def test_sampled_log_probabilities_are_the_trainers(recipe_file: Path) -> None:
     run(work)
 
 
+def test_sampling_does_not_undo_what_was_trained_meanwhile(recipe_file: Path) -> None:
+    batch = [sample(length, 0.1) for length in LENGTHS]
+
+    async def work() -> None:
+        async with open_policy(remote(recipe_file), capacity=32) as policy:
+            before = await policy.forward(batch)
+            await policy.forward_backward(batch, Loss("cross_entropy"))
+            await policy.optim_step(AdamStep(1e-2))
+            trained = await policy.forward(batch)
+            assert trained[0] != pytest.approx(before[0], abs=1e-2)
+            await policy.sample(batch[0].token_ids[:16], SamplingParams(max_tokens=16, seed=3))
+            assert (await policy.forward(batch))[0] == pytest.approx(trained[0], abs=1e-5)
+
+    run(work)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

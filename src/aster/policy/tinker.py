@@ -210,6 +210,10 @@ class TinkerPolicy:
         if self._samples:
             call = self._training.save_weights_and_get_sampling_client_async
             self._sampling = await self._service.ask("weights for the sampler", call, repeat=True)
+            if self._reduction == "sequence_mean":
+                # SkyRL's JAX backend reads a sampler's weights at its first turn, into the adapter that is trained. Were that
+                # turn sampled after the next step, it would undo the step.
+                await self.sample([0], SamplingParams(max_tokens=1))
 
     # -- checkpoints
 
