@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aster.core.errors import UserError
-from aster.policy import AdamStep, Loss, SamplingParams, TrainingSample
-from aster.policy import trainer as trainer_module
+from aster.policy import AdamStep, Loss, SamplingParams, TrainingSample, scoring
 from aster.policy.local import LocalPolicy
 from aster.policy.trainer import microbatches, trained_positions
 from tests.policy.models import oracle, oracle_logprobs, random_ids, recipe_for
@@ -112,7 +111,7 @@ def test_packing_and_chunking_change_nothing(folder: Path, monkeypatch: pytest.M
         torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.tensor(policy.trainer.forward([sample])[0]), expected, atol=1e-5, rtol=1e-5)
 
-    monkeypatch.setattr(trainer_module, "LOGITS_ELEMENTS", 7 * policy.model.config.vocab_size)
+    monkeypatch.setitem(scoring.LOGITS_ELEMENTS, "cpu", 7 * policy.model.config.vocab_size)
     chunked_metrics, chunked = backward(policy, samples, SFT)
     assert chunked_metrics == pytest.approx(metrics, rel=1e-5)
     assert_close(chunked, found)

@@ -118,7 +118,8 @@ class Policy(Sampler, Protocol):
         ``entropy_sum`` is there too, except from a remote engine for ``cross_entropy``."""
 
     async def optim_step(self, adam: AdamStep) -> dict[str, float]:
-        """Clip, step, clear the gradient; returns ``grad_norm``, NaN where a remote engine does not tell."""
+        """Clip, step, clear the gradient; returns ``grad_norm`` (NaN where a remote engine does not tell), and
+        ``peak_memory_mb`` (MiB) where the engine can tell."""
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
         """Write a checkpoint folder, with the optimizer's state beside the weights if asked, whole or not at all."""

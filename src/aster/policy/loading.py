@@ -23,6 +23,8 @@ from aster.policy.attention import IMPLEMENTATION
 
 BROKEN = (OSError, ValueError, LookupError, RuntimeError, struct.error, SafetensorError)
 """What reading a damaged, cut off or unknown file raises, whichever library reads it."""
+LOGIT_SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "dim_model_base")
+"""Settings of models (Gemma, Granite, Cohere, MiniCPM) whose logits are not the output layer's alone."""
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 # Its bars for loading and saving would tear ours.
@@ -111,6 +113,11 @@ def load_model(path: Path, settings: Model) -> Any:
         config = AutoConfig.from_pretrained(where, local_files_only=True, **extra)
         if _windowed(config):
             raise UserError(f"model.path: {path}: only decoders with full attention are supported, this is {config.model_type}")
+        scaled = [name for name in LOGIT_SCALES if getattr(config, name, None) not in (None, 1, 1.0)]
+        if scaled:
+            raise UserError(
+                f"model.path: {path}: its logits are changed after the output layer ({scaled[0]}), which is not supported"
+            )
         model, report = AutoModelForCausalLM.from_pretrained(
             where,
             config=config,
@@ -144,7 +151,9 @@ def load_model(path: Path, settings: Model) -> Any:
         _forget_quantization(model)
     model = model.to(device).eval()
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Its name in newer versions of ``transformers``; the argument is called the same.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 # A layer checkpoints in training mode alone; what is in it stays in evaluation mode (no dropout).

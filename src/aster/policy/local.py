@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.core.run import replacing
+from aster.policy.adapters import Adapters
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.policy.loading import BROKEN, load_model, load_tokenizer, make_dialect, resolve
 from aster.policy.memory import keep_freed_memory
@@ -52,7 +53,14 @@ class LocalPolicy:
         source = resolve(settings.path)
         self.tokenizer: Any = load_tokenizer(source)
         self.dialect = make_dialect(self.tokenizer)
-        self.model: Any = load_model(path or source, settings)
+        self.adapters: Adapters | None = None
+        if recipe.policy.lora_rank:
+            self.model: Any = load_model(source, settings)
+            self.adapters = Adapters(self.model, recipe.policy, recipe.seed)
+            if path is not None:
+                self.adapters.load(path)
+        else:
+            self.model = load_model(path or source, settings)
         self.trainer = LocalTrainer(self.model)
         self._rollout = recipe.rollout
         self._sampler: LocalSampler | None = None
@@ -146,7 +154,10 @@ class LocalPolicy:
     def _save(self, path: Path, optimizer: bool) -> None:
         with replacing(path) as partial:
             try:
-                self.model.save_pretrained(partial)
+                if self.adapters is None:
+                    self.model.save_pretrained(partial)
+                else:
+                    self.adapters.save(partial)
                 self.tokenizer.save_pretrained(partial)
                 if optimizer:
                     torch.save(self.trainer.optimizer.state_dict(), partial / OPTIMIZER)
@@ -156,9 +167,12 @@ class LocalPolicy:
                 raise OSError(f"{str(error).splitlines()[0]} ({free:.1f} MiB are free)") from error
 
     def _load(self, path: Path) -> None:
-        self.model.load_state_dict(load_model(path, self._settings).state_dict())
+        if self.adapters is None:
+            self.model.load_state_dict(load_model(path, self._settings).state_dict())
+        else:
+            self.adapters.load(path)
         # The moments of other weights must not move these.
-        self.trainer.optimizer.state.clear()
+        self.trainer.optimizer.forget()
         self._load_optimizer(path)
 
     def _load_optimizer(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Trajectories are laid side by side in micro-batches of a bounded number of tokens (a longer one stands alone); each
 attends to itself alone, and nothing is padded. Only hidden states that predict a trained token reach the output layer, and
-they do so in chunks whose logits are computed again in the backward pass, so that whole logits never exist at once.
+whole logits never exist at once (:mod:`aster.policy.scoring`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from aster.policy.attention import PackedLayout
 from aster.policy.base import AdamStep, Loss, TrainingSample
-from aster.training.losses import clipped_policy_loss, cross_entropy, merge_metrics, token_entropy
+from aster.policy.memory import PeakMemory
+from aster.policy.optimizer import MasterAdamW
+from aster.policy.scoring import score_tokens
+from aster.training.losses import clipped_policy_loss, cross_entropy, merge_metrics
 
 MICROBATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of a micro-batch. On a CPU the activations of a small one stay nearer to its caches."""
-LOGITS_ELEMENTS = 1 << 26
-"""Most elements of a chunk of logits (256 MiB in float32)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,9 @@ class LocalTrainer:
         self.model = model
         self.device = next(model.parameters()).device
         self.microbatch_tokens = MICROBATCH_TOKENS.get(self.device.type, MICROBATCH_TOKENS["cpu"])
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+        self.optimizer = MasterAdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+        self._memory = PeakMemory(self.device)
+        self._accumulating = False
 
     def logprobs(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of each trained token, both (M,); the entropy carries no gradient."""
@@ -123,21 +125,7 @@ class LocalTrainer:
             layout=packed.layout,
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
-        chunk = max(1, LOGITS_ELEMENTS // self.model.config.vocab_size)
-
-        def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            logits = head(states).float()
-            chosen = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-            return chosen, token_entropy(logits.detach())
-
-        states = hidden[packed.predicting]
-        if len(states) <= chunk:
-            return score(states, packed.targets)
-        pieces = [
-            checkpoint(score, part, target, use_reentrant=False)
-            for part, target in zip(states.split(chunk), packed.targets.split(chunk), strict=True)
-        ]
-        return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+        return score_tokens(hidden[packed.predicting], head.weight, head.bias, packed.targets)
 
     @torch.no_grad()
     def forward(self, samples: list[TrainingSample]) -> list[list[float]]:
@@ -151,6 +139,9 @@ class LocalTrainer:
 
     def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
         """Add the gradient of the summed loss. The caller leaves out samples without trained tokens or with scale 0."""
+        if not self._accumulating:
+            self._memory.restart()
+            self._accumulating = True
         parts: list[dict[str, float]] = []
         for indices in microbatches(samples, self.microbatch_tokens):
             packed = pack([samples[index] for index in indices], self.device)
@@ -174,13 +165,8 @@ class LocalTrainer:
         return merge_metrics(parts)
 
     def optim_step(self, adam: AdamStep) -> dict[str, float]:
-        """One AdamW step on the gradient so far; returns its norm before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = adam.learning_rate
-            group["betas"] = (adam.beta1, adam.beta2)
-            group["eps"] = adam.eps
-            group["weight_decay"] = adam.weight_decay
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), adam.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"grad_norm": float(norm)}
+        """One AdamW step on the gradient so far; returns its norm before clipping, and the peak memory (MiB) since the step
+        before."""
+        norm = self.optimizer.step(adam)
+        self._accumulating = False
+        return {"grad_norm": norm, "peak_memory_mb": round(self._memory.mebibytes(), 1)}

@@ -125,6 +125,7 @@ class _Trainer:
             **metrics,
             sample_seconds=round(batch.seconds, 3),
             train_seconds=round(now - began, 3),
+            tokens_per_second=round(metrics["sampled_tokens"] / (now - self.ended)),
             step_seconds=round(now - self.ended, 3),
             rewards=rewards,
         )

@@ -40,7 +40,7 @@ def _healthy(group: Group) -> Group:
     return [trajectory for trajectory in group if trajectory.stop_reason not in FAULTS]
 
 
-async def train_batch(policy: Policy, settings: Rl, groups: list[Group], rate: float) -> dict[str, float]:
+async def train_batch(policy: Policy, settings: Rl, groups: list[Group], rate: float) -> dict[str, float | None]:
     """One optimizer step a minibatch; minibatches without any advantage are skipped, and counted."""
     batch_tokens = sum(t.sampled_tokens for group in groups for t in group)
     size = -(-len(groups) // settings.minibatches)
@@ -59,10 +59,10 @@ async def train_batch(policy: Policy, settings: Rl, groups: list[Group], rate: f
     loss = Loss("ppo", settings.clip_low, settings.clip_high, settings.dual_clip, settings.importance_cap)
     adam = AdamStep(rate, **settings.adam.model_dump())
     parts: list[dict[str, float]] = []
-    norms: list[float] = []
+    stepped: list[dict[str, float]] = []
     for samples in minibatches:
         parts.append(await policy.forward_backward(samples, loss))
-        norms.append((await policy.optim_step(adam))["grad_norm"])
+        stepped.append(await policy.optim_step(adam))
     if not parts:
         return {"optimizer_steps": 0, "loss": 0.0}
     total = merge_metrics(parts)
@@ -79,7 +79,8 @@ async def train_batch(policy: Policy, settings: Rl, groups: list[Group], rate: f
         "kl": total["kl_sum"] / tokens,
         "importance": total["importance_sum"] / tokens,
         "importance_capped": total["importance_capped"] / tokens,
-        "grad_norm": sum(norms) / len(norms),
+        "grad_norm": sum(step["grad_norm"] for step in stepped) / len(stepped),
+        "peak_memory_mb": max((step["peak_memory_mb"] for step in stepped if "peak_memory_mb" in step), default=None),
     }
 
 

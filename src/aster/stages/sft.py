@@ -61,6 +61,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
                     **entropy,
                     learning_rate=step.learning_rate,
                     grad_norm=stepped["grad_norm"],
+                    peak_memory_mb=stepped.get("peak_memory_mb"),
                     tokens=tokens,
                     trained_tokens=int(metrics["tokens"]),
                     seconds=round(seconds, 3),

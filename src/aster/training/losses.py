@@ -107,16 +107,6 @@ def clipped_policy_loss(
     return loss, {"tokens": float(logprobs.numel()), **dict(zip(POLICY_METRICS, numbers, strict=True))}
 
 
-def token_entropy(logits: Tensor) -> Tensor:
-    """The entropy (N,) in nats, float32 and without gradient, of the distributions that ``logits`` (N, V) stand for.
-
-    Computed in float32 whatever the logits are in; tokens ruled out by a logit of -inf add nothing. Takes two more (N, V)
-    arrays: call it on slices where V is large.
-    """
-    with torch.no_grad():
-        return torch.special.entr(torch.softmax(logits.float(), dim=-1)).sum(dim=-1)
-
-
 def merge_metrics(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     """The metrics of a batch from those of its micro-batches: sums, or extremes for names in ``_min`` and ``_max``.
 
