@@ -48,12 +48,12 @@ sft:
   checkpoint_every: 4
   stages: [{epochs: 2, batch: 8, learning_rate: 2.0e-3, context_tokens: 384}]
 rl:
-  prompts: 4
+  prompts: 6
   samples: 8
   minibatches: 2
-  learning_rate: 1.0e-3
-  train_problems: 200
-  stages: [{steps: 8, limits: {context_tokens: 384, turn_tokens: 64, tool_calls: 4, turns: 5}}]
+  learning_rate: 2.0e-4
+  train_problems: 6           # the same each step: so few steps cannot teach more
+  stages: [{steps: 5, limits: {context_tokens: 384, turn_tokens: 64, tool_calls: 4, turns: 5}}]
 evaluate:
   {problems: 8, k: 2, temperature: 1.0, top_p: 1.0, limits: {context_tokens: 384, turn_tokens: 64, tool_calls: 4, turns: 5}}
 """

@@ -43,9 +43,9 @@ def test_a_run_through_the_server_learns_and_outlives_the_servers_death(
     done = RunFolder.load(folder)
     sft, rl = done.metrics("sft"), done.metrics("rl")
     assert [line["step"] for line in sft] == list(range(1, len(sft) + 1))
-    assert [line["step"] for line in rl] == list(range(1, 9))
+    assert [line["step"] for line in rl] == list(range(1, 6))
     assert sft[-1]["loss"] < 0.6 * sft[0]["loss"]
-    assert sum(line["reward"] for line in rl[-3:]) > sum(line["reward"] for line in rl[:3])
+    assert (rl[-1]["reward"] + rl[-2]["reward"]) / 2 > rl[0]["reward"]
     # Nothing was written off: no attempt failed with the server.
     assert all("engine_error" not in line["stop_reasons"] for line in rl)
     accuracy = {name: done.summary(f"evaluate/{name}") for name in ("base", "sft", "rl")}

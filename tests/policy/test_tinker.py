@@ -22,6 +22,9 @@ from aster.policy import AdamStep, EngineLost, Loss, Policy, SamplingParams, Tra
 from aster.policy.opening import open_policy
 
 pytest.importorskip("tinker")
+import tinker
+
+from aster.policy.tinker_service import Service
 from tests.policy.fake_tinker_server import LOGPROB, FakeModel, FakeTinkerServer
 
 SAMPLES = [
@@ -297,3 +300,29 @@ def test_what_does_not_go_together(changes: dict[str, Any], words: str) -> None:
         validate_recipe(data, "here")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_failed_connection_is_tried_again_only_where_that_is_safe(fake: FakeTinkerServer) -> None:
+    """The client gives up by itself after some minutes: then the policy decides."""
+    calls: list[str] = []
+
+    async def call() -> str:
+        calls.append("")
+        if len(calls) == 1:
+            raise tinker.APIConnectionError(request=None)
+        return "done"
+
+    async def work() -> None:
+        service = Service(fake.url, 30.0)
+        await service.connect()
+        try:
+            assert await service.ask("a turn", call, repeat=True, turn=True) == "done"
+            assert len(calls) == 2
+            calls.clear()
+            with pytest.raises(EngineLost, match="did not say whether it did an optimizer step"):
+                await service.ask("an optimizer step", call)
+            assert len(calls) == 1
+        finally:
+            await service.close()
+
+    run(work)
