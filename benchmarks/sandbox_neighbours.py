@@ -72,7 +72,7 @@ WORK = [
     "while True: pass",
     "import time; time.sleep(600)",
     "while True: print('x' * 1000)",
-    "import os, time\nfor n in range(4):\n    if os.fork() == 0: (n % 2 and os.setsid(), time.sleep(600))\nwhile True: pass",
+    "import os, time\nfor n in range(4):\n    if os.fork() == 0: (n % 2 and os.setpgrp(), time.sleep(600))\nwhile True: pass",
 ]
 async def main():
     settings = recipe.Sandbox(cell_seconds=600, sessions=int(sys.argv[2]), isolation=sys.argv[3])

@@ -38,11 +38,13 @@ DEADLY = {
     "aborted": "os.abort()",
     "closed descriptors": "os.closerange(0, 4096)\ntime.sleep(9)",
     "forged reply": "[os.write(fd, b'\\0\\0\\0\\2{}') for fd in (500, 501)]\ntime.sleep(9)",
-    "children": "for i in range(8):\n    if os.fork() == 0: (i % 2 and os.setsid(), time.sleep(600))\nos._exit(4)",
+    "children": "for i in range(8):\n    if os.fork() == 0: (i % 2 and os.setpgrp(), time.sleep(600))\nos._exit(4)",
     "group killed": "os.killpg(0, 9)",
-    "output, then exit": "print('x' * 300_000)\nos._exit(5)",
+    "output, then exit": "os._exit(5)",
 }
 """Ends of an interpreter. The session must be as it was before the cell."""
+BEFORE = {"output, then exit": "print('x' * 300_000)\n"}
+"""What comes before a cell's spoiling: a cell that a busy machine does not take the output of in time has spoilt nothing."""
 STUBBORN = "while True:\n    try: time.sleep(60)\n    except BaseException: pass"
 MEMORY = "hoard = []\nwhile True:\n    hoard.append(bytearray(1 << 24))"
 
@@ -175,9 +177,11 @@ class Soak:
         elif kind == "stubborn":
             code, status, end = SPOIL + STUBBORN, CallStatus.TIMEOUT, "of earlier cells are kept]"
         else:
-            code, status, end = SPOIL + DEADLY[kind], CallStatus.CRASHED, "of earlier cells are kept]"
+            code, status, end = BEFORE.get(kind, "") + SPOIL + DEADLY[kind], CallStatus.CRASHED, "of earlier cells are kept]"
         call = await session.run(code)
-        if kind == "memory" and call.status == CallStatus.TIMEOUT:  # it did not come so far on a busy machine
+        if (
+            kind == "memory" or kind in BEFORE
+        ) and call.status == CallStatus.TIMEOUT:  # it did not come so far on a busy machine
             model.interrupted = True
         elif call.status != status or not call.output.endswith(end):
             raise Wrong(f"{kind} gave {call.status} {call.output[-300:]!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,26 @@ def test_where_no_fork_is_possible_the_branch_is_rebuilt(bench: Bench) -> None:
     outputs(bench, session, "import os\nif 'again' not in globals(): threading.Timer(0.05, os._exit, [0]).start()")
     bench.do(asyncio.sleep(0.3))
     assert outputs(bench, bench.fork(session), "x") == ["1"]  # nothing was there to fork
+
+
+def test_where_the_files_take_too_long_to_copy_the_branch_is_rebuilt_and_its_parent_untouched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent / "preloaded")
+    monkeypatch.setattr("aster.sandbox.session.BRANCH_SECONDS", 4)
+    write = "import os\nmine = os.urandom(8)\nfor n in range(20): _ = open(f'f{n}', 'w').write(str(n))"
+
+    async def main() -> tuple[list[str], list[str]]:
+        async with Sandbox(recipe.Sandbox(preload=["slow_copies"])) as sandbox, await sandbox.open(0) as session:
+            await session.run(write)
+            before = (await session.run("mine, os.getpid()")).output
+            async with await session.fork() as branch:
+                files = [(await one.run("len(os.listdir()), open('f19').read()")).output for one in (session, branch)]
+            return [before, (await session.run("mine, os.getpid()")).output], files
+
+    (before, after), files = asyncio.run(main())
+    assert before == after
+    assert files == ["(20, '19')"] * 2
 
 
 def test_a_branch_counts_as_a_session() -> None:

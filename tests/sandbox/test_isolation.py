@@ -20,6 +20,7 @@ from aster.core.errors import UserError
 from aster.sandbox import Sandbox, supervisor
 from aster.sandbox.isolation import Level, Report, paths, probe, seccomp, syscalls
 from aster.sandbox.isolation.doctor import describe
+from aster.sandbox.isolation.machine import _autogroups
 from tests.sandbox.conftest import levels_here
 from tests.sandbox.sandbox_bench import Bench
 from tests.sandbox.test_lifecycle import soon
@@ -36,6 +37,8 @@ ORDINARY = [
     "import numpy, scipy.linalg, sympy\nint(numpy.trace(scipy.linalg.inv(numpy.eye(2)))) * int(sympy.Integer(21))",
     "import json.tool, xml.dom, wave, zipfile\n42",
     "import asyncio, socket\na, b = socket.socketpair()\na.send(bytes([42]))\nb.recv(1)[0]",
+    "import os, subprocess\nchild = subprocess.Popen(['sleep', '1000'], process_group=0)\nos.killpg(child.pid, 9)\n"
+    "51 + child.wait()",
     "import datetime, time\ntime.tzset()\ndatetime.datetime.now().year > 2000 and 42",
     "import shutil, os\n42 if shutil.disk_usage('.').total and os.getcwd() and os.cpu_count() else 0",
     "int(subprocess.run('echo 42 | cat', shell=True, capture_output=True, text=True).stdout)",
@@ -155,7 +158,7 @@ def test_the_host_name_and_the_working_directory_are_the_same_everywhere(bench: 
 def test_everything_dies_with_the_zygote_and_with_the_process_between(hasty: Bench) -> None:
     for choose in (Bench.zygote_pid, lambda bench: parent_of(bench.zygote_pid())):
         session = hasty.open()
-        hasty.do(session.run("x = 3\nimport subprocess\nchild = subprocess.Popen(['sleep', '1000'], start_new_session=True)"))
+        hasty.do(session.run("x = 3\nimport subprocess\nchild = subprocess.Popen(['sleep', '1000'], process_group=0)"))
         pid = choose(hasty)
         below = descendants(pid)
         assert len(below) >= 2
@@ -283,3 +286,17 @@ def test_doctor_says_what_is_missing_and_how_to_get_it() -> None:
     assert "NOT ISOLATED" in text
     assert "max_user_namespaces" in text
     assert "CONFIG_SECURITY_LANDLOCK" in text
+    assert "lower sandbox.processes" in text
+
+
+def test_a_control_group_with_its_own_share_ends_the_autogroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), None)
+    if own is None:
+        pytest.skip("no control groups of version 2")
+    monkeypatch.setattr("aster.sandbox.isolation.machine.CGROUP_TOPS", (str(tmp_path),))
+    place = Path(f"{tmp_path}{own[3:]}")
+    place.mkdir(parents=True, exist_ok=True)
+    if not _autogroups().holds:
+        pytest.skip("no autogroups")
+    (place / "cpu.weight").write_text("100")
+    assert not _autogroups().holds

@@ -92,8 +92,8 @@ def test_sessions_beyond_the_limit_wait_and_nothing_is_left_after_the_end(
         alive += 1
         most = max(most, alive)
         await session.run("import subprocess, os\nopen('file', 'w').write('x')")
-        await session.run("p = subprocess.Popen(['sleep', '1000'], start_new_session=True)")
-        result = await session.run(f"os.fork() or (os.setsid(), os.fork(), __import__('time').sleep(1000))\n{number}")
+        await session.run("p = subprocess.Popen(['sleep', '1000'], process_group=0)")
+        result = await session.run(f"os.fork() or (os.setpgrp(), os.fork(), __import__('time').sleep(1000))\n{number}")
         alive -= 1
         await session.close()
         return result.output
@@ -121,7 +121,7 @@ tempfile.tempdir = sys.argv[1]
 async def main():
     async with Sandbox(recipe.Sandbox(cell_seconds=600)) as sandbox:
         busy, idle = await sandbox.open(0), await sandbox.open(1)
-        await busy.run("import subprocess; p = subprocess.Popen(['sleep', '1000'], start_new_session=True)")
+        await busy.run("import subprocess; p = subprocess.Popen(['sleep', '1000'], process_group=0)")
         task = asyncio.create_task(busy.run("while True: pass"))
         await idle.run("1")
         print("ready", flush=True)
@@ -149,9 +149,9 @@ tempfile.tempdir = sys.argv[1]
 WORK = [
     "while True: pass",
     "open('f', 'wb').write(bytes(1 << 20)); import time; time.sleep(600)",
-    "import os; [os.fork() for _ in range(3)]; os.setsid() if os.getpid() % 2 else None; __import__('time').sleep(600)",
+    "import os; [os.fork() for _ in range(3)]; os.setpgrp() if os.getpid() % 2 else None; __import__('time').sleep(600)",
     "while True: print('x' * 1000)",
-    "import os\nos.fork() or (os.setsid(), os.fork(), __import__('time').sleep(600))\nwhile True: pass",
+    "import os\nos.fork() or (os.setpgrp(), os.fork(), __import__('time').sleep(600))\nwhile True: pass",
 ]
 async def main():
     async with Sandbox(recipe.Sandbox(cell_seconds=600, preload=[])) as sandbox:
@@ -182,7 +182,7 @@ import os, time
 for number in range(40):
     if os.fork() == 0:
         if number % 2:
-            os.setsid()  # not in the cell's group any more
+            os.setpgrp()  # not in the cell's group any more
         if number % 3 == 0:
             os.fork() and os._exit(0)  # and nobody's child
         os.execvp("sleep", ["sleep", "3456"])

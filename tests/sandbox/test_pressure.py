@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,8 +48,7 @@ def test_an_idle_session_has_no_processes_and_comes_back_with_its_state() -> Non
             await session.run("import random\nx = [base, random.random()]\n_ = open('f', 'w').write('text')")
             await session.run("1 / 0")
             expected = await session.run("x")
-            await wait_until(lambda: session.keeper is None)
-            assert len(runners_of(sandbox)) <= READY
+            await wait_until(lambda: session.keeper is None and len(runners_of(sandbox)) <= READY)
             again = await session.run("x")
             assert (again.status, again.output) == ("ok", expected.output)
             assert (await session.run("open('f').read()")).output == "'text'"
@@ -167,6 +167,30 @@ def test_the_session_that_holds_most_memory_loses_its_cell_and_nothing_else(mach
     asyncio.run(main())
 
 
+def test_cells_go_on_while_it_is_found_out_who_holds_the_memory(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = 0
+
+    def slowly(_: int) -> float:  # as with very many processes
+        nonlocal looking
+        looking += 1
+        time.sleep(0.5)
+        looking -= 1
+        return 0.0
+
+    monkeypatch.setattr(housekeeping, "held_mb", slowly)
+
+    async def main() -> None:
+        async with Sandbox(settings(reserve_mb=1000)) as sandbox, await sandbox.open(0) as session:
+            machine.left = 500
+            during = 0
+            async with asyncio.timeout(20):
+                while during < 5:
+                    assert (await session.run("1 + 1")).output == "2"
+                    during += looking
+
+    asyncio.run(main())
+
+
 def test_a_cell_that_came_before_the_end_of_an_idle_session_keeps_its_effects() -> None:
     async def main() -> str:
         async with Sandbox(settings(cell_seconds=0.4)) as sandbox, await sandbox.open(0) as session:
@@ -195,6 +219,23 @@ def test_a_session_that_waits_for_memory_gives_up_its_savepoint(machine: Machine
             assert (await crash).output.endswith("the variables and imports of earlier cells are kept]")
             assert (await hog.run("x")).output == str(200 << 20)
             assert (await other).output == "5"
+
+    asyncio.run(main())
+
+
+def test_a_recovery_that_is_killed_for_memory_again_and_again_loses_nothing() -> None:
+    async def main() -> None:
+        async with Sandbox(settings()) as sandbox, await sandbox.open(0) as session:
+            await session.run("import os, time\nx = 7\ntime.sleep(0.2)")
+            crash = asyncio.create_task(session.run("os._exit(1)"))
+            killed = {session._runner}
+            while len(killed) < 8:
+                await wait_until(lambda: session._runner not in killed and session.running)
+                await asyncio.sleep(0.1)  # it is at the first cell
+                killed.add(session._runner)
+                session.shed("was killed because the machine ran short of memory")
+            assert (await crash).output.endswith("the variables and imports of earlier cells are kept]")
+            assert (await session.run("x")).output == "7"
 
     asyncio.run(main())
 

@@ -37,7 +37,7 @@ DEADLY = {
     "killed": "os.kill(os.getpid(), 9)",
     "closed descriptors": "os.closerange(0, 4096)\ntime.sleep(9)",
     "forged reply": "[os.write(fd, b'\\0\\0\\0\\2{}') for fd in range(500, 502)]\ntime.sleep(9)",
-    "children": "for i in range(6):\n    if os.fork() == 0: (i % 2 and os.setsid(), time.sleep(600))\nos._exit(1)",
+    "children": "for i in range(6):\n    if os.fork() == 0: (i % 2 and os.setpgrp(), time.sleep(600))\nos._exit(1)",
     "stubborn": "while True:\n    try: time.sleep(60)\n    except BaseException: pass",
 }
 HARMLESS = {"interrupted": "__import__('time').sleep(60)", "memory": "bytearray(1 << 40)", "syntax": "a = = 1"}

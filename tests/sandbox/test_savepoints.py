@@ -120,6 +120,25 @@ def test_where_the_keeper_is_killed_another_one_and_replay_take_its_place() -> N
     assert asyncio.run(main()) == ["ok", "crashed", "ok", "5"]
 
 
+def test_a_cell_that_is_slower_in_replay_is_kept() -> None:
+    slower = """
+import os, time
+mark = os.path.dirname(os.getcwd()) + "/mark"  # outside the working directory: it is not rolled back
+again = os.path.exists(mark)
+open(mark, "w").close()
+time.sleep(1.1 if again else 0.1)
+x = 1
+"""
+
+    async def main() -> list[str]:
+        async with Sandbox(recipe.Sandbox(cell_seconds=0.5, preload=[])) as sandbox, await sandbox.open(0) as session:
+            return [(await session.run(code)).output for code in (slower, "os._exit(3)", "x, again")]
+
+    crashed, after = asyncio.run(main())[1:]
+    assert crashed.endswith("of earlier cells are kept]")
+    assert after == "(1, True)"
+
+
 FORGE = """
 import os, socket, time
 registry = socket.socket(fileno=os.dup(503))
@@ -139,7 +158,7 @@ def send(message, descriptor=theirs.fileno()):
         "null = os.open('/dev/null', 0)\nfor _ in range(1000): send(b'{}', null)",
         "send(b'{\"saved\": 0}', registry.fileno())",
         "theirs.setblocking(False)\ntry:\n    while theirs.send(b'x' * 1000): pass\nexcept BlockingIOError: pass\n"
-        "send(b'{\"saved\": 0}')\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)",
+        "send(b'{\"saved\": 0}')\nif os.fork() == 0:\n    os.setpgrp()\n    time.sleep(1000)",
     ],
     ids=["no number", "deep", "no message", "no socket", "the keeper's own socket", "a full bell"],
 )

@@ -48,12 +48,17 @@ def _attention(
 AttentionInterface.register(IMPLEMENTATION, _attention)
 
 
-def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Causal attention of one sequence whose queries are its last tokens: query (H, Q, D), key and value (KV, L, D)."""
+def causal_mask(queries: int, length: int, device: torch.device) -> Tensor | None:
+    """Which of ``length`` tokens each of the last ``queries`` sees, (Q, L); None where :func:`causal` needs no mask."""
+    if not 1 < queries < length:
+        return None
+    return torch.ones(queries, length, dtype=torch.bool, device=device).tril(length - queries)
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    """Causal attention of one sequence whose queries are its last tokens: query (H, Q, D), key and value (KV, L, D); ``mask``
+    from :func:`causal_mask`."""
     queries, length = query.shape[1], key.shape[1]
-    mask = None
-    if 1 < queries < length:
-        mask = torch.ones(queries, length, dtype=torch.bool, device=query.device).tril(length - queries)
     output = F.scaled_dot_product_attention(
         query.unsqueeze(0),
         key.unsqueeze(0),

@@ -31,8 +31,9 @@ def keep_freed_memory() -> None:
         return
     # One arena: the torch thread's blocks come from the heap that the settings below are about.
     mallopt(M_ARENA_MAX, 1)
-    # The large blocks of a large model, whose arithmetic costs more than their pages, go back: they would fragment the heap.
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    # Blocks of a size that a small model never asks for go back: their arithmetic costs more than their pages, and they would
+    # fragment the heap.
+    mallopt(M_MMAP_THRESHOLD, 4 << 20)
     mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     mallopt(M_TOP_PAD, 64 << 20)
 

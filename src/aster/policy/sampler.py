@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aster.policy.attention import causal
+from aster.policy.attention import causal, causal_mask
 from aster.policy.base import Completion, SamplingParams
 
 PREFILL_TOKENS = 8192
@@ -81,10 +81,15 @@ class DecodeLayout:
     def __init__(self, cache: KeyValueCache, fed: list[tuple[int, int, int]], used: int, device: torch.device) -> None:
         """``fed`` has (slot, first position, tokens) for each sequence, in the order of the flat row."""
         self.cache, self.used = cache, used
-        self.slots = torch.tensor([s for s, _, n in fed for _ in range(n)], device=device)
+        slots = [slot for slot, _, tokens in fed for _ in range(tokens)]
         self.positions = torch.tensor([p + i for _, p, n in fed for i in range(n)], device=device)
+        heads = cache.keys[0].shape[1]
+        first = (torch.tensor(slots, device=device) * heads)[None, :] + torch.arange(heads, device=device)[:, None]
+        self.places = (first * cache.capacity + self.positions).flatten()
+        """(KV heads * N,): where the new keys and values go, in a layer's cache as rows of D."""
         singles: list[int] = []
-        self.longer: list[tuple[int, int, int, int]] = []
+        self.longer: list[tuple[slice, int, int, Tensor | None]] = []
+        """Flat tokens, slot, length with them, and mask of each sequence that feeds several."""
         last = [0] * used
         offset = 0
         for slot, position, tokens in fed:
@@ -92,35 +97,45 @@ class DecodeLayout:
                 singles.append(offset)
                 last[slot] = position
             else:
-                self.longer.append((offset, slot, position, tokens))
+                end = position + tokens
+                self.longer.append((slice(offset, offset + tokens), slot, end, causal_mask(tokens, end, device)))
             offset += tokens
+        self.in_order = singles == list(range(used)) and slots == singles
+        """Every used slot feeds one token, in order: queries need not be put in place."""
         self.singles = torch.tensor(singles, dtype=torch.long, device=device)
-        self.single_slots = self.slots[self.singles]
+        self.single_slots = torch.tensor([slots[index] for index in singles], dtype=torch.long, device=device)
         # Slots that feed nothing now see position 0 alone; their output is not read.
         self.length = max(last) + 1
         allowed = torch.arange(self.length, device=device) <= torch.tensor(last, device=device)[:, None]
-        self.bias = torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, float("-inf"))[:, None, None, :]
+        self.bias = torch.zeros(allowed.shape, dtype=cache.keys[0].dtype, device=device).masked_fill_(~allowed, float("-inf"))
+        self.bias = self.bias[:, None, None, :]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """See ``attention.Layout``. Writes the new keys and values first."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.slots, :, self.positions] = key.transpose(0, 1)
-        values[self.slots, :, self.positions] = value.transpose(0, 1)
-        heads, _, size = query.shape
-        kv_heads = key.shape[0]
+        size = query.shape[2]
+        keys.view(-1, size).index_copy_(0, self.places, key.reshape(-1, size))
+        values.view(-1, size).index_copy_(0, self.places, value.reshape(-1, size))
+        if self.in_order:
+            return self._batched(query.transpose(0, 1), keys, values, scaling).transpose(0, 1)
         output = torch.empty_like(query)
         if len(self.singles):
-            grouped = query.new_zeros(self.used, kv_heads, heads // kv_heads, size)
-            grouped[self.single_slots] = query[:, self.singles].transpose(0, 1).view(-1, kv_heads, heads // kv_heads, size)
-            seen = slice(0, self.length)
-            scores = torch.matmul(grouped, keys[: self.used, :, seen].transpose(2, 3)).mul_(scaling) + self.bias
-            mixed = torch.matmul(scores.float().softmax(-1).to(query.dtype), values[: self.used, :, seen])
-            output[:, self.singles] = mixed.view(self.used, heads, size)[self.single_slots].transpose(0, 1)
-        for offset, slot, position, tokens in self.longer:
-            end = position + tokens
-            flat = slice(offset, offset + tokens)
-            output[:, flat] = causal(query[:, flat], keys[slot, :, :end], values[slot, :, :end], scaling)
+            placed = query.new_zeros(self.used, query.shape[0], size)
+            placed[self.single_slots] = query[:, self.singles].transpose(0, 1)
+            output[:, self.singles] = self._batched(placed, keys, values, scaling)[self.single_slots].transpose(0, 1)
+        for flat, slot, end, mask in self.longer:
+            output[:, flat] = causal(query[:, flat], keys[slot, :, :end], values[slot, :, :end], scaling, mask)
         return output
+
+    def _batched(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """One query a slot, (used, H, D). Heads that share keys are taken as the queries of one head, so that keys are read
+        once and in place."""
+        heads, size = query.shape[1:]
+        kv_heads = keys.shape[1]
+        grouped = query.reshape(self.used, kv_heads, heads // kv_heads, size)
+        seen = (slice(self.used), slice(None), slice(self.length))
+        mixed = F.scaled_dot_product_attention(grouped, keys[seen], values[seen], attn_mask=self.bias, scale=scaling)
+        return mixed.reshape(self.used, heads, size)
 
 
 def uniform(seeds: list[int], positions: list[int]) -> np.ndarray:

@@ -14,7 +14,8 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from aster.core.errors import UserError
 from aster.core.types import CallStatus, ToolCall
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
 GIVE_UP_SECONDS = 60.0
 END_SECONDS = 15.0
 """For a session's end to be heard of."""
+UNBORN_PAUSES = (0.1, 0.3, 0.8)
+"""Between requests for the end of a session that is not there, and may be about to come."""
 ENTER_SECONDS = 15.0
 """For the first answer of a service, when the client is entered."""
+DONE = frozenset({200, 204})
 BROKEN = frozenset({404, 410})
 """Of a run: the session is not there any more, or cannot say what came of the cell."""
 
@@ -166,6 +170,15 @@ class SandboxClient:
         await asyncio.gather(*(host.close() for host in self._hosts))
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What was done in a session: a cell was run, or it was given a seed."""
+
+    code: str = ""
+    status: CallStatus = CallStatus.OK
+    seed: int | None = None
+
+
 class RemoteSession:
     """A Python interpreter of its own, on some service. Calls of :meth:`run` go one at a time."""
 
@@ -175,7 +188,7 @@ class RemoteSession:
         self._setup = setup
         self._host: Host | None = None
         self._id = ""
-        self._history: list[tuple[str, CallStatus]] = []
+        self._history: list[Past] = []
         self._note = ""
         """What the next cell's reader must know."""
         self._lock = asyncio.Lock()
@@ -196,17 +209,22 @@ class RemoteSession:
         async with self._lock:
             self._require_open()
             started = time.perf_counter()
-            try:
-                reply, note = await self._run(code)
-            except asyncio.CancelledError:
-                self._leave()  # the cell is still running: the next one must not find it
-                raise
+            reply = await self._do("run", {"code": code})
+            note, self._note = self._note, ""
             status = CallStatus(reply.body["status"])
-            self._history.append((code, status))
+            self._history.append(Past(code, status))
             return ToolCall(code, status, note + reply.body["output"], time.perf_counter() - started)
 
-    async def fork(self) -> RemoteSession:
-        """A second session with the same state, on the same service. Waits while that is full."""
+    async def reseed(self, seed: int) -> None:
+        """Other random numbers from here on, as with a local session."""
+        async with self._lock:
+            self._require_open()
+            await self._do("seed", {"seed": seed})
+            self._history.append(Past(seed=seed))
+
+    async def fork(self, seed: int | None = None) -> RemoteSession:
+        """A second session with the same state, on the same service, and with other random numbers where it is given a
+        ``seed``. Waits while the service is full."""
         async with self._lock:
             self._require_open()
             patience = Patience(self._client.give_up_seconds)
@@ -215,19 +233,19 @@ class RemoteSession:
                 child = RemoteSession(self._client, self._seed, self._setup)
                 child._id = _new_id()
                 try:
-                    reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/fork", {"id": child._id})
+                    reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/fork", {"id": child._id, "seed": seed})
                 except HostLost:
                     self._leave()
                     continue
                 except asyncio.CancelledError:
-                    self._client.send_away(_end(host, child._id))  # it may be there
+                    self._client.send_away(_end_unborn(host, child._id))  # it may be there
                     raise
                 if reply.status in BROKEN:
                     self._leave()
                     continue
                 if reply.status not in (200, 201):
                     raise SandboxFailure(reply.detail)
-                child._history = list(self._history)
+                child._history = self._history + ([] if seed is None else [Past(seed=seed)])
                 child._note = self._note
                 child._settle(host)
                 self._client.adopt(child)
@@ -250,26 +268,31 @@ class RemoteSession:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _run(self, code: str) -> tuple[Reply, str]:
-        """The reply to a cell, wherever it was had, and a note for what comes before its output."""
+    async def _do(self, what: str, content: dict[str, Any]) -> Reply:
+        """Have a cell run, or a seed taken, wherever the session is or can be brought back."""
+        try:
+            return await self._insist(what, content | {"request_id": _new_id()})
+        except asyncio.CancelledError:
+            self._leave()  # the cell is still running: the next one must not find it
+            raise
+
+    async def _insist(self, what: str, request: dict[str, Any]) -> Reply:
         patience = Patience(self._client.give_up_seconds)
-        request = {"code": code, "request_id": _new_id()}
         while True:
             host = self._host or await self._bring_back(patience)
             try:
-                reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/run", request)
+                reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/{what}", request)
             except HostLost:
                 self._leave(tidy=False)
                 continue
             self._require_open()
-            if reply.status == 200:
-                note, self._note = self._note, ""
-                return reply, note
+            if reply.status in DONE:
+                return reply
             if reply.status not in BROKEN:
                 raise SandboxFailure(reply.detail)
             self._leave(tidy=False)
 
-    async def _ask(self, host: Host, method: str, path: str, body: dict[str, str]) -> Reply:
+    async def _ask(self, host: Host, method: str, path: str, body: dict[str, Any]) -> Reply:
         """An answer other than "busy"."""
         while True:
             reply = await host.ask(method, path, body)
@@ -306,7 +329,7 @@ class RemoteSession:
                 except HostLost:
                     continue
                 except asyncio.CancelledError:
-                    self._client.send_away(_end(host, self._id))
+                    self._client.send_away(_end_unborn(host, self._id))
                     raise
                 if reply.status in (200, 201):
                     self._settle(host)
@@ -324,19 +347,19 @@ class RemoteSession:
     async def _replay(self, host: Host) -> bool:
         """Run the earlier cells again, silently. False where that takes too long or ends otherwise than a cell's end."""
         deadline = time.monotonic() + REPLAY_FACTOR * self._client.cell_seconds
-        for code, status in self._history:
+        for past in self._history:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             # An empty cell stands for one that is left out: the numbers in tracebacks stay what they were.
-            repeated = code if status in (CallStatus.OK, CallStatus.ERROR) else ""
-            request = {"code": repeated, "request_id": _new_id()}
-            reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/run", request)
+            repeated = past.code if past.status in (CallStatus.OK, CallStatus.ERROR) else ""
+            what, content = ("run", {"code": repeated}) if past.seed is None else ("seed", {"seed": past.seed})
+            reply = await self._ask(host, "POST", f"/v1/sessions/{self._id}/{what}", content | {"request_id": _new_id()})
             if reply.status in BROKEN:
                 raise HostLost(reply.detail)
-            if reply.status != 200:
+            if reply.status not in DONE:
                 raise SandboxFailure(reply.detail)
-            if reply.body["status"] not in (CallStatus.OK, CallStatus.ERROR):
+            if what == "run" and reply.body["status"] not in (CallStatus.OK, CallStatus.ERROR):
                 return False
         return True
 
@@ -362,6 +385,17 @@ async def _end(host: Host, session_id: str) -> None:
     """End a session on its host. Where it cannot be told, it ends there as idle."""
     with contextlib.suppress(HostLost, TimeoutError):
         async with asyncio.timeout(END_SECONDS):
+            await host.ask("DELETE", f"/v1/sessions/{session_id}")
+
+
+async def _end_unborn(host: Host, session_id: str) -> None:
+    """End a session whose opening was cancelled. The request for that may be behind this one, on another connection."""
+    with contextlib.suppress(HostLost, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            for pause in UNBORN_PAUSES:
+                if (await host.ask("DELETE", f"/v1/sessions/{session_id}")).status != 404:
+                    return
+                await asyncio.sleep(pause)
             await host.ask("DELETE", f"/v1/sessions/{session_id}")
 
 

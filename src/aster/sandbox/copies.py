@@ -83,7 +83,7 @@ class Copied:
 
 
 def copy_process(keeper: int, prepare: Callable[[], Snapshot], message: dict[str, Any]) -> Copied | bool:
-    """Fork a copy of this process, in a session and process group of its own, and make it known to the keeper by ``message``.
+    """Fork a copy of this process, in a process group of its own, and make it known to the keeper by ``message``.
 
     In the original: whether that worked. In the copy: a ``Copied``. ``prepare`` runs in the process between the two. The
     original goes on when the keeper has the message, so that what it then does cannot cost it the copy.
@@ -106,7 +106,7 @@ def copy_process(keeper: int, prepare: Callable[[], Snapshot], message: dict[str
             os.close(tell)
             os._exit(0 if os.read(told, 1) else 1)
         os.close(told)
-        os.setsid()
+        os.setpgid(0, 0)
         bell = _register(message)
         os.write(tell, b".")
         os.close(tell)

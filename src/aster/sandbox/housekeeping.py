@@ -75,17 +75,20 @@ async def relieve(sessions: Set[Session], pool: Pool) -> None:
         if session.keeper is not None and session.keeper.pid is None:
             session.keeper.tell("who")
     await asyncio.sleep(WHO_SECONDS)
+    pids = {pid for session in sessions if (pid := _pid(session)) is not None}
+    # For hundreds of sessions, thousands of files in /proc: cells go on meanwhile.
+    held: dict[int | None, float] = await asyncio.to_thread(lambda: {pid: held_mb(pid) for pid in pids})
     # Branches are counted together: those that can lose a cell come before those that lost theirs already.
-    held = {session: (_held(session), session.running) for session in sessions}
-    if held:
-        session, (most, _) = max(held.items(), key=lambda item: item[1])
+    found = [(held.get(_pid(session), 0.0), session.running, session) for session in sessions]
+    if found:
+        most, _, session = max(found, key=lambda each: each[:2])
         if most >= WORTH_MB:
             session.shed(f"was killed because the machine ran short of memory (the session held {most:.0f} MB)")
 
 
-def _held(session: Session) -> float:
-    keeper = session.keeper
-    return held_mb(keeper.pid) if keeper is not None and keeper.pid is not None else 0.0
+def _pid(session: Session) -> int | None:
+    """Of its keeper, where that has said who it is."""
+    return session.keeper.pid if session.keeper is not None else None
 
 
 async def _reclaim(sessions: list[Session]) -> int:

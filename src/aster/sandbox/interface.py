@@ -21,8 +21,12 @@ class AnySession(Protocol):
     async def run(self, code: str) -> ToolCall:
         """Run one cell."""
 
-    async def fork(self) -> AnySession:
-        """A second session with the same state. Neither notices what the other does from here on."""
+    async def fork(self, seed: int | None = None) -> AnySession:
+        """A second session with the same state, and with other random numbers where it is given a ``seed``. Neither notices
+        what the other does from here on."""
+
+    async def reseed(self, seed: int) -> None:
+        """Other random numbers from here on."""
 
     async def close(self) -> None:
         """End it."""

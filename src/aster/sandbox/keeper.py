@@ -191,7 +191,7 @@ class Keeper:
     def _become_runner(self, keeper: int, number: int, connection: int, output: int) -> NoReturn:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
+        os.setpgid(0, 0)  # and stay in the keeper's session: all that runs for it shares the processor as one
         die_with_parent(keeper)
         for connected in (self._control, self._runners, *(savepoint.bell for savepoint in self._savepoints())):
             connected.close()
@@ -286,12 +286,12 @@ class Keeper:
                 os.kill(-1, signal.SIGCONT)
 
     def _strays(self, runner: int) -> list[int]:
-        """Children that are neither runner nor savepoint. Beside other lines, those that stayed in the runner's session."""
+        """Children that are neither runner nor savepoint. Beside other lines, those that stayed in the runner's group."""
         ours = {line.runner for line in self._lines.values()} | {savepoint.pid for savepoint in self._savepoints()}
         strays = [pid for pid in _children() if pid not in ours]
         if len(self._lines) == 1:
             return strays
-        return [pid for pid in strays if os.getsid(pid) == runner]
+        return [pid for pid in strays if os.getpgid(pid) == runner]
 
     def _savepoints(self) -> list[Savepoint]:
         return [savepoint for line in self._lines.values() for savepoint in line.savepoints]

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from aster.core import recipe
 from aster.core.errors import UserError
+from aster.core.progress import say
 from aster.sandbox.interface import AnySandbox, AnySession, make_sandbox
 from aster.sandbox.output import NO_OUTPUT
 from aster.sandbox.protocol import SandboxFailure
@@ -23,6 +24,8 @@ HELP = """\
 :switch N    move the prompt to session N
 :reset       a fresh session in place of the current one
 :quit        end (Ctrl-D too)"""
+MOMENT_SECONDS = 0.5
+"""Who waits longer for the first prompt is told for what."""
 FIRST, MORE = ">>> ", "... "
 CLAUSES = ("else", "elif", "except", "finally")
 """What goes on with a block without being indented."""
@@ -144,14 +147,26 @@ def run_repl(settings: recipe.Sandbox, setup: str, out: TextIO = sys.stdout) -> 
     """Read lines from stdin until its end, or ``:quit``. Raises UserError where the sandbox fails."""
     with asyncio.Runner() as runner:
         sandbox = make_sandbox(settings)
+        wait = runner.get_loop().call_later(MOMENT_SECONDS, _say_what_takes_long, settings)
         try:
             runner.run(sandbox.__aenter__())
             try:
-                _talk(Repl(sandbox, setup, runner, out), out)
+                repl = Repl(sandbox, setup, runner, out)
+                wait.cancel()
+                _talk(repl, out)
             finally:
                 runner.run(sandbox.__aexit__(None, None, None))
         except SandboxFailure as error:
             raise UserError(str(error)) from error
+
+
+def _say_what_takes_long(settings: recipe.Sandbox) -> None:
+    if not sys.stdin.isatty():  # no person waits
+        return
+    if settings.addresses:
+        say(f"sandbox: waiting for {', '.join(settings.addresses)} ...")
+    else:
+        say(f"sandbox: loading {', '.join(settings.preload) or 'Python'} ...")
 
 
 def _talk(repl: Repl, out: TextIO) -> None:

@@ -12,7 +12,7 @@ from aster.sandbox.history import KEPT, LOST, History, Step
 from aster.sandbox.keeper_handle import KeeperHandle, NoRoom
 from aster.sandbox.output import NO_OUTPUT, Clip
 from aster.sandbox.pool import Place
-from aster.sandbox.pressure import Backoff
+from aster.sandbox.pressure import PATIENCE_SECONDS, Backoff
 from aster.sandbox.protocol import Request, SandboxFailure
 from aster.sandbox.runner import Outcome, Runner, to_its_end
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from aster.core import recipe
 
 REPLAY_FACTOR = 3.0
-"""Recovery may take this many times ``cell_seconds``, and twice what its cells took at first, before it gives up on a cell."""
+"""In recovery a cell may take this many times ``cell_seconds``, beside what it took at first, and all cells together as long,
+beside twice what they took at first."""
 STEP_SECONDS = 0.25
 """And so long more for each cell: on a busy machine each has to wait for its turn."""
 RECOVERY_ATTEMPTS = 5
@@ -125,6 +126,12 @@ class Session:
             raise
         twin.last_used = time.monotonic()
         return twin
+
+    async def reseed(self, seed: int) -> None:
+        """Other random numbers from here on: those of the global generators that the session's own seed seeded."""
+        async with self._lock:
+            self._require_open()
+            await self._reseed(seed)
 
     async def close(self) -> None:
         """End the process with all that it started, and remove its files. Closing twice is fine."""
@@ -254,7 +261,7 @@ class Session:
                 return
             await runner.end()
             how = runner.ending()
-        raise SandboxFailure(f"the branch cannot be given a seed: its interpreter {how}")
+        raise SandboxFailure(f"the session cannot be given a seed: its interpreter {how}")
 
     # ----- processes
 
@@ -298,11 +305,16 @@ class Session:
     async def _recover(self) -> str:
         """A process with the earlier steps' state: the savepoint's, or the keeper's, and silent replay from there. Returns what
         became of that state, in words."""
-        for _ in range(RECOVERY_ATTEMPTS):
-            if await self._replay(await self._revive()):
+        attempts = 0
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while attempts < RECOVERY_ATTEMPTS:
+            runner = await self._revive()
+            if await self._replay(runner):
                 return self._history.state()
             if all(place in self._history.missing for place in range(len(self._history.steps))):
                 break
+            # Who was killed for others' memory has not failed; but its own may be what does not fit.
+            attempts += not runner.shed or time.monotonic() > patience
         self._history = History()
         await self._let_go()
         await self._revive()
@@ -378,7 +390,7 @@ class Session:
             if not step.repeatable or left <= 0:
                 history.missing.add(place)
                 continue
-            outcome = await runner.request(step.request(place + 1), min(left, cell_seconds + step.seconds))
+            outcome = await runner.request(step.request(place + 1), min(left, REPLAY_FACTOR * cell_seconds + step.seconds))
             self._clip.clear()
             if outcome.status is None and (runner.taken_along or runner.shed or self._closed):
                 return False

@@ -17,6 +17,7 @@ import shutil
 import stat
 import sys
 import threading
+import time
 from dataclasses import dataclass
 
 from aster.sandbox.isolation.guard import remove_tree
@@ -25,6 +26,13 @@ from aster.sandbox.isolation.syscalls import has_one_thread
 COPY_BYTES = 8 << 20
 COPY_ENTRIES = 1000
 """A working directory with more bytes or more entries than that is not copied into a savepoint."""
+BRANCH_COPY_SECONDS = 15.0
+"""A working directory that takes longer is not copied for a branch. The supervisor's patience with a fork is longer: beyond
+that it would kill the runner that is to be copied."""
+
+
+class TooLarge(Exception):
+    """A working directory takes too long to be copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +114,20 @@ def obstacle(ours: frozenset[int]) -> str:
 
 
 def copy_folder(source: str, target: str) -> None:
-    """Copy a working directory for a branch."""
+    """Copy a working directory for a branch. TooLarge where that takes too long; nothing is left of the copy then."""
+    deadline = time.monotonic() + BRANCH_COPY_SECONDS
+
+    def copy(old: str, new: str) -> None:
+        if time.monotonic() > deadline:
+            raise TooLarge
+        shutil.copy2(old, new)
+
     remove_tree(target)
-    shutil.copytree(source, target, symlinks=True, ignore=_special)
+    try:
+        shutil.copytree(source, target, symlinks=True, ignore=_special, copy_function=copy)
+    except TooLarge:
+        remove_tree(target)
+        raise
 
 
 def _restore_folder(folder: str, entries: list[Entry]) -> None:

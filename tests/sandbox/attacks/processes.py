@@ -22,7 +22,7 @@ while True:
 while True:
     with contextlib.suppress(OSError):
         if os.fork() == 0:
-            os.setsid()
+            leave()
             if os.fork():
                 os._exit(0)
             time.sleep(1000)
@@ -33,7 +33,7 @@ while True:
         "leave a process behind that ignores signals",
         """
 if os.fork() == 0:
-    os.setsid()
+    leave()
     if os.fork() == 0:
         for n in range(1, 32):
             with contextlib.suppress(OSError):
@@ -58,6 +58,22 @@ for _ in range(20):
         while True:
             pass
 time.sleep(0.3)
+""",
+    ),
+    Attack(
+        "sessions",
+        "take a share of the processor for every process: the kernel gives one to each process session",
+        """
+start = lambda **how: subprocess.Popen(['sleep', '1000'], **how)
+if os.fork() == 0:
+    attempt(os.setsid)
+    os._exit(0)
+os.wait()
+attempt(lambda: start(start_new_session=True))
+sleeper = start(process_group=0)
+os.getsid(sleeper.pid) == os.getsid(0) or breached()
+sleeper.kill()
+print(sleeper.wait())
 """,
     ),
     Attack(
@@ -153,7 +169,7 @@ for _ in range(100):
 libc.prctl(4, 1, 0, 0, 0), libc.prctl(1, 0, 0, 0, 0), libc.prctl(36, 1, 0, 0, 0)
 libc.prctl(38, 0, 0, 0, 0) == 0 and breached()
 if os.fork() == 0:
-    os.setsid()
+    leave()
     time.sleep(1000)
 """,
     ),

@@ -96,6 +96,38 @@ def test_a_cancelled_fork_leaves_nothing_on_the_service(service: Service) -> Non
         assert http.get("/v1/sessions").json() == {"sessions": []}
 
 
+def test_a_cancelled_fork_whose_request_comes_late_leaves_nothing_on_the_service(service: Service) -> None:
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", service.port)
+
+        async def upward() -> None:
+            while data := await reader.read(1 << 16):
+                if b"/fork " in data:
+                    await asyncio.sleep(0.5)
+                up_writer.write(data)
+
+        async def downward() -> None:
+            while data := await up_reader.read(1 << 16):
+                writer.write(data)
+
+        await asyncio.gather(upward(), downward(), return_exceptions=True)
+
+    async def main() -> None:
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
+        async with SandboxClient([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"], ALICE) as sandbox:
+            session = await sandbox.open(0)
+            forking = asyncio.create_task(session.fork())
+            await asyncio.sleep(0.2)
+            forking.cancel()
+            await asyncio.gather(forking, return_exceptions=True)
+            await asyncio.sleep(0.6)  # it comes while its parent is there
+        server.close()
+
+    do(main())
+    with service.client(ALICE) as http:
+        assert http.get("/v1/sessions").json() == {"sessions": []}
+
+
 def test_a_setup_that_raises_is_a_sandbox_failure(service: Service) -> None:
     async def main() -> None:
         async with SandboxClient([service.url], ALICE) as sandbox:
@@ -218,6 +250,30 @@ def test_a_service_that_comes_back_is_used_again_and_sessions_are_rebuilt(starts
             assert "ZeroDivisionError" in outputs[1]
             with again.client() as http:
                 assert len(http.get("/v1/sessions").json()["sessions"]) == 1
+
+    do(main())
+
+
+def test_a_branchs_own_random_numbers_are_rebuilt_elsewhere(starts: Callable[..., Service]) -> None:
+    services = [starts(), starts()]
+    draw = "import random\nseen = [*globals().get('seen', []), random.random()]\nseen"
+
+    async def local(seed: int) -> str:
+        async with Sandbox(recipe.Sandbox(preload=[], isolation=ISOLATION)) as sandbox, await sandbox.open(5) as trunk:
+            await trunk.run(draw)
+            async with await trunk.fork(seed) as twig:
+                await twig.run(draw)
+                return (await twig.run(draw)).output
+
+    async def main() -> None:
+        async with SandboxClient([service.url for service in services]) as sandbox:
+            trunk = await sandbox.open(5)
+            await trunk.run(draw)
+            twigs = [await trunk.fork(seed) for seed in (1, 2)]
+            for twig in twigs:
+                await twig.run(draw)
+            next(service for service in services if service.url == trunk.address).kill()
+            assert [(await twig.run(draw)).output for twig in twigs] == [await local(1), await local(2)]
 
     do(main())
 

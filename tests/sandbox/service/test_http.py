@@ -57,6 +57,36 @@ def test_a_fork_has_the_state_and_goes_its_own_way(http: httpx2.Client) -> None:
     assert http.post("/v1/sessions/trunk/fork", json={"id": "another"}).status_code == 404
 
 
+def test_a_fork_and_a_session_can_be_given_other_random_numbers(http: httpx2.Client) -> None:
+    draw = "import random\nrandom.random()"
+    http.post("/v1/sessions", json={"id": "trunk", "seed": 3})
+    forks = {"like": {}, "one": {"seed": 1}, "two": {"seed": 2}, "again": {"seed": 1}}
+    for name, body in forks.items():
+        assert http.post("/v1/sessions/trunk/fork", json={"id": name, **body}).status_code == 201
+    assert http.post("/v1/sessions/trunk/fork", json={"id": "one", "seed": 2}).status_code == 409
+    drawn = {name: run(http, name, draw)["output"] for name in ("trunk", *forks)}
+    assert drawn["like"] == drawn["trunk"]
+    assert drawn["one"] == drawn["again"]
+    assert len(set(drawn.values())) == 3
+    for _ in range(2):  # the second is the first one's repetition
+        assert http.post("/v1/sessions/trunk/seed", json={"seed": 1, "request_id": "r"}).status_code == 204
+        first = run(http, "trunk", draw, "d")["output"]
+    assert first == drawn["one"]
+    assert run(http, "trunk", draw)["output"] == run(http, "one", draw)["output"]
+    assert {entry["id"]: entry["cells"] for entry in http.get("/v1/sessions").json()["sessions"]}["trunk"] == 3
+
+
+def test_without_a_body_there_are_defaults(http: httpx2.Client) -> None:
+    opened = http.post("/v1/sessions")
+    assert opened.status_code == 201
+    name = opened.json()["id"]
+    forked = http.post(f"/v1/sessions/{name}/fork")
+    assert forked.status_code == 201
+    http.post("/v1/sessions", json={"id": "zero", "seed": 0})
+    draw = "import random\nrandom.random()"
+    assert len({run(http, session, draw)["output"] for session in (name, forked.json()["id"], "zero")}) == 1
+
+
 def test_a_session_that_is_still_opening_can_be_forked_and_closed(http: httpx2.Client) -> None:
     slow = {"setup": "import time\ntime.sleep(0.4)\nx = 5"}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

@@ -133,6 +133,22 @@ def test_a_person_can_interrupt_a_cell_and_leave_with_the_end_of_file() -> None:
     os.close(terminal)
 
 
+@pytest.mark.parametrize("person", [True, False])
+def test_who_waits_for_the_first_prompt_is_told_for_what(person: bool, tmp_path: Path) -> None:
+    (tmp_path / "setup.py").write_text("import time\ntime.sleep(1.5)")
+    terminal, side = pty.openpty()
+    command = [*COMMAND, "--setup", str(tmp_path / "setup.py")]
+    given = side if person else subprocess.PIPE
+    with subprocess.Popen(command, stdin=given, stdout=side, stderr=subprocess.PIPE, text=True) as process:
+        os.close(side)
+        if person:
+            os.write(terminal, b":quit\n")
+        said = process.communicate("" if not person else None, timeout=60)[1]
+    os.close(terminal)
+    assert process.returncode == 0
+    assert set(said.splitlines(keepends=True)) == {level_line()} | ({"sandbox: loading Python ...\n"} if person else set())
+
+
 def _take_terminal() -> None:
     import fcntl
     import termios

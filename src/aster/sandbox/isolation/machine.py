@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aster.core.errors import UserError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from aster.core import recipe
 
 PROBE_SECONDS = 60.0
+CGROUP_TOPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 NAMESPACE_KINDS = {
     "mount namespaces": CLONE_NEWNS,
     "process namespaces": CLONE_NEWPID,
@@ -145,7 +147,7 @@ def try_everything() -> Report:
     finally:
         remove_tree(root)
     add("a file system of its own", failures[Level.NAMESPACES])
-    mechanisms.append(_cgroup())
+    mechanisms += [_autogroups(), _cgroup()]
     return Report(tuple(mechanisms), {level: why for level, why in failures.items() if why}, abi, filters)
 
 
@@ -210,6 +212,25 @@ def _try_level(plan: Plan) -> None:
         raise OSError(why or f"a trial session ended with status {status}")
 
 
+def _autogroups() -> Mechanism:
+    """Whether the kernel schedules by process sessions, so that each session here has one share of the processor."""
+    name = "autogroups"
+    try:
+        with open("/proc/sys/kernel/sched_autogroup_enabled") as file:
+            if file.read().strip() == "0":
+                return Mechanism(name, False, "kernel.sched_autogroup_enabled is 0")
+        with open("/proc/self/cgroup") as file:
+            groups = [line.strip().split(":", 2) for line in file]
+    except OSError as error:
+        return Mechanism(name, False, str(error))
+    for _, controllers, path in groups:
+        places = [Path(f"{top}{path}") for top in CGROUP_TOPS] if not controllers else []
+        weighed = any((above / "cpu.weight").exists() for place in places for above in (place, *place.parents))
+        if weighed or ("cpu" in controllers.split(",") and path != "/"):
+            return Mechanism(name, False, f"the control group {path} has its own share of the processor, and they end there")
+    return Mechanism(name, True, "each session has one share of the processor")
+
+
 def _cgroup() -> Mechanism:
     """Whether this process may limit a cgroup of its own: nothing here does, but whoever starts a run can."""
     try:
@@ -217,7 +238,7 @@ def _cgroup() -> Mechanism:
             own = next((line.split(":", 2)[2].strip() for line in file if line.startswith("0::")), None)
     except OSError as error:
         return Mechanism("cgroup", False, str(error))
-    for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+    for top in CGROUP_TOPS:
         place = f"{top}{own}".rstrip("/")
         if own is not None and os.path.exists(f"{place}/cgroup.controllers"):
             with open(f"{place}/cgroup.controllers") as file:

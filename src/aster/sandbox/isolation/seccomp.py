@@ -34,6 +34,8 @@ DENIED = (
     # other processes
     *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "process_madvise", "process_mrelease", "pidfd_getfd"),
     *("move_pages", "migrate_pages", "ioprio_set"),
+    # another share of the processor: the kernel gives one to every process that calls it (autogroups)
+    "setsid",
     # what outlives a session and no limit counts: System V and POSIX queues, memory and semaphores, anonymous files, keys
     *("shmget", "shmat", "shmctl", "shmdt", "semget", "semop", "semtimedop", "semctl", "msgget", "msgsnd", "msgrcv", "msgctl"),
     *("mq_open", "mq_unlink", "memfd_create", "memfd_secret", "keyctl", "add_key", "request_key"),

@@ -30,6 +30,7 @@ from aster.sandbox.service.schemas import (
     RunRequest,
     RunStatefulCodeRequest,
     RunStatefulCodeResponse,
+    SeedRequest,
     SessionInfo,
     SessionList,
 )
@@ -65,6 +66,8 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": REASONS[status]} for status in sorted({401, 408, 413, *statuses})}
 
 
+_DEFAULTS, _AS_IT_IS = OpenRequest.model_validate({}), ForkRequest.model_validate({})
+"""For requests without a body."""
 _OPENING = (400, 409, 422, 424, 429, 503)
 _RUNNING = (400, 404, 409, 410, 422, 424, 429, 503)
 
@@ -111,8 +114,8 @@ def make_app(registry: Registry, metrics: Metrics) -> FastAPI:
         )
 
     @app.post("/v1/sessions", tags=["sessions"], status_code=201, responses=_AGAIN | _problems(*_OPENING))
-    async def open_session(client: Client, body: OpenRequest, response: Response) -> Opened:
-        """Open a session."""
+    async def open_session(client: Client, response: Response, body: OpenRequest = _DEFAULTS) -> Opened:
+        """Open a session. Without a body it has a name of the service's choice, and seed 0."""
         session_id = body.id or secrets.token_hex(16)
         if not await registry.open(client, session_id, body.seed, body.setup):
             response.status_code = 200
@@ -127,12 +130,17 @@ def make_app(registry: Registry, metrics: Metrics) -> FastAPI:
     @app.post(
         "/v1/sessions/{session_id}/fork", tags=["sessions"], status_code=201, responses=_AGAIN | _problems(404, *_OPENING)
     )
-    async def fork(client: Client, session_id: SessionId, body: ForkRequest, response: Response) -> Opened:
+    async def fork(client: Client, session_id: SessionId, response: Response, body: ForkRequest = _AS_IT_IS) -> Opened:
         """Open a second session with the same state."""
         child = body.id or secrets.token_hex(16)
-        if not await registry.fork(client, session_id, child):
+        if not await registry.fork(client, session_id, child, body.seed):
             response.status_code = 200
         return Opened(id=child)
+
+    @app.post("/v1/sessions/{session_id}/seed", tags=["sessions"], status_code=204, responses=_problems(*_RUNNING))
+    async def seed(client: Client, session_id: SessionId, body: SeedRequest) -> None:
+        """Give a session other random numbers from here on."""
+        await registry.reseed(client, session_id, body.seed, body.request_id)
 
     @app.delete("/v1/sessions/{session_id}", tags=["sessions"], status_code=204, responses=_problems(404))
     async def close(client: Client, session_id: SessionId) -> None:

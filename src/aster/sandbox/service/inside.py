@@ -148,7 +148,7 @@ def _watch(child: int, texts: dict[int, bytearray], deadline: float) -> int | No
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
     if status is None:
-        with contextlib.suppress(ProcessLookupError):  # it has not come to setsid yet
+        with contextlib.suppress(ProcessLookupError):  # it has not come to setpgid yet
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return status
@@ -166,7 +166,7 @@ def _read(end: int, text: bytearray) -> bool:
 def _become_script(path: str, given: int, out: int, err: int, withheld_mb: int) -> NoReturn:
     code = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(given, 0)
         os.dup2(out, 1)

@@ -30,7 +30,7 @@ LOOK_SECONDS = 30.0
 class Origin:
     """What a session was made from. A second request for the same session must name the same."""
 
-    seed: int = 0
+    seed: int | None = None
     setup: str = ""
     parent: str = ""
     """The id of the session it was forked from."""
@@ -111,12 +111,12 @@ class Registry:
         origin = Origin(seed, setup)
         return await self._enter(account, session_id, origin, lambda: self._sandbox.open(seed, setup), "open", wait_seconds)
 
-    async def fork(self, account: Account, session_id: str, child_id: str) -> bool:
+    async def fork(self, account: Account, session_id: str, child_id: str, seed: int | None) -> bool:
         """Open a second session with the state of the first, under an id of its own. False where it is there already."""
-        origin = Origin(parent=session_id)
+        origin = Origin(seed, parent=session_id)
 
         async def make() -> AnySession:
-            return await (await asyncio.shield(self._find(account, session_id).opening)).fork()
+            return await (await asyncio.shield(self._find(account, session_id).opening)).fork(seed)
 
         if (account.name, child_id) in self._entries:  # a request that came before: its parent may be gone
             return await self._enter(account, child_id, origin, make, "fork")
@@ -127,6 +127,10 @@ class Registry:
         """Run a cell. With a ``request_id``, a second request with the same id gets the first one's reply, and the cell goes on
         when its client has gone away."""
         return await self.once(account, session_id, request_id, code, lambda session: session.run(code))
+
+    async def reseed(self, account: Account, session_id: str, seed: int, request_id: str | None) -> None:
+        """Give a session other random numbers from here on; once for each ``request_id``, as a cell."""
+        await self.once(account, session_id, request_id, f"seed {seed}", lambda session: session.reseed(seed))
 
     async def once(
         self,
@@ -184,7 +188,7 @@ class Registry:
             finally:
                 self.metrics.running.dec()
                 entry.account.cells.leave()
-            entry.cells += 1
+            entry.cells += result is not None  # a new seed is no cell
             if isinstance(result, ToolCall):
                 self.metrics.cell(result)
             return result

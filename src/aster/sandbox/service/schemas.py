@@ -74,6 +74,14 @@ class RunReply(BaseModel):
 
 class ForkRequest(Body):
     id: Identifier | None = Field(None, description="Name of the new session.")
+    seed: Whole | None = Field(
+        None, description="Seeds the new session's random numbers. Without it they go on as in the first."
+    )
+
+
+class SeedRequest(Body):
+    seed: Whole
+    request_id: Identifier | None = Field(None, description="As of a run. One id names one request of a session.")
 
 
 class SessionInfo(BaseModel):
