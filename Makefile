@@ -3,6 +3,7 @@
 #   make demo      the whole method on CPU: recipes/lab.yaml, then its report
 #   make test      the test suite
 #   make test-engines   the tests of vLLM for real, on a CPU, from an environment of its own (.venv-vllm, 3 GB)
+#   make test-cluster   the tests against SkyRL's server on the CPU; the server gets an environment of its own (7 GB)
 #   make lint      ruff and mypy
 #   make bench     the benchmarks, each against a peer in the same run
 #   make study     the lab's arms on both families, three seeds each (an hour on two cores)
@@ -12,10 +13,15 @@
 #   PYTHON=python3.12   the interpreter for .venv: 3.11 or newer
 #   CONSTRAINTS=        newest versions instead of the pinned ones
 #   JOBS=4              test processes
+#   SERVER_PYTHON=...   the interpreter for SkyRL's server: 3.12 or newer
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 JOBS ?= 2
+
+# The server needs a newer Python than ASTER: the first of these that is one.
+SERVER_PYTHON ?= $(shell for each in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python python3.13 $(PYTHON); do \
+	"$$each" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo "$$each" && break; done)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,11 +30,13 @@ BENCH_STAMP := $(VENV)/.set-up-bench
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.set-up
 VLLM_VERSION := 0.32.0
+SERVER := .venv-server
+SERVER_STAMP := $(SERVER)/.set-up
 
 # One thread a process: two threads on so small a model are slower than one, and several processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-engines lint bench study clean
+.PHONY: install demo test test-engines test-cluster lint bench study clean
 
 install: $(STAMP)
 
@@ -62,6 +70,16 @@ test: $(STAMP)
 test-engines: $(STAMP) $(VLLM_STAMP)
 	ASTER_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -n0 tests/engines
 
+# Apart from .venv: it needs other versions of transformers. aiohttp and uv are what it uses and does not declare.
+$(SERVER_STAMP):
+	@test -n '$(SERVER_PYTHON)' || { echo "SkyRL's server needs Python 3.12 or newer; name one: make test-cluster SERVER_PYTHON=..."; exit 1; }
+	$(SERVER_PYTHON) -m venv $(SERVER)
+	$(SERVER)/bin/python -m pip install 'skyrl[tinker,jax]==0.4.0' aiohttp uv 'transformers<=5.16.1'
+	@touch $@
+
+test-cluster: $(STAMP) $(SERVER_STAMP)
+	ASTER_TINKER_SERVER=$(abspath $(SERVER)) $(BIN)/python -m pytest -n0 -rA tests/cluster
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,5 +92,5 @@ study: $(STAMP)
 	$(BIN)/python studies/lab_arms.py --out runs/arms
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(SERVER) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -54,7 +54,7 @@ class Model(Section):
 class Policy(Section):
     kind: Literal["local", "tinker"] = "local"
     """Who samples and trains. ``local``: the model in this process, on one device. ``tinker``: a server that speaks the Tinker
-    API, such as SkyRL's on a cluster; ``model`` then gives the tokenizer and the base model's name."""
+    API, such as SkyRL's on a cluster; ``model.path`` then gives the tokenizer and the length of the context alone."""
     sampler: Literal["local", "vllm", "endpoint"] = "local"
     """Local alone: who samples. ``local``: the sampler in this process. ``vllm``: vLLM on the same GPU, its weights refreshed
     after each step. ``endpoint``: an OpenAI-compatible completions server that takes and gives token ids; its weights stay."""
@@ -71,6 +71,13 @@ class Policy(Section):
     """vLLM alone: share of the GPU's memory for its weights and key-value cache."""
     vllm_sleep: bool = True
     """vLLM alone: it gives the GPU's memory back while the policy is trained. No effect on a CPU."""
+    base_model: str = ""
+    """Tinker alone: the base model's name on the server. Empty: the one that ends in the last part of ``model.path``."""
+    loss_reduction: Literal["auto", "sum", "sequence_mean"] = "auto"
+    """Tinker alone: what the server makes of the tokens' losses. ``sum``, as the Tinker API has it, or ``sequence_mean``, as
+    SkyRL's JAX backend does; the samples are scaled so that the gradient is the sum's. ``auto`` asks the server."""
+    patience_seconds: PositiveFloat = 600.0
+    """Tinker alone: how long to wait for a server that has stopped answering, before the run ends with an error."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of LoRA adapters (Hu et al. 2021) on every linear layer but the output's; 0 trains all parameters. Paper: 0."""
     lora_alpha: PositiveFloat = 32.0
@@ -78,6 +85,9 @@ class Policy(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Policy:
+        if self.kind == "tinker":
+            self._check_tinker()
+            return self
         if self.base_url and not re.fullmatch(r"https?://[^\s/]+(/v1)?/?", self.base_url):
             raise ValueError(f"base_url: {self.base_url}: must be an address such as http://10.0.0.5:8000")
         if self.sampler == "endpoint" and not self.base_url:
@@ -85,6 +95,28 @@ class Policy(Section):
         if self.sampler == "vllm" and self.base_url:
             raise ValueError("base_url: sampler=vllm starts a server of its own; leave base_url empty, or use sampler=endpoint")
         return self
+
+    @property
+    def samples_here(self) -> bool:
+        """Turns are sampled in this process."""
+        return self.kind == "local" and self.sampler == "local"
+
+    @property
+    def needs_weights(self) -> bool:
+        """The base model's weights are read here, not by a server of someone else's alone."""
+        return self.kind == "local" and self.sampler != "endpoint"
+
+    def _check_tinker(self) -> None:
+        if self.sampler != "local":
+            raise ValueError(
+                f"sampler: a Tinker server samples by itself, so {self.sampler} does not go with kind tinker; leave it out"
+            )
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", self.base_url):
+            raise ValueError(
+                f"base_url: kind tinker needs the server's address, for instance http://10.0.0.5:8000 (got {self.base_url!r})"
+            )
+        if self.lora_rank and self.lora_alpha != 32.0:
+            raise ValueError(f"lora_alpha: Tinker servers fix it at 32 (got {self.lora_alpha:g}); leave it out")
 
 
 class Problems(Section):
@@ -366,6 +398,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        if self.policy.kind == "tinker" and self.rollout.deterministic:
+            raise ValueError(
+                "rollout.deterministic: a Tinker server decides which sequences it decodes together, so a run cannot "
+                "repeat to the bit; leave it at false, or use policy.kind=local"
+            )
         if self.rollout.deterministic and (self.rl.max_staleness or self.rl.batch_seconds is not None):
             raise ValueError(
                 "rollout.deterministic: a fixed schedule has neither rl.max_staleness nor rl.batch_seconds; take them away"

@@ -332,8 +332,10 @@ def _clear(path: Path) -> None:
 
 def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
     """UserError where a folder's stored recipe is not the given one."""
-    old, new = (each.model_dump(mode="json", exclude={"sandbox": {"addresses"}}) for each in (stored, recipe))
-    changed = _first_difference(old, new)  # where sessions run is no part of what a run is: machines come and go
+    # Where sessions and the policy's server run is no part of what a run is: machines come and go.
+    elsewhere = {"sandbox": {"addresses"}, "policy": {"base_url", "patience_seconds"}}
+    old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
+    changed = _first_difference(old, new)
     if changed:
         raise UserError(f"{path}: holds a run of another recipe (they differ in {changed}); choose another --run or delete it")
 

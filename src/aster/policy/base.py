@@ -113,10 +113,13 @@ class Policy(Sampler, Protocol):
         """Log-probabilities of the trained tokens of each sample, in order, without gradient."""
 
     async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
-        """Add the gradient of the summed loss; returns sums and counts, among them ``loss``, ``entropy_sum`` and ``tokens``."""
+        """Add the gradient of the summed loss; returns sums and counts, among them ``loss`` and ``tokens``.
+
+        ``entropy_sum`` is there too, except from a remote engine for ``cross_entropy``."""
 
     async def optim_step(self, adam: AdamStep) -> dict[str, float]:
-        """Clip, step, clear the gradient; returns ``grad_norm``, and ``peak_memory_mb`` (MiB) where the engine can tell."""
+        """Clip, step, clear the gradient; returns ``grad_norm`` (NaN where a remote engine does not tell), and
+        ``peak_memory_mb`` (MiB) where the engine can tell."""
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
         """Write a checkpoint folder, with the optimizer's state beside the weights if asked, whole or not at all."""

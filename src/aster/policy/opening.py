@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.policy.base import Policy
 
@@ -24,7 +25,18 @@ async def open_policy(
     while it is trained. UserError where the engine cannot be had.
     """
     policy: Policy
-    if recipe.policy.sampler == "endpoint":
+    if recipe.policy.kind == "tinker":
+        try:
+            from aster.policy.tinker import TinkerPolicy
+        except ModuleNotFoundError as error:
+            if error.name != "tinker":
+                raise
+            raise UserError(
+                "policy.kind: tinker needs the package tinker, which is not installed; install it (pip install "
+                "'aster-tir[tinker]')"
+            ) from None
+        policy = await TinkerPolicy.connect(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
+    elif recipe.policy.sampler == "endpoint":
         from aster.policy.endpoint import EndpointPolicy
 
         policy = await EndpointPolicy.connect(recipe, checkpoint, capacity)

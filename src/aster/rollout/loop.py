@@ -7,7 +7,8 @@ Synthesis, RL and evaluation all come through here. The budget is checked here a
 
 A trajectory never holds more than ``context_tokens``, unless its prompt alone does: a tool result that would leave no room
 for a next token is not appended. A call that cannot be parsed gets an error as its result, and the loop goes on. What fails
-is recorded on the trajectory; the loop raises nothing but cancellation, and EngineLost: then no trajectory can be trained on.
+is recorded on the trajectory; the loop raises nothing but cancellation, EngineLost (then no trajectory can be trained on) and
+UserError (then the user must mend something first: other attempts would fail alike).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from dataclasses import dataclass
 
 from aster.chat import AssistantTurn, ParsedCall, Qwen3Dialect
+from aster.core.errors import UserError
 from aster.core.types import Budget, CallStatus, Problem, StopReason, ToolCall, Trajectory
 from aster.grading import extract_boxed, fast_verdict, verify
 from aster.policy import Completion, EngineLost, Sampler, SamplingParams
@@ -51,7 +53,7 @@ async def rollout(
         trajectory.stop_reason = await attempt.run(began)
     except SandboxFailure as error:
         trajectory.stop_reason, trajectory.error = StopReason.SANDBOX_ERROR, str(error)
-    except EngineLost:
+    except (EngineLost, UserError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is this trajectory's recorded fault
         trajectory.stop_reason, trajectory.error = StopReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"

@@ -71,18 +71,15 @@ def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
 
 
 async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Awaitable[None]]) -> None:
-    """Run a training stage; where the engine loses the policy, run it again: it resumes at its newest checkpoint.
+    """Run a stage; where the engine loses the policy, run it again: it resumes at its newest checkpoint or file of attempts.
 
     UserError where the engine is lost time and again without a new checkpoint between."""
     losses: list[Path | None] = []
     while True:
-        lost: EngineLost | None = None
         try:
-            await attempt()
-        except* EngineLost as group:
-            lost = _first(group)
-        if lost is None:
-            return
+            return await attempt()
+        except EngineLost as error:
+            lost = error
         say(f"{stage}: {lost}")
         newest = folder.checkpoints(stage)
         losses.append(newest[-1][1] if newest else None)
@@ -90,15 +87,6 @@ async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Aw
             raise UserError(
                 f"{stage}: the engine was lost {ENGINE_LOSSES} times at the same step, the last time: {lost}"
             ) from lost
-
-
-def _first(group: BaseExceptionGroup[EngineLost]) -> EngineLost:
-    """One of the errors of a group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, EngineLost)
-    return error
 
 
 def final_checkpoint(folder: RunFolder, stage: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from aster.evaluation import avg_at_k
 from aster.policy.opening import open_policy
 from aster.rollout import Decoding
 from aster.stages.attempts import attempt_all
-from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs
+from aster.stages.common import evaluation_problems, final_checkpoint, make_jobs, until_finished
 from aster.stages.pipeline import stages_of
 
 CHUNK = 256
@@ -34,7 +35,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             continue
         stage = f"evaluate/{name}"
         if folder.summary(stage) is None:
-            asyncio.run(_evaluate(recipe, folder, problems, name, checkpoint))
+            attempt = functools.partial(_evaluate, recipe, folder, problems, name, checkpoint)
+            asyncio.run(until_finished(folder, stage, attempt))
         for file in folder.trajectory_file(stage, "all").parent.glob("chunk_*"):
             file.unlink()
         summaries[name] = folder.summary(stage) or {}

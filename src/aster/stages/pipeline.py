@@ -77,18 +77,6 @@ def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:
         stage.run(recipe, folder)
     except SandboxFailure as error:
         raise UserError(f"{name}: {error}") from error
-    except ExceptionGroup as group:
-        # Attempts run in a task group, which wraps what they raise. Anything but a UserError is a bug and stays whole.
-        errors, bugs = group.split(UserError)
-        if errors is None or bugs is not None:
-            raise
-        raise _first(errors) from group
-
-
-def _first(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def check_inputs(recipe: Recipe, stages: list[str]) -> None:
@@ -107,7 +95,7 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
         evaluation_problems(recipe, recipe.evaluate.problems)
         contexts["evaluate.limits"] = recipe.evaluate.limits.context_tokens
     for section, tokens in contexts.items():
-        if recipe.policy.sampler == "local" and tokens > recipe.rollout.cache_tokens:
+        if recipe.policy.samples_here and tokens > recipe.rollout.cache_tokens:
             raise UserError(
                 f"{section}.context_tokens: a context of {tokens} tokens does not fit in rollout.cache_tokens "
                 f"({recipe.rollout.cache_tokens}); lower the one or raise the other"
@@ -135,7 +123,7 @@ def keep_tokenizer(recipe: Recipe, folder: RunFolder) -> None:
         return
     from aster.policy.loading import load_tokenizer, resolve
 
-    tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.sampler != "endpoint"))
+    tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))
     with replacing(path) as partial:
         tokenizer.save_pretrained(partial)
 

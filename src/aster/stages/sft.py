@@ -51,12 +51,14 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
                 seconds = time.monotonic() - began
                 losses.append(metrics["loss"])
                 tokens = sum(len(sample.token_ids) for sample in samples)
+                # Only an engine that sees whole logits knows the entropy on a teacher's text.
+                entropy = {"entropy": metrics["entropy_sum"] / metrics["tokens"]} if "entropy_sum" in metrics else {}
                 folder.log(
                     "sft",
                     number,
                     stage_index=step.stage,
                     loss=metrics["loss"],
-                    entropy=metrics["entropy_sum"] / metrics["tokens"],
+                    **entropy,
                     learning_rate=step.learning_rate,
                     grad_norm=stepped["grad_norm"],
                     peak_memory_mb=stepped.get("peak_memory_mb"),

@@ -17,7 +17,7 @@ from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.policy.opening import open_policy
 from aster.rollout import Decoding, Job
 from aster.stages.attempts import attempt_all
-from aster.stages.common import LAB, make_jobs, teaching_problems
+from aster.stages.common import LAB, make_jobs, teaching_problems, until_finished
 from aster.teacher import ScriptedTeacher
 
 CHUNK = 64
@@ -26,7 +26,7 @@ CHUNK = 64
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Attempt every problem; resumes after the last whole chunk."""
-    asyncio.run(_run(recipe, folder))
+    asyncio.run(until_finished(folder, "synthesize", lambda: _run(recipe, folder)))
 
 
 async def _run(recipe: Recipe, folder: RunFolder) -> None:
@@ -70,5 +70,6 @@ async def _teacher(recipe: Recipe) -> AsyncIterator[tuple[Callable[[Job], Sample
             "or synthesize.teacher=policy"
         )
     expert = EXPERTS[recipe.cold_start]
-    dialect = make_dialect(load_tokenizer(resolve(recipe.model.path)))
+    tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.kind == "local"))
+    dialect = make_dialect(tokenizer)
     yield (lambda job: ScriptedTeacher(expert, job.problem, derive(job.seed, "expert"), dialect)), dialect

@@ -1,0 +1,328 @@
+"""The Tinker policy against a FAKE server: nothing is done twice, nothing waits for ever, and each fault is one clear line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aster.core.errors import UserError
+from aster.core.recipe import Recipe
+from aster.core.recipe_file import validate_recipe
+from aster.policy import AdamStep, EngineLost, Loss, Policy, SamplingParams, TrainingSample
+from aster.policy.opening import open_policy
+
+pytest.importorskip("tinker")
+import tinker
+
+from aster.policy.tinker_service import Service
+from tests.policy.fake_tinker_server import LOGPROB, FakeModel, FakeTinkerServer
+
+SAMPLES = [
+    TrainingSample([1, 2, 3, 4], [0, 0, 1, 1], 0.5, [0.0, 0.0, -0.4, -0.6]),
+    TrainingSample([5, 6, 7], [0, 1, 1], -0.5, [0.0, -0.5, -0.5]),
+]
+PPO = Loss("ppo")
+TURN = SamplingParams(max_tokens=3, seed=1, stop_token_ids=(9,))
+
+
+@pytest.fixture
+def fake(lab_folder: Path) -> Iterator[FakeTinkerServer]:
+    """Serves the model under its folder's last part."""
+    server = FakeTinkerServer(served=f"org/{lab_folder.name}")
+    yield server
+    if server._http is not None:
+        server.stop()
+
+
+def recipe_for(fake: FakeTinkerServer, folder: Path, slots: int = 8, **policy: Any) -> Recipe:
+    """A recipe whose policy is on the fake server."""
+    settings = {"kind": "tinker", "base_url": fake.url, "lora_rank": 8, "patience_seconds": 30.0, **policy}
+    return validate_recipe({"model": {"path": str(folder)}, "policy": settings, "rollout": {"slots": slots}}, "test")
+
+
+def only(fake: FakeTinkerServer) -> FakeModel:
+    """The one model that the server holds."""
+    (model,) = fake.models.values()
+    return model
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run to the end, in a minute at most."""
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+@asynccontextmanager
+async def opened(recipe: Recipe, checkpoint: Path | None = None, **settings: Any) -> AsyncIterator[Policy]:
+    """The recipe's policy, ready to sample."""
+    async with open_policy(recipe, checkpoint, capacity=64, **settings) as policy:
+        yield policy
+
+
+def test_one_training_step_and_one_turn(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)) as policy:
+            assert await policy.forward(SAMPLES) == [[LOGPROB, LOGPROB], [LOGPROB, LOGPROB]]
+            metrics = await policy.forward_backward(SAMPLES, PPO)
+            assert metrics["tokens"] == 4
+            assert await policy.optim_step(AdamStep(1e-3)) == {"grad_norm": 2.5}
+            completion = await policy.sample([1, 2], TURN)
+            assert (completion.token_ids, completion.logprobs, completion.stopped) == ([7, 7, 9], [LOGPROB] * 3, True)
+            sent = only(fake).last_pass
+            assert (sent.loss_fn, dict(sent.loss_fn_config)) == (
+                "ppo",
+                {"clip_low_threshold": pytest.approx(0.8), "clip_high_threshold": pytest.approx(1.28)},
+            )
+            assert (only(fake).gradients, only(fake).steps, only(fake).rank) == (1, 1, 8)
+        assert not fake.models  # closed: the server may free it
+
+    run(work)
+
+
+@pytest.mark.parametrize("path", ["forward_backward", "optim_step"])
+def test_a_step_whose_answer_was_lost_is_done_once(path: str, fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)) as policy:
+            await policy.forward(SAMPLES)
+            fake.faults[path, "lose"] = 1
+            await policy.forward_backward(SAMPLES, Loss("cross_entropy"))
+            await policy.optim_step(AdamStep(1e-3))
+            assert fake.faults[path, "lose"] == 0
+            assert (only(fake).gradients, only(fake).steps) == (1, 1)
+
+    run(work)
+
+
+def test_a_server_that_was_started_again_loses_the_policy(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)) as policy:
+            fake.forget_models()
+            for call in (
+                lambda: policy.sample([1, 2], TURN),
+                lambda: policy.forward(SAMPLES),
+                lambda: policy.forward_backward(SAMPLES, Loss("cross_entropy")),
+                lambda: policy.optim_step(AdamStep(1e-3)),
+                lambda: policy.refresh_sampler(),
+                lambda: policy.save(lab_folder.parent / "never"),
+            ):
+                with pytest.raises(EngineLost, match="has lost the policy"):
+                    await call()
+
+    run(work)
+    assert not (lab_folder.parent / "never").exists()
+
+
+def test_turns_outlive_a_short_absence(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder, patience_seconds=20.0)) as policy:
+            fake.seconds_a_turn = 1.0
+            turns = [asyncio.create_task(policy.sample([1, i], TURN)) for i in range(4)]
+            await asyncio.sleep(0.3)
+            fake.stop()
+            await asyncio.sleep(2.0)
+            fake.start()
+            assert [(await turn).token_ids for turn in turns] == [[7, 7, 9]] * 4
+
+    run(work)
+
+
+def test_a_server_that_stays_away_is_one_error_after_the_patience(
+    fake: FakeTinkerServer, lab_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder, patience_seconds=3.0)) as policy:
+            fake.stop()
+            began = time.monotonic()
+            with pytest.raises(UserError, match="has not answered for 3 seconds") as error:
+                await policy.forward_backward(SAMPLES, Loss("cross_entropy"))
+            assert 2.0 < time.monotonic() - began < 15.0
+            assert "\n" not in str(error.value)
+            # Whoever asks after that hears it at once.
+            with pytest.raises(UserError, match="has not answered"):
+                await policy.sample([1], TURN)
+
+    run(work)
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_busy_server_gets_no_more_turns_than_slots(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder, slots=5)) as policy:
+            fake.seconds_a_turn = 0.2
+            fake.faults["asample", "busy"] = 3
+            turns = await asyncio.gather(*(policy.sample([1, i], TURN) for i in range(20)))
+            assert [turn.token_ids for turn in turns] == [[7, 7, 9]] * 20
+            assert 3 <= fake.most_turns_at_once <= 5
+
+    run(work)
+
+
+def test_a_checkpoint_brings_back_weights_and_optimizer(fake: FakeTinkerServer, lab_folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(fake, lab_folder)
+    first, second, third = (tmp_path / f"step_{i:06d}" for i in (1, 2, 3))
+
+    async def work() -> None:
+        async with opened(recipe) as policy:
+            await policy.optim_step(AdamStep(1e-3))
+            await policy.save(first)
+            await policy.optim_step(AdamStep(1e-3))
+            await policy.save(second)
+        fake.forget_models()
+        async with opened(recipe, second, optimizer=True) as policy:
+            assert only(fake).loaded == (state_of(second), True)
+            assert only(fake).steps == 2
+            shutil.rmtree(first)  # as the run prunes
+            await policy.save(third)
+            assert set(fake.states) == {state_of(second), state_of(third)}
+            await policy.load(second)
+            assert only(fake).loaded == (state_of(second), True)
+        async with opened(recipe, second) as policy:
+            assert only(fake).loaded == (state_of(second), False)
+
+    run(work)
+
+
+def state_of(checkpoint: Path) -> str:
+    """What a checkpoint points to."""
+    state: str = json.loads((checkpoint / "tinker.json").read_text())["state"]
+    return state
+
+
+def refused(recipe: Recipe, checkpoint: Path | None = None, capacity: int = 64) -> str:
+    """The one line with which opening a policy fails."""
+
+    async def work() -> None:
+        async with open_policy(recipe, checkpoint, capacity=capacity):
+            pass
+
+    with pytest.raises(UserError) as error:
+        run(work)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_no_server(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    line = refused(recipe_for(fake, lab_folder, base_url=url, patience_seconds=1.0))
+    assert line.startswith("policy.base_url: no Tinker server answers at " + url)
+
+
+def test_a_server_of_another_kind(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    line = refused(recipe_for(fake, lab_folder, base_url=f"{fake.url}/elsewhere"))
+    assert "is no Tinker server" in line
+
+
+def test_another_model(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    fake.served = "Qwen/Qwen3-4B"
+    line = refused(recipe_for(fake, lab_folder))
+    assert line.startswith("model.path: the Tinker server at")
+    assert "serves Qwen/Qwen3-4B" in line
+    assert refused(recipe_for(fake, lab_folder, base_model="Qwen/Qwen3-8B")).startswith("policy.base_model: ")
+
+
+def test_a_model_under_another_name(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    fake.served = "served-name"
+
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder, base_model="served-name")):
+            assert fake.models
+
+    run(work)
+
+
+def test_a_context_longer_than_the_models(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    line = refused(recipe_for(fake, lab_folder), capacity=1 << 20)
+    assert line.startswith(f"limits.context_tokens: {1 << 20} is more than the ")
+
+
+@pytest.mark.parametrize("rank", [0, 64])
+def test_a_rank_that_the_server_does_not_train(rank: int, fake: FakeTinkerServer, lab_folder: Path) -> None:
+    line = refused(recipe_for(fake, lab_folder, lora_rank=rank))
+    assert line.startswith(f"policy.lora_rank: {rank}: ")
+    assert "must be between 1 and 32" in line
+
+
+def test_a_state_that_the_server_does_not_have(fake: FakeTinkerServer, lab_folder: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step_000001"
+
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)) as policy:
+            await policy.save(checkpoint)
+
+    run(work)
+    fake.states.clear()
+    assert "does not have this state" in refused(recipe_for(fake, lab_folder), checkpoint)
+    assert "lora_rank 8, not of" in refused(recipe_for(fake, lab_folder, lora_rank=16), checkpoint)
+    (checkpoint / "tinker.json").write_text("{")
+    assert "cannot be read" in refused(recipe_for(fake, lab_folder), checkpoint)
+    assert "was policy.kind changed" in refused(recipe_for(fake, lab_folder), lab_folder)
+
+
+def test_a_key_of_the_wrong_form(fake: FakeTinkerServer, lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASTER_POLICY_KEY", "secret")
+    line = refused(recipe_for(fake, lab_folder))
+    assert line.startswith("ASTER_POLICY_KEY: ")
+    assert "secret" not in line
+
+
+def test_the_extra_is_not_installed(fake: FakeTinkerServer, lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("aster.policy.tinker")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tinker", None)
+    assert "pip install 'aster-tir[tinker]'" in refused(recipe_for(fake, lab_folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"policy": {"sampler": "vllm"}}, "sampler: a Tinker server samples by itself, so vllm"),
+        ({"policy": {"base_url": ""}}, "base_url: kind tinker needs the server's address"),
+        ({"policy": {"base_url": "10.0.0.5:8000"}}, "base_url: kind tinker needs the server's address"),
+        ({"policy": {"lora_alpha": 16.0}}, "lora_alpha: Tinker servers fix it at 32"),
+        ({"rollout": {"deterministic": True}}, "rollout.deterministic: a Tinker server decides"),
+    ],
+)
+def test_what_does_not_go_together(changes: dict[str, Any], words: str) -> None:
+    policy = {"kind": "tinker", "base_url": "http://host:8000", "lora_rank": 8}
+    data = {**changes, "policy": {**policy, **changes.get("policy", {})}}
+    with pytest.raises(UserError) as error:
+        validate_recipe(data, "here")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_failed_connection_is_tried_again_only_where_that_is_safe(fake: FakeTinkerServer) -> None:
+    """The client gives up by itself after some minutes: then the policy decides."""
+    calls: list[str] = []
+
+    async def call() -> str:
+        calls.append("")
+        if len(calls) == 1:
+            raise tinker.APIConnectionError(request=None)
+        return "done"
+
+    async def work() -> None:
+        service = Service(fake.url, 30.0)
+        await service.connect()
+        try:
+            assert await service.ask("a turn", call, repeat=True, turn=True) == "done"
+            assert len(calls) == 2
+            calls.clear()
+            with pytest.raises(EngineLost, match="did not say whether it did an optimizer step"):
+                await service.ask("an optimizer step", call)
+            assert len(calls) == 1
+        finally:
+            await service.close()
+
+    run(work)
