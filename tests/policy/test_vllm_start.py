@@ -98,7 +98,7 @@ time.sleep(600)
     assert "vLLM did not answer within 2 s" in message
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
-    wait_until(lambda: not any(running(pid) for pid in pids), 20)
+    wait_until(lambda: not any(running(pid) for pid in pids), 60)
 
 
 def test_a_server_ends_and_its_weights_are_deleted_when_aster_is_killed(lab_folder: Path, tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ asyncio.run(main())
 """
     aster = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
-        wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"), 60)
+        wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"), 180)
     finally:
         aster.kill()
         aster.wait()
     pid, weights = (tmp_path / "pids").read_text().split()
-    wait_until(lambda: not running(int(pid)), 20)
+    wait_until(lambda: not running(int(pid)), 60)
     assert not Path(weights).parent.exists()
 
 
