@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -10,12 +11,16 @@ from typing import Any
 import torch
 from _machine import facts, print_json
 
+# Nothing is fetched or reported. Read when transformers is imported, so this module comes before it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 
 def side_by_side(contestants: dict[str, Callable[[int], int]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Tokens per second of each contestant in each repeat.
 
     A contestant takes the number of the repeat and returns the tokens that count. They take turns, so that a machine that
-    slows down slows all of them. Repeat 0 warms up and is not kept.
+    slows down slows all of them. Repeat 0 warms up and is not kept; without ``warm_up`` there is none.
     """
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for repeat in range(0 if warm_up else 1, repeats + 1):

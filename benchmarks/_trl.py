@@ -6,10 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-# Nothing is fetched or reported; read when the library is imported.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 try:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer

@@ -67,7 +67,7 @@ SCALES = {
     "smollm2": Scale(Size((1, 3), (48, 64)), Size((1, 1), (48, 48)), Size((4, 4), (344, 344))),
 }
 """A long trajectory has 20 times the sampled tokens of a short one, its final turn included."""
-SMOKE = Scale(Size((1, 2), (40, 48)), Size((1, 1), (40, 40)), Size((2, 2), (80, 80)))
+SMOKE = Scale(Size((1, 1), (40, 48)), Size((1, 1), (40, 40)), Size((2, 2), (80, 80)))
 
 
 class Ours:
@@ -225,7 +225,8 @@ def measure(
     calls = sum(len(plan.responses) for plan in plans)
     print(f"\n{result['model']}, {result['device']}: {len(plans)} trajectories of {lengths}; {calls} calls", flush=True)
     # The first case has warmed up everything.
-    rates = side_by_side(runs, options.repeats, warm_up=not result["ratios"])
+    warm_up = not result["ratios"] and not options.smoke
+    rates = side_by_side(runs, options.repeats, warm_up=warm_up)
     synchronize(model.device)
     summary = summarize(rates)
     print_table(case, summary)

@@ -109,7 +109,7 @@ def measure(subject: Subject, batch: Batch, options: argparse.Namespace) -> dict
     trained = sum(len(trained_positions(sample)) for sample in batch.samples)
     floor = MatmulFloor(aster.model, [(tokens // parts, trained // parts)] * parts)
     runs = {name: timed(contestant, tokens) for name, contestant in contestants.items()}
-    summary = summarize(side_by_side(runs | {"floor": lambda _: floor.run()}, options.repeats))
+    summary = summarize(side_by_side(runs | {"floor": lambda _: floor.run()}, options.repeats, warm_up=not options.smoke))
     print_table(f"forward, backward and AdamW step (malloc: {malloc})", summary)
     ceiling = matmul_ceiling(aster.model.device, aster.model.dtype)
     share = {
