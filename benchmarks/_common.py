@@ -1,7 +1,8 @@
-"""What the benchmarks share: the lab's model under two attentions, timing side by side, the printed table and JSON."""
+"""What the benchmarks share: timing side by side, the printed table and JSON."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -9,45 +10,20 @@ from typing import Any
 
 import torch
 from _machine import facts, print_json
-from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
-from transformers.utils import logging as transformers_logging
 
-from aster.lab.base import BASE_MODEL, base_config
-from aster.policy.attention import IMPLEMENTATION
-
-# Its bar for loading would tear the table.
-transformers_logging.disable_progress_bar()
+# Nothing is fetched or reported. Read when transformers is imported, so this module comes before it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def load_pair(vocabulary: int) -> tuple[Any, Any, str]:
-    """The lab's model twice with the same weights: attending through ``aster`` and through ``sdpa``; and where it is from.
-
-    Where the package holds no trained model, random weights of the same shape serve.
-    """
-    if (BASE_MODEL / "config.json").exists():
-        ours = AutoModelForCausalLM.from_pretrained(BASE_MODEL, local_files_only=True, attn_implementation=IMPLEMENTATION)
-        origin = "the lab's base model"
-    else:
-        config = base_config(vocabulary)
-        config._attn_implementation = IMPLEMENTATION
-        torch.manual_seed(0)
-        ours = Qwen3ForCausalLM(config)
-        origin = "random weights of the lab's shape"
-    config = type(ours.config).from_dict(ours.config.to_dict())
-    config._attn_implementation = "sdpa"
-    peer = type(ours)(config)
-    peer.load_state_dict(ours.state_dict())
-    return ours.eval(), peer.eval(), origin
-
-
-def side_by_side(contestants: dict[str, Callable[[int], int]], repeats: int) -> dict[str, list[float]]:
+def side_by_side(contestants: dict[str, Callable[[int], int]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Tokens per second of each contestant in each repeat.
 
     A contestant takes the number of the repeat and returns the tokens that count. They take turns, so that a machine that
-    slows down slows all of them. Repeat 0 warms up and is not kept.
+    slows down slows all of them. Repeat 0 warms up and is not kept; without ``warm_up`` there is none.
     """
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(repeats + 1):
+    for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, run in contestants.items():
             began = time.perf_counter()
             tokens = run(repeat)
@@ -84,4 +60,7 @@ def print_table(title: str, summary: dict[str, Any]) -> None:
 def finish(result: dict[str, Any], as_json: bool) -> None:
     """The result with its machine: as one line of JSON at the end if asked."""
     if as_json:
-        print_json(result | {"machine": facts("torch", "transformers") | {"torch_threads": torch.get_num_threads()}})
+        machine = facts("torch", "transformers", "trl") | {"torch_threads": torch.get_num_threads()}
+        if torch.cuda.is_available():
+            machine["gpu"] = torch.cuda.get_device_name()
+        print_json(result | {"machine": machine})

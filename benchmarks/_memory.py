@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pss_below() -> float:
@@ -37,3 +41,35 @@ def available() -> float:
     """What the machine could still give."""
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")) / 1024
+
+
+def resident(device: torch.device) -> float:
+    """What this process holds now: in memory, or for a GPU what torch has allocated there."""
+    return _own("VmRSS") if device.type == "cpu" else _allocated(device, "allocated_bytes.all.current")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far."""
+    if device.type == "cpu":
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    else:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> float:
+    """The most of :func:`resident` since :func:`reset_peak`."""
+    return _own("VmHWM") if device.type == "cpu" else _allocated(device, "allocated_bytes.all.peak")
+
+
+def _own(field: str) -> float:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(f"{field}:")) / 1024
+
+
+def _allocated(device: torch.device, statistic: str) -> float:
+    import torch
+
+    return float(torch.cuda.memory_stats(device)[statistic]) / (1 << 20)
