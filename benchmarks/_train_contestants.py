@@ -17,7 +17,7 @@ from aster.policy import AdamStep, Loss, TrainingSample
 from aster.policy.loading import load_model
 from aster.policy.trainer import trained_positions
 from aster.training.advantages import group_advantages
-from aster.training.losses import clipped_policy_loss, token_entropy
+from aster.training.losses import clipped_policy_loss
 
 GROUP = 8
 """Trajectories of one prompt."""
@@ -204,7 +204,7 @@ class Sorted:
             hidden = self.model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
             logits = self.model.get_output_embeddings()(hidden[rows, columns - 1]).float()
             logprobs = logits.gather(-1, tokens[rows, columns][:, None])[:, 0] - logits.logsumexp(-1)
-            token_entropy(logits)  # the others report it
+            torch.special.entr(logits.detach().softmax(-1)).sum(-1)  # the entropy, which the others report
             old = logprobs.detach()
             loss, _ = clipped_policy_loss(
                 logprobs, old, old, scales, clip_low=0.2, clip_high=0.28, dual_clip=10.0, importance_cap=2.0

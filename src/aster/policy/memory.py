@@ -2,7 +2,7 @@
 
 By default glibc hands every large tensor back to the kernel and asks for fresh, zeroed pages the next time. On a small model in
 a virtual machine that can cost more than the arithmetic: a training process was seen at 100% system time, and at 3% with its
-pages kept. ``benchmarks/trainer.py --default-malloc`` compares.
+pages kept. ``benchmarks/train_step.py --default-malloc`` compares.
 """
 
 from __future__ import annotations
