@@ -56,6 +56,7 @@ class FakeTinkerServer:
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
     """How often a path is yet to ``lose`` its answer, or to be ``busy``."""
     seconds_a_turn: float = 0.0
+    seconds_a_refresh: float = 0.0
     most_turns_at_once: int = 0
     port: int = 0
 
@@ -184,7 +185,9 @@ class FakeTinkerServer:
             case "save_weights":
                 return self._promise(lambda: self._save(model_id, asked["path"]))
             case "save_weights_for_sampler":
-                return self._promise(lambda: self._sampler(model_id))
+                reply = self._promise(lambda: self._sampler(model_id))
+                self._ready[reply["request_id"]] = time.monotonic() + self.seconds_a_refresh
+                return reply
             case "asample":
                 reply = self._promise(lambda: self._sample(asked))
                 self._ready[reply["request_id"]] = time.monotonic() + self.seconds_a_turn

@@ -154,6 +154,20 @@ def test_a_server_that_stays_away_is_one_error_after_the_patience(
     assert "does not answer" in capsys.readouterr().err
 
 
+def test_a_server_that_goes_away_in_a_refresh_is_one_error_too(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder, patience_seconds=3.0)) as policy:
+            fake.seconds_a_refresh = 20.0
+            refresh = asyncio.create_task(policy.refresh_sampler())
+            await asyncio.sleep(0.3)  # the loop goes on meanwhile
+            assert not refresh.done()
+            fake.stop()
+            with pytest.raises(UserError, match="has not answered for 3 seconds"):
+                await refresh
+
+    run(work)
+
+
 def test_a_busy_server_gets_no_more_turns_than_slots(fake: FakeTinkerServer, lab_folder: Path) -> None:
     async def work() -> None:
         async with opened(recipe_for(fake, lab_folder, slots=5)) as policy:

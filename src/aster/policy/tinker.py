@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker import types
+from tinker.lib.retry_handler import RetryConfig
 from transformers import AutoConfig
 
 from aster.core.errors import UserError
@@ -208,7 +209,11 @@ class TinkerPolicy:
     async def refresh_sampler(self) -> None:
         """Hand the present weights to the server's sampler."""
         if self._samples:
-            call = self._training.save_weights_and_get_sampling_client_async
+            # The client's own awaitable variant blocks the event loop until the weights are there; a thread does not, so that the
+            # service goes on watching the server. What fails for a moment is asked again, and counted, by the service alone.
+            call = self._service.in_thread(
+                self._training.save_weights_and_get_sampling_client, retry_config=RetryConfig(enable_retry_logic=False)
+            )
             self._sampling = await self._service.ask("weights for the sampler", call, repeat=True)
             if self._reduction == "sequence_mean":
                 # SkyRL's JAX backend reads a sampler's weights at its first turn, into the adapter that is trained. Were that
