@@ -22,6 +22,7 @@ from aster.policy import AdamStep, EngineLost, Loss, Policy, SamplingParams, Tra
 from aster.policy.opening import open_policy
 
 pytest.importorskip("tinker")
+import httpx
 import tinker
 
 from aster.policy.tinker_service import Service
@@ -166,6 +167,34 @@ def test_a_server_that_goes_away_in_a_refresh_is_one_error_too(fake: FakeTinkerS
                 await refresh
 
     run(work)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_fails_for_ever_is_one_error_after_the_patience(
+    status: int, fake: FakeTinkerServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers all the while, so that only the request itself can tell."""
+
+    async def call() -> None:
+        response = httpx.Response(status, request=httpx.Request("POST", fake.url))
+        raise tinker.APIStatusError("no free worker", response=response, body=None)
+
+    async def work() -> None:
+        service = Service(fake.url, 2.0)
+        await service.connect()
+        try:
+            began = time.monotonic()
+            requests = [service.ask("a turn", call, repeat=True, turn=True) for _ in range(5)]
+            found = await asyncio.gather(*requests, return_exceptions=True)
+            assert 2.0 < time.monotonic() - began < 10.0
+            for error in found:
+                assert isinstance(error, UserError)
+                assert "has failed at a turn for 2 seconds (no free worker)" in str(error)
+        finally:
+            await service.close()
+
+    run(work)
+    assert capsys.readouterr().err.count("asking again") == 1
 
 
 def test_a_busy_server_gets_no_more_turns_than_slots(fake: FakeTinkerServer, lab_folder: Path) -> None:

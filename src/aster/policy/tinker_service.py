@@ -8,9 +8,12 @@ became of the request:
 - the server does not answer: the request waits, up to ``policy.patience_seconds``; then UserError.
 - it answers and does not know the policy, as after it was started again: EngineLost. So too where the client could not find out
   whether a step was done.
+- it answers, and fails at the request again and again, or is too busy for it: a request that changes nothing is sent again, for
+  ``policy.patience_seconds`` after its first failure; then UserError.
 - it refuses the request: UserError in training, RuntimeError for a turn, which is then that trajectory's fault alone.
 
-Each request passes through :meth:`Service.ask`; nothing else here sends any.
+Turns, passes, steps, checkpoints and the sampler's weights pass through :meth:`Service.ask`, opening a model through
+:meth:`Service.create_model`. What frees something on the server, and the looks at whether it is there, are sent beside them.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any, TypeVar
 
 import httpx2
 import tinker
+from tinker.lib.retryable_exception import RetryableException
 
 from aster.core.errors import UserError
 from aster.core.progress import say
@@ -53,7 +57,7 @@ STATUS = re.compile(r"\(?status[ =](\d{3})\)?")
 
 
 class Service:
-    """One server, for one event loop. ``async with`` :meth:`connect`-ed; :meth:`close` at the end."""
+    """One server, for one event loop. Await :meth:`connect` first, and :meth:`close` at the end."""
 
     def __init__(self, base_url: str, patience: float) -> None:
         """UserError where the key is not one that the client takes."""
@@ -67,6 +71,7 @@ class Service:
         os.environ.setdefault("TINKER_TELEMETRY", "0")
         self._client = tinker.ServiceClient(base_url=self.base_url, api_key=key)
         self._watcher: asyncio.Task[None] | None = None
+        self._said_failing = False
         self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- the server
@@ -139,17 +144,21 @@ class Service:
     async def ask(self, what: str, call: Callable[[], Awaitable[T]], *, repeat: bool = False, turn: bool = False) -> T:
         """The result of a request; ``what`` names it in errors.
 
-        ``repeat``: the request changes nothing on the server, so it is sent again after a failed connection. ``turn``: it is
-        one turn of many. Raises UserError, EngineLost or, for a turn that the server refuses, RuntimeError."""
+        ``repeat``: the request changes nothing on the server, so it is sent again after a failed connection, and where the
+        server fails at it or is busy, until the patience is over. ``turn``: it is one turn of many. Raises UserError,
+        EngineLost or, for a turn that the server refuses, RuntimeError."""
         pause = 1.0
+        failed: float | None = None
         while True:
             try:
-                return await self._unless_given_up(call)
+                result = await self._unless_given_up(call)
             except (UserError, EngineLost):
                 raise
             except Exception as error:
                 fault = describe(error)
-                if is_gone(error):
+                # A result that the server does not have any more is asked for anew where that is safe: whether it has lost the
+                # policy too, the next answer tells.
+                if is_gone(error) and not (repeat and is_result_lost(error)):
                     raise EngineLost(
                         f"the Tinker server at {self.base_url} has lost the policy, as when it is started again ({fault})"
                     ) from error
@@ -158,12 +167,31 @@ class Service:
                         raise EngineLost(
                             f"the Tinker server at {self.base_url} did not say whether it did {what} ({fault})"
                         ) from error
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                    failed = failed or time.monotonic()
+                    self._say_or_give_up(what, fault, time.monotonic() - failed, error)
+                    await asyncio.sleep(min(pause, self._patience / 4) * random.uniform(0.5, 1.0))
                     pause = min(2 * pause, LONGEST_WAIT)
                 elif turn:
                     raise RuntimeError(f"the Tinker server refused {what}: {fault}") from error
                 else:
                     raise UserError(f"the Tinker server at {self.base_url} refused {what}: {fault}") from error
+            else:
+                if failed is not None:
+                    self._said_failing = False
+                return result
+
+    def _say_or_give_up(self, what: str, fault: str, seconds: float, error: Exception) -> None:
+        """What to tell of a request that has failed for ``seconds``: nothing at first, then one line for all requests, at last
+        UserError."""
+        if seconds > self._patience:
+            raise UserError(
+                f"policy.base_url: the Tinker server at {self.base_url} answers, but has failed at {what} for "
+                f"{self._patience:g} seconds ({fault}); look at its log, mend it and give the command again: the run resumes "
+                "(policy.patience_seconds is how long it waits)"
+            ) from error
+        if seconds > min(SILENT_SECONDS, self._patience / 2) and not self._said_failing:
+            self._said_failing = True
+            say(f"tinker: {self.base_url} fails at {what} ({fault}); asking again for up to {self._patience:g} seconds")
 
     async def _unless_given_up(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run a call, unless the server stays silent meanwhile."""
@@ -273,12 +301,17 @@ def is_gone(error: BaseException) -> bool:
     return status_of(error) in (404, 410) or bool(GONE.search(describe(error)))
 
 
+def is_result_lost(error: BaseException) -> bool:
+    """Whether the server took the request and does not have its result any more (the client's name for HTTP status 410)."""
+    return isinstance(error, RetryableException)
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether the connection failed, or the server was busy: nothing is known about the request."""
     if isinstance(error, tinker.APIConnectionError | TimeoutError | ConnectionError):
         return True
     status = status_of(error)
-    return type(error).__name__ == "RetryableException" or (status is not None and (status in (408, 409, 429) or status >= 500))
+    return is_result_lost(error) or (status is not None and (status in (408, 409, 429) or status >= 500))
 
 
 def describe(error: BaseException) -> str:
