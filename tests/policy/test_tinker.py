@@ -25,6 +25,7 @@ pytest.importorskip("tinker")
 import httpx
 import tinker
 
+from aster.policy import tinker_service
 from aster.policy.tinker_service import Service
 from tests.policy.fake_tinker_server import LOGPROB, FakeModel, FakeTinkerServer
 
@@ -259,6 +260,32 @@ def test_no_server(fake: FakeTinkerServer, lab_folder: Path) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     line = refused(recipe_for(fake, lab_folder, base_url=url, patience_seconds=1.0))
     assert line.startswith("policy.base_url: no Tinker server answers at " + url)
+
+
+def test_a_server_that_was_there_gets_the_whole_patience_when_a_policy_is_opened_again(
+    fake: FakeTinkerServer, lab_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tinker_service, "ENTER_SECONDS", 0.2)
+
+    async def work() -> None:
+        recipe = recipe_for(fake, lab_folder)
+        async with opened(recipe):
+            fake.stop()
+
+        async def come_back() -> None:
+            await asyncio.sleep(2.0)
+            fake.start()
+
+        coming = asyncio.create_task(come_back())
+        async with opened(recipe):
+            assert fake.models
+        await coming
+        fake.stop()
+
+    run(work)
+    heard = capsys.readouterr().err
+    assert (heard.count("does not answer"), heard.count("answers again")) == (1, 1)
+    assert "has not answered for 1 seconds" in refused(recipe_for(fake, lab_folder, patience_seconds=1.0))
 
 
 def test_a_server_of_another_kind(fake: FakeTinkerServer, lab_folder: Path) -> None:

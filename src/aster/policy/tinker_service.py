@@ -42,7 +42,10 @@ KEY = "ASTER_POLICY_KEY"
 NO_KEY = "tml-none"
 """The client insists on a key of this form; servers of one's own do not look at it."""
 ENTER_SECONDS = 20.0
-"""For the first answer of a server, when a stage begins."""
+"""For the first answer of a server that this process has not met. Its address may be wrong; that is said soon."""
+MET: set[str] = set()
+"""Addresses at which a Tinker server has answered this process. One that is away when a lost policy is opened again gets the
+whole patience, as one that goes away in mid-request does."""
 LOOK_SECONDS = 3.0
 """Between two looks at whether the server answers."""
 SILENT_SECONDS = 15.0
@@ -78,13 +81,24 @@ class Service:
 
     async def connect(self) -> list[tinker.types.SupportedModel]:
         """Wait for the server's first answer; returns the models that it serves. UserError where there is no Tinker server."""
-        ends = time.monotonic() + min(ENTER_SECONDS, self._patience)
+        met = self.base_url in MET
+        began = time.monotonic()
+        said = False
         while (fault := await self._look()) is not None:
-            if time.monotonic() > ends:
+            waited = time.monotonic() - began
+            if met and waited > self._patience:
+                raise self._silent(fault)
+            if not met and waited > min(ENTER_SECONDS, self._patience):
                 raise UserError(
                     f"policy.base_url: no Tinker server answers at {self.base_url} ({fault}); start it, or mend the address"
                 )
+            if met and not said:
+                said = True
+                self._say_waiting(fault)
             await asyncio.sleep(0.5)
+        if said:
+            say(f"tinker: {self.base_url} answers again")
+        MET.add(self.base_url)
         self._watcher = asyncio.create_task(self._watch())
         found = await self.ask("the list of models", self.in_thread(self._client.get_server_capabilities), repeat=True)
         return list(found.supported_models)
@@ -116,18 +130,21 @@ class Service:
                 heard, silent = now, False
             elif now - heard > self._patience:
                 if not self._given_up.done():
-                    self._given_up.set_exception(
-                        UserError(
-                            f"policy.base_url: the Tinker server at {self.base_url} has not answered for "
-                            f"{self._patience:g} seconds ({fault}); start it again and give the command again: "
-                            "the run resumes (policy.patience_seconds is how long it waits)"
-                        )
-                    )
+                    self._given_up.set_exception(self._silent(fault))
                 return
             elif now - heard > min(SILENT_SECONDS, self._patience / 2) and not silent:
                 silent = True
-                say(f"tinker: {self.base_url} does not answer ({fault}); waiting for it up to {self._patience:g} seconds")
+                self._say_waiting(fault)
             await asyncio.sleep(min(LOOK_SECONDS, self._patience / 4))
+
+    def _say_waiting(self, fault: str) -> None:
+        say(f"tinker: {self.base_url} does not answer ({fault}); waiting for it up to {self._patience:g} seconds")
+
+    def _silent(self, fault: str) -> UserError:
+        return UserError(
+            f"policy.base_url: the Tinker server at {self.base_url} has not answered for {self._patience:g} seconds ({fault}); "
+            "start it again and give the command again: the run resumes (policy.patience_seconds is how long it waits)"
+        )
 
     async def close(self) -> None:
         """Stop watching and close the connections."""
