@@ -25,6 +25,7 @@ pytest.importorskip("tinker")
 import httpx
 import tinker
 
+from aster.policy import tinker as tinker_policy
 from aster.policy import tinker_service
 from aster.policy.tinker_service import Service
 from tests.policy.fake_tinker_server import LOGPROB, FakeModel, FakeTinkerServer
@@ -86,6 +87,23 @@ def test_one_training_step_and_one_turn(fake: FakeTinkerServer, lab_folder: Path
             )
             assert (only(fake).gradients, only(fake).steps, only(fake).rank) == (1, 1, 8)
         assert not fake.models  # closed: the server may free it
+
+    run(work)
+
+
+def test_a_turn_goes_on_past_an_end_token_that_is_not_ours(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)) as policy:
+            fake.ends = [3]
+            turn = await policy.sample([1, 2], SamplingParams(max_tokens=5, stop_token_ids=(9,)))
+            assert (turn.token_ids, turn.logprobs, turn.stopped) == ([7, 3, 7, 7, 9], [LOGPROB] * 5, True)
+            assert fake.prompts == [[1, 2], [1, 2, 7, 3]]
+            fake.ends = [3]
+            turn = await policy.sample([1, 2], SamplingParams(max_tokens=2, stop_token_ids=(9,)))
+            assert (turn.token_ids, turn.stopped) == ([7, 3], False)
+            fake.ends = [3]
+            turn = await policy.sample([1, 2], SamplingParams(max_tokens=4))
+            assert (turn.token_ids, turn.stopped) == ([7, 3, 7, 7], False)
 
     run(work)
 
@@ -231,6 +249,9 @@ def test_a_checkpoint_brings_back_weights_and_optimizer(fake: FakeTinkerServer, 
             assert only(fake).loaded == (state_of(second), True)
         async with opened(recipe, second) as policy:
             assert only(fake).loaded == (state_of(second), False)
+            shutil.rmtree(third)  # and nothing is saved after that
+            assert len(fake.states) == 2
+        assert set(fake.states) == {state_of(second)}
 
     run(work)
 
@@ -314,6 +335,26 @@ def test_a_model_under_another_name(fake: FakeTinkerServer, lab_folder: Path) ->
 def test_a_context_longer_than_the_models(fake: FakeTinkerServer, lab_folder: Path) -> None:
     line = refused(recipe_for(fake, lab_folder), capacity=1 << 20)
     assert line.startswith(f"limits.context_tokens: {1 << 20} is more than the ")
+
+
+def test_a_context_that_nobody_tells(fake: FakeTinkerServer, lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server lists none, and a GGUF file has no configuration beside it."""
+    monkeypatch.setattr(tinker_policy, "context_of", lambda _: None)
+
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)) as policy:
+            assert (await policy.sample([1], TURN)).stopped
+
+    run(work)
+
+
+def test_a_server_that_refuses_the_first_turn(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    """Where means are taken, each refresh samples one token; that it is refused is nobody's turn's fault."""
+    fake.refuses_turns = True
+    line = refused(recipe_for(fake, lab_folder, loss_reduction="sequence_mean"))
+    assert "refused a turn" in line
+    assert "no such prompt" in line
+    assert not fake.models  # what was opened for nothing is freed
 
 
 @pytest.mark.parametrize("rank", [0, 64])
