@@ -53,9 +53,15 @@ class FakeTinkerServer:
     models: dict[str, FakeModel] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)
     """Steps of the model at each saved state."""
+    prompts: list[list[int]] = field(default_factory=list)
+    """Of the turns that it sampled."""
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
     """How often a path is yet to ``lose`` its answer, or to be ``busy``."""
+    ends: list[int] = field(default_factory=list)
+    """Tokens at which the next turns end at once, as at an end token of the model's own."""
+    refuses_turns: bool = False
     seconds_a_turn: float = 0.0
+    seconds_a_refresh: float = 0.0
     most_turns_at_once: int = 0
     port: int = 0
 
@@ -184,7 +190,9 @@ class FakeTinkerServer:
             case "save_weights":
                 return self._promise(lambda: self._save(model_id, asked["path"]))
             case "save_weights_for_sampler":
-                return self._promise(lambda: self._sampler(model_id))
+                reply = self._promise(lambda: self._sampler(model_id))
+                self._ready[reply["request_id"]] = time.monotonic() + self.seconds_a_refresh
+                return reply
             case "asample":
                 reply = self._promise(lambda: self._sample(asked))
                 self._ready[reply["request_id"]] = time.monotonic() + self.seconds_a_turn
@@ -272,10 +280,14 @@ class FakeTinkerServer:
 
     def _sample(self, asked: dict[str, Any]) -> bytes:
         self._model(asked["sampling_session_id"].removeprefix("sampling_"))
-        tokens = [7] * (asked["sampling_params"]["max_tokens"] - 1) + asked["sampling_params"]["stop"][:1]
+        if self.refuses_turns:
+            raise Refused(422, "no such prompt")
+        most, stops = asked["sampling_params"]["max_tokens"], asked["sampling_params"].get("stop") or []
+        tokens = [7, self.ends.pop(0)] if self.ends else [7] * (most - len(stops[:1])) + stops[:1]
+        self.prompts.append([token for chunk in asked["prompt"]["chunks"] for token in chunk["tokens"]])
         answer = proto.SampleResponse()
         answer.sequences.add(
-            stop_reason=proto.STOP_REASON_STOP,
+            stop_reason=proto.STOP_REASON_STOP if tokens[-1] != 7 else proto.STOP_REASON_LENGTH,
             tokens=np.array(tokens, np.int32).tobytes(),
             logprobs=np.full(len(tokens), LOGPROB, np.float32).tobytes(),
         )

@@ -22,8 +22,11 @@ from aster.policy import AdamStep, EngineLost, Loss, Policy, SamplingParams, Tra
 from aster.policy.opening import open_policy
 
 pytest.importorskip("tinker")
+import httpx
 import tinker
 
+from aster.policy import tinker as tinker_policy
+from aster.policy import tinker_service
 from aster.policy.tinker_service import Service
 from tests.policy.fake_tinker_server import LOGPROB, FakeModel, FakeTinkerServer
 
@@ -84,6 +87,23 @@ def test_one_training_step_and_one_turn(fake: FakeTinkerServer, lab_folder: Path
             )
             assert (only(fake).gradients, only(fake).steps, only(fake).rank) == (1, 1, 8)
         assert not fake.models  # closed: the server may free it
+
+    run(work)
+
+
+def test_a_turn_goes_on_past_an_end_token_that_is_not_ours(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)) as policy:
+            fake.ends = [3]
+            turn = await policy.sample([1, 2], SamplingParams(max_tokens=5, stop_token_ids=(9,)))
+            assert (turn.token_ids, turn.logprobs, turn.stopped) == ([7, 3, 7, 7, 9], [LOGPROB] * 5, True)
+            assert fake.prompts == [[1, 2], [1, 2, 7, 3]]
+            fake.ends = [3]
+            turn = await policy.sample([1, 2], SamplingParams(max_tokens=2, stop_token_ids=(9,)))
+            assert (turn.token_ids, turn.stopped) == ([7, 3], False)
+            fake.ends = [3]
+            turn = await policy.sample([1, 2], SamplingParams(max_tokens=4))
+            assert (turn.token_ids, turn.stopped) == ([7, 3, 7, 7], False)
 
     run(work)
 
@@ -154,6 +174,48 @@ def test_a_server_that_stays_away_is_one_error_after_the_patience(
     assert "does not answer" in capsys.readouterr().err
 
 
+def test_a_server_that_goes_away_in_a_refresh_is_one_error_too(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder, patience_seconds=3.0)) as policy:
+            fake.seconds_a_refresh = 20.0
+            refresh = asyncio.create_task(policy.refresh_sampler())
+            await asyncio.sleep(0.3)  # the loop goes on meanwhile
+            assert not refresh.done()
+            fake.stop()
+            with pytest.raises(UserError, match="has not answered for 3 seconds"):
+                await refresh
+
+    run(work)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_fails_for_ever_is_one_error_after_the_patience(
+    status: int, fake: FakeTinkerServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers all the while, so that only the request itself can tell."""
+
+    async def call() -> None:
+        response = httpx.Response(status, request=httpx.Request("POST", fake.url))
+        raise tinker.APIStatusError("no free worker", response=response, body=None)
+
+    async def work() -> None:
+        service = Service(fake.url, 2.0)
+        await service.connect()
+        try:
+            began = time.monotonic()
+            requests = [service.ask("a turn", call, repeat=True, turn=True) for _ in range(5)]
+            found = await asyncio.gather(*requests, return_exceptions=True)
+            assert 2.0 < time.monotonic() - began < 10.0
+            for error in found:
+                assert isinstance(error, UserError)
+                assert "has failed at a turn for 2 seconds (no free worker)" in str(error)
+        finally:
+            await service.close()
+
+    run(work)
+    assert capsys.readouterr().err.count("asking again") == 1
+
+
 def test_a_busy_server_gets_no_more_turns_than_slots(fake: FakeTinkerServer, lab_folder: Path) -> None:
     async def work() -> None:
         async with opened(recipe_for(fake, lab_folder, slots=5)) as policy:
@@ -187,6 +249,9 @@ def test_a_checkpoint_brings_back_weights_and_optimizer(fake: FakeTinkerServer, 
             assert only(fake).loaded == (state_of(second), True)
         async with opened(recipe, second) as policy:
             assert only(fake).loaded == (state_of(second), False)
+            shutil.rmtree(third)  # and nothing is saved after that
+            assert len(fake.states) == 2
+        assert set(fake.states) == {state_of(second)}
 
     run(work)
 
@@ -218,6 +283,32 @@ def test_no_server(fake: FakeTinkerServer, lab_folder: Path) -> None:
     assert line.startswith("policy.base_url: no Tinker server answers at " + url)
 
 
+def test_a_server_that_was_there_gets_the_whole_patience_when_a_policy_is_opened_again(
+    fake: FakeTinkerServer, lab_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tinker_service, "ENTER_SECONDS", 0.2)
+
+    async def work() -> None:
+        recipe = recipe_for(fake, lab_folder)
+        async with opened(recipe):
+            fake.stop()
+
+        async def come_back() -> None:
+            await asyncio.sleep(2.0)
+            fake.start()
+
+        coming = asyncio.create_task(come_back())
+        async with opened(recipe):
+            assert fake.models
+        await coming
+        fake.stop()
+
+    run(work)
+    heard = capsys.readouterr().err
+    assert (heard.count("does not answer"), heard.count("answers again")) == (1, 1)
+    assert "has not answered for 1 seconds" in refused(recipe_for(fake, lab_folder, patience_seconds=1.0))
+
+
 def test_a_server_of_another_kind(fake: FakeTinkerServer, lab_folder: Path) -> None:
     line = refused(recipe_for(fake, lab_folder, base_url=f"{fake.url}/elsewhere"))
     assert "is no Tinker server" in line
@@ -244,6 +335,26 @@ def test_a_model_under_another_name(fake: FakeTinkerServer, lab_folder: Path) ->
 def test_a_context_longer_than_the_models(fake: FakeTinkerServer, lab_folder: Path) -> None:
     line = refused(recipe_for(fake, lab_folder), capacity=1 << 20)
     assert line.startswith(f"limits.context_tokens: {1 << 20} is more than the ")
+
+
+def test_a_context_that_nobody_tells(fake: FakeTinkerServer, lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server lists none, and a GGUF file has no configuration beside it."""
+    monkeypatch.setattr(tinker_policy, "context_of", lambda _: None)
+
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)) as policy:
+            assert (await policy.sample([1], TURN)).stopped
+
+    run(work)
+
+
+def test_a_server_that_refuses_the_first_turn(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    """Where means are taken, each refresh samples one token; that it is refused is nobody's turn's fault."""
+    fake.refuses_turns = True
+    line = refused(recipe_for(fake, lab_folder, loss_reduction="sequence_mean"))
+    assert "refused a turn" in line
+    assert "no such prompt" in line
+    assert not fake.models  # what was opened for nothing is freed
 
 
 @pytest.mark.parametrize("rank", [0, 64])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker import types
+from tinker.lib.retry_handler import RetryConfig
 from transformers import AutoConfig
 
 from aster.core.errors import UserError
@@ -58,11 +59,13 @@ class TinkerPolicy:
         source = resolve(recipe.model.path, weights=False)
         tokenizer = load_tokenizer(source)
         service = Service(settings.base_url, settings.patience_seconds)
+        policy: TinkerPolicy | None = None
         try:
             models = await service.connect()
             base_model = choose_model(recipe, source, [model.model_name or "" for model in models])
             longest = [model.max_context_length for model in models if model.model_name == base_model] + [context_of(source)]
-            if capacity is not None and capacity > (most := min(found for found in longest if found)):
+            most = min((found for found in longest if found), default=None)  # None: neither the server nor the model says
+            if capacity is not None and most is not None and capacity > most:
                 raise UserError(
                     f"limits.context_tokens: {capacity} is more than the {most} tokens of the model's context; lower it"
                 )
@@ -71,7 +74,8 @@ class TinkerPolicy:
             policy._samples = capacity is not None
             await policy.refresh_sampler()
         except BaseException:
-            await service.close()
+            # A model that was opened for nothing would keep its place on the server.
+            await (service if policy is None else policy).close()
             raise
         return policy
 
@@ -108,11 +112,29 @@ class TinkerPolicy:
         """Nothing to do: the server keeps what it wants of a prefix."""
 
     async def sample(self, token_ids: list[int], params: SamplingParams) -> Completion:
-        """Sample one turn, with the weights of the last :meth:`refresh_sampler`."""
+        """Sample one turn, with the weights of the last :meth:`refresh_sampler`.
+
+        Servers stop at the model's own end tokens too. A turn that ended at a token that is no stop token of ours goes on, with
+        a request that holds what was sampled so far."""
         if self._sampling is None:
             raise RuntimeError("the policy was opened without a capacity")
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        async with self._in_flight:
+            while True:
+                found = await self._sample(token_ids + tokens, params, params.max_tokens - len(tokens), turn=True)
+                tokens += found.tokens
+                logprobs += found.logprobs
+                stopped = bool(found.tokens) and tokens[-1] in params.stop_token_ids
+                if stopped or found.stop_reason == "length" or len(tokens) >= params.max_tokens:
+                    return Completion(tokens, logprobs, stopped)
+                if not found.tokens:
+                    raise RuntimeError(f"the Tinker server ended a turn ({found.stop_reason}) without any token")
+
+    async def _sample(self, token_ids: list[int], params: SamplingParams, max_tokens: int, *, turn: bool) -> Any:
+        """What one request samples. ``turn``: as of :meth:`Service.ask`."""
         asked = types.SamplingParams(
-            max_tokens=params.max_tokens,
+            max_tokens=max_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
             # A trajectory's turns differ in their length so far, so no two turns draw the same numbers.
@@ -120,14 +142,13 @@ class TinkerPolicy:
             stop=list(params.stop_token_ids) or None,
         )
         prompt = types.ModelInput.from_ints(token_ids)
-        async with self._in_flight:
-            answer = await self._service.ask(
-                "a turn", lambda: self._sampling.sample_async(prompt, 1, asked), repeat=True, turn=True
-            )
+        answer = await self._service.ask(
+            "a turn", lambda: self._sampling.sample_async(prompt, 1, asked), repeat=True, turn=turn
+        )
         found = answer.sequences[0]
         if found.logprobs is None or len(found.logprobs) != len(found.tokens):
             raise UserError(f"the Tinker server at {self._service.base_url} gives no log-probabilities of what it samples")
-        return Completion(list(found.tokens), list(found.logprobs), found.stop_reason == "stop")
+        return found
 
     def release(self, sequence: str) -> None:
         """Nothing to do."""
@@ -208,12 +229,17 @@ class TinkerPolicy:
     async def refresh_sampler(self) -> None:
         """Hand the present weights to the server's sampler."""
         if self._samples:
-            call = self._training.save_weights_and_get_sampling_client_async
+            # The client's own awaitable variant blocks the event loop until the weights are there; a thread does not, so that the
+            # service goes on watching the server. What fails for a moment is asked again, and counted, by the service alone.
+            call = self._service.in_thread(
+                self._training.save_weights_and_get_sampling_client, retry_config=RetryConfig(enable_retry_logic=False)
+            )
             self._sampling = await self._service.ask("weights for the sampler", call, repeat=True)
             if self._reduction == "sequence_mean":
                 # SkyRL's JAX backend reads a sampler's weights at its first turn, into the adapter that is trained. Were that
                 # turn sampled after the next step, it would undo the step.
-                await self.sample([0], SamplingParams(max_tokens=1))
+                # It is no trajectory's turn: where it is refused, no turn can be had, and the run ends with one line.
+                await self._sample([0], SamplingParams(max_tokens=1), 1, turn=False)
 
     # -- checkpoints
 
@@ -237,8 +263,14 @@ class TinkerPolicy:
             partial.mkdir()
             (partial / POINTER).write_text(json.dumps(pointer, indent=2) + "\n", encoding="utf-8")
         self._saved[path] = state
-        for folder in [folder for folder in self._saved if not folder.exists()]:
-            await self._service.forget(self._saved.pop(folder))
+        await self._forget_pruned()
+
+    async def _forget_pruned(self) -> None:
+        """Let the server delete the states of folders that the run has deleted."""
+        for folder in list(self._saved):
+            # Where all of the stage's folders are out of sight at once, a disk may be: that is no pruning.
+            if folder.parent.exists() and not folder.exists():
+                await self._service.forget(self._saved.pop(folder))
 
     async def load(self, path: Path) -> None:
         """Go on from a checkpoint's weights and optimizer state."""
@@ -248,8 +280,10 @@ class TinkerPolicy:
         await self.refresh_sampler()
 
     async def close(self) -> None:
-        """Let the server free the model, and end the connections."""
-        await self._service.unload(self._training.model_id)
+        """Let the server free the model and what the run has pruned since its last checkpoint, and end the connections."""
+        await self._forget_pruned()
+        if self._training is not None:
+            await self._service.unload(self._training.model_id)
         await self._service.close()
 
 

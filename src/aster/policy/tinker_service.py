@@ -8,9 +8,12 @@ became of the request:
 - the server does not answer: the request waits, up to ``policy.patience_seconds``; then UserError.
 - it answers and does not know the policy, as after it was started again: EngineLost. So too where the client could not find out
   whether a step was done.
+- it answers, and fails at the request again and again, or is too busy for it: a request that changes nothing is sent again, for
+  ``policy.patience_seconds`` after its first failure; then UserError.
 - it refuses the request: UserError in training, RuntimeError for a turn, which is then that trajectory's fault alone.
 
-Each request passes through :meth:`Service.ask`; nothing else here sends any.
+Turns, passes, steps, checkpoints and the sampler's weights pass through :meth:`Service.ask`, opening a model through
+:meth:`Service.create_model`. What frees something on the server, and the looks at whether it is there, are sent beside them.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any, TypeVar
 
 import httpx2
 import tinker
+from tinker.lib.retryable_exception import RetryableException
 
 from aster.core.errors import UserError
 from aster.core.progress import say
@@ -38,7 +42,10 @@ KEY = "ASTER_POLICY_KEY"
 NO_KEY = "tml-none"
 """The client insists on a key of this form; servers of one's own do not look at it."""
 ENTER_SECONDS = 20.0
-"""For the first answer of a server, when a stage begins."""
+"""For the first answer of a server that this process has not met. Its address may be wrong; that is said soon."""
+MET: set[str] = set()
+"""Addresses at which a Tinker server has answered this process. One that is away when a lost policy is opened again gets the
+whole patience, as one that goes away in mid-request does."""
 LOOK_SECONDS = 3.0
 """Between two looks at whether the server answers."""
 SILENT_SECONDS = 15.0
@@ -53,7 +60,7 @@ STATUS = re.compile(r"\(?status[ =](\d{3})\)?")
 
 
 class Service:
-    """One server, for one event loop. ``async with`` :meth:`connect`-ed; :meth:`close` at the end."""
+    """One server, for one event loop. Await :meth:`connect` first, and :meth:`close` at the end."""
 
     def __init__(self, base_url: str, patience: float) -> None:
         """UserError where the key is not one that the client takes."""
@@ -67,19 +74,31 @@ class Service:
         os.environ.setdefault("TINKER_TELEMETRY", "0")
         self._client = tinker.ServiceClient(base_url=self.base_url, api_key=key)
         self._watcher: asyncio.Task[None] | None = None
+        self._said_failing = False
         self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- the server
 
     async def connect(self) -> list[tinker.types.SupportedModel]:
         """Wait for the server's first answer; returns the models that it serves. UserError where there is no Tinker server."""
-        ends = time.monotonic() + min(ENTER_SECONDS, self._patience)
+        met = self.base_url in MET
+        began = time.monotonic()
+        said = False
         while (fault := await self._look()) is not None:
-            if time.monotonic() > ends:
+            waited = time.monotonic() - began
+            if met and waited > self._patience:
+                raise self._silent(fault)
+            if not met and waited > min(ENTER_SECONDS, self._patience):
                 raise UserError(
                     f"policy.base_url: no Tinker server answers at {self.base_url} ({fault}); start it, or mend the address"
                 )
+            if met and not said:
+                said = True
+                self._say_waiting(fault)
             await asyncio.sleep(0.5)
+        if said:
+            say(f"tinker: {self.base_url} answers again")
+        MET.add(self.base_url)
         self._watcher = asyncio.create_task(self._watch())
         found = await self.ask("the list of models", self.in_thread(self._client.get_server_capabilities), repeat=True)
         return list(found.supported_models)
@@ -111,18 +130,21 @@ class Service:
                 heard, silent = now, False
             elif now - heard > self._patience:
                 if not self._given_up.done():
-                    self._given_up.set_exception(
-                        UserError(
-                            f"policy.base_url: the Tinker server at {self.base_url} has not answered for "
-                            f"{self._patience:g} seconds ({fault}); start it again and give the command again: "
-                            "the run resumes (policy.patience_seconds is how long it waits)"
-                        )
-                    )
+                    self._given_up.set_exception(self._silent(fault))
                 return
             elif now - heard > min(SILENT_SECONDS, self._patience / 2) and not silent:
                 silent = True
-                say(f"tinker: {self.base_url} does not answer ({fault}); waiting for it up to {self._patience:g} seconds")
+                self._say_waiting(fault)
             await asyncio.sleep(min(LOOK_SECONDS, self._patience / 4))
+
+    def _say_waiting(self, fault: str) -> None:
+        say(f"tinker: {self.base_url} does not answer ({fault}); waiting for it up to {self._patience:g} seconds")
+
+    def _silent(self, fault: str) -> UserError:
+        return UserError(
+            f"policy.base_url: the Tinker server at {self.base_url} has not answered for {self._patience:g} seconds ({fault}); "
+            "start it again and give the command again: the run resumes (policy.patience_seconds is how long it waits)"
+        )
 
     async def close(self) -> None:
         """Stop watching and close the connections."""
@@ -139,17 +161,21 @@ class Service:
     async def ask(self, what: str, call: Callable[[], Awaitable[T]], *, repeat: bool = False, turn: bool = False) -> T:
         """The result of a request; ``what`` names it in errors.
 
-        ``repeat``: the request changes nothing on the server, so it is sent again after a failed connection. ``turn``: it is
-        one turn of many. Raises UserError, EngineLost or, for a turn that the server refuses, RuntimeError."""
+        ``repeat``: the request changes nothing on the server, so it is sent again after a failed connection, and where the
+        server fails at it or is busy, until the patience is over. ``turn``: it is one turn of many. Raises UserError,
+        EngineLost or, for a turn that the server refuses, RuntimeError."""
         pause = 1.0
+        failed: float | None = None
         while True:
             try:
-                return await self._unless_given_up(call)
+                result = await self._unless_given_up(call)
             except (UserError, EngineLost):
                 raise
             except Exception as error:
                 fault = describe(error)
-                if is_gone(error):
+                # A result that the server does not have any more is asked for anew where that is safe: whether it has lost the
+                # policy too, the next answer tells.
+                if is_gone(error) and not (repeat and is_result_lost(error)):
                     raise EngineLost(
                         f"the Tinker server at {self.base_url} has lost the policy, as when it is started again ({fault})"
                     ) from error
@@ -158,12 +184,31 @@ class Service:
                         raise EngineLost(
                             f"the Tinker server at {self.base_url} did not say whether it did {what} ({fault})"
                         ) from error
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                    failed = failed or time.monotonic()
+                    self._say_or_give_up(what, fault, time.monotonic() - failed, error)
+                    await asyncio.sleep(min(pause, self._patience / 4) * random.uniform(0.5, 1.0))
                     pause = min(2 * pause, LONGEST_WAIT)
                 elif turn:
                     raise RuntimeError(f"the Tinker server refused {what}: {fault}") from error
                 else:
                     raise UserError(f"the Tinker server at {self.base_url} refused {what}: {fault}") from error
+            else:
+                if failed is not None:
+                    self._said_failing = False
+                return result
+
+    def _say_or_give_up(self, what: str, fault: str, seconds: float, error: Exception) -> None:
+        """What to tell of a request that has failed for ``seconds``: nothing at first, then one line for all requests, at last
+        UserError."""
+        if seconds > self._patience:
+            raise UserError(
+                f"policy.base_url: the Tinker server at {self.base_url} answers, but has failed at {what} for "
+                f"{self._patience:g} seconds ({fault}); look at its log, mend it and give the command again: the run resumes "
+                "(policy.patience_seconds is how long it waits)"
+            ) from error
+        if seconds > min(SILENT_SECONDS, self._patience / 2) and not self._said_failing:
+            self._said_failing = True
+            say(f"tinker: {self.base_url} fails at {what} ({fault}); asking again for up to {self._patience:g} seconds")
 
     async def _unless_given_up(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run a call, unless the server stays silent meanwhile."""
@@ -273,12 +318,17 @@ def is_gone(error: BaseException) -> bool:
     return status_of(error) in (404, 410) or bool(GONE.search(describe(error)))
 
 
+def is_result_lost(error: BaseException) -> bool:
+    """Whether the server took the request and does not have its result any more (the client's name for HTTP status 410)."""
+    return isinstance(error, RetryableException)
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether the connection failed, or the server was busy: nothing is known about the request."""
     if isinstance(error, tinker.APIConnectionError | TimeoutError | ConnectionError):
         return True
     status = status_of(error)
-    return type(error).__name__ == "RetryableException" or (status is not None and (status in (408, 409, 429) or status >= 500))
+    return is_result_lost(error) or (status is not None and (status in (408, 409, 429) or status >= 500))
 
 
 def describe(error: BaseException) -> str:

@@ -73,8 +73,9 @@ def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
 async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Awaitable[None]]) -> None:
     """Run a stage; where the engine loses the policy, run it again: it resumes at its newest checkpoint or file of attempts.
 
-    UserError where the engine is lost time and again without a new checkpoint between."""
-    losses: list[Path | None] = []
+    UserError where the engine is lost time and again without progress between: neither a new checkpoint nor a new file of
+    attempts, which is all that synthesis and evaluation have."""
+    losses: list[tuple[Path | None, int]] = []
     while True:
         try:
             return await attempt()
@@ -82,7 +83,9 @@ async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Aw
             lost = error
         say(f"{stage}: {lost}")
         newest = folder.checkpoints(stage)
-        losses.append(newest[-1][1] if newest else None)
+        # A file of attempts appears when it is whole, so the number of files is that of the attempts made, in files.
+        files = sum(1 for _ in folder.trajectory_file(stage, "any").parent.glob("*.jsonl.gz"))
+        losses.append((newest[-1][1] if newest else None, files))
         if losses.count(losses[-1]) == ENGINE_LOSSES:
             raise UserError(
                 f"{stage}: the engine was lost {ENGINE_LOSSES} times at the same step, the last time: {lost}"
