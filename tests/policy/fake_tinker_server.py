@@ -60,6 +60,8 @@ class FakeTinkerServer:
     ends: list[int] = field(default_factory=list)
     """Tokens at which the next turns end at once, as at an end token of the model's own."""
     refuses_turns: bool = False
+    create_fault: str = ""
+    """What it says when it cannot make a model."""
     seconds_a_turn: float = 0.0
     seconds_a_refresh: float = 0.0
     most_turns_at_once: int = 0
@@ -235,6 +237,8 @@ class FakeTinkerServer:
         return self.models[model_id]
 
     def _create(self, rank: int) -> dict[str, Any]:
+        if self.create_fault:
+            raise Refused(400, self.create_fault)
         if not 0 < rank <= self.longest_rank:
             raise Refused(400, f"LoRA rank {rank} must be between 1 and {self.longest_rank}")
         model_id = f"model_{self._count}"

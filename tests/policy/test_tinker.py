@@ -309,6 +309,23 @@ def test_a_server_that_was_there_gets_the_whole_patience_when_a_policy_is_opened
     assert "has not answered for 1 seconds" in refused(recipe_for(fake, lab_folder, patience_seconds=1.0))
 
 
+@pytest.mark.parametrize("kind", ["tinker", "endpoint"])
+@pytest.mark.parametrize("url", ["http://host:port", "http://[::1"])
+def test_an_address_that_is_none(url: str, kind: str, fake: FakeTinkerServer, lab_folder: Path) -> None:
+    policy = (
+        {"base_url": url} if kind == "tinker" else {"base_url": url, "kind": "local", "sampler": "endpoint", "lora_rank": 0}
+    )
+    assert refused(recipe_for(fake, lab_folder, **policy)).startswith(f"policy.base_url: {url} is no address (")
+
+
+def test_a_fault_that_names_a_process_by_its_rank(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    fake.create_fault = "[rank0]: CUDA out of memory"
+    line = refused(recipe_for(fake, lab_folder))
+    assert "cannot open the policy: " in line
+    assert "[rank0]: CUDA out of memory" in line
+    assert not line.startswith("policy.lora_rank")
+
+
 def test_a_server_of_another_kind(fake: FakeTinkerServer, lab_folder: Path) -> None:
     line = refused(recipe_for(fake, lab_folder, base_url=f"{fake.url}/elsewhere"))
     assert "is no Tinker server" in line
@@ -374,6 +391,7 @@ def test_a_state_that_the_server_does_not_have(fake: FakeTinkerServer, lab_folde
     run(work)
     fake.states.clear()
     assert "does not have this state" in refused(recipe_for(fake, lab_folder), checkpoint)
+    assert not fake.models  # the model that was to take the state is freed
     assert "lora_rank 8, not of" in refused(recipe_for(fake, lab_folder, lora_rank=16), checkpoint)
     (checkpoint / "tinker.json").write_text("{")
     assert "cannot be read" in refused(recipe_for(fake, lab_folder), checkpoint)

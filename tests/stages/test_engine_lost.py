@@ -17,7 +17,7 @@ STAGES = ["synthesize", "evaluate/base", "rl"]
 
 
 class Unsteady:
-    """A stage that loses its engine ``losses`` times, after a new file of attempts or checkpoint each time, or after nothing."""
+    """A stage that loses its engine ``losses`` times, each time after a new file of attempts, a checkpoint or nothing."""
 
     def __init__(self, folder: RunFolder, stage: str, losses: int, gets: str) -> None:
         self._folder, self._stage, self._gets = folder, stage, gets

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx2
 
+from aster.core.errors import UserError
+
 PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each new attempt at a request that met no server or an error of its own; after them it has failed."""
 BUSY = frozenset({429, 503})
@@ -32,16 +34,19 @@ class Server:
     """One server, by its address or by a Unix socket."""
 
     def __init__(self, address: str, key: str | None = None, socket: Path | None = None) -> None:
-        """``address``: for instance ``http://10.0.0.5:8000``, with or without ``/v1``."""
+        """``address``: for instance ``http://10.0.0.5:8000``, with or without ``/v1``. UserError where it is none."""
         self.address = address.rstrip("/").removesuffix("/v1")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # Callers bound what is under way; a second bound here would let requests wait in silence.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0)
         transport = httpx2.AsyncHTTPTransport(limits=limits, uds=None if socket is None else str(socket), trust_env=False)
         timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
-        self._http = httpx2.AsyncClient(
-            base_url=self.address, headers=headers, transport=transport, timeout=timeout, trust_env=False
-        )
+        try:
+            self._http = httpx2.AsyncClient(
+                base_url=self.address, headers=headers, transport=transport, timeout=timeout, trust_env=False
+            )
+        except httpx2.InvalidURL as error:
+            raise UserError(f"policy.base_url: {self.address} is no address ({error}); mend it") from None
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float) -> dict[str, Any]:
         """The answer to a request, all attempts at it within ``seconds``. ServerError where there is none."""

@@ -56,6 +56,8 @@ GONE = re.compile(
     r"not loaded|(model|session|sampler|future) not found|unloaded|expired|promise (expired|broken)", re.IGNORECASE
 )
 """What a server says of a policy that it does not have any more."""
+RANK = re.compile(r"lora[_ ]rank|\brank (must|of|\d+)", re.IGNORECASE)
+"""What a server says of a rank of adapters that it does not train. Processes have ranks too (``[rank0]: ...``)."""
 STATUS = re.compile(r"\(?status[ =](\d{3})\)?")
 
 
@@ -63,13 +65,16 @@ class Service:
     """One server, for one event loop. Await :meth:`connect` first, and :meth:`close` at the end."""
 
     def __init__(self, base_url: str, patience: float) -> None:
-        """UserError where the key is not one that the client takes."""
+        """UserError where the address is none, or the key is not one that the client takes."""
         self.base_url = base_url.rstrip("/")
         self._patience = patience
         key = os.environ.get(KEY, "") or NO_KEY
         if not key.startswith(("tml-", "eyJ")):
             raise UserError(f"{KEY}: the Tinker client takes keys that begin with tml-; this one does not")
-        self._http = httpx2.AsyncClient(base_url=self.base_url, headers={"X-API-Key": key}, timeout=10.0)
+        try:
+            self._http = httpx2.AsyncClient(base_url=self.base_url, headers={"X-API-Key": key}, timeout=10.0)
+        except httpx2.InvalidURL as error:
+            raise UserError(f"policy.base_url: {self.base_url} is no address ({error}); mend it") from None
         # The client would send reports about the run to the server.
         os.environ.setdefault("TINKER_TELEMETRY", "0")
         self._client = tinker.ServiceClient(base_url=self.base_url, api_key=key)
@@ -147,7 +152,7 @@ class Service:
         )
 
     async def close(self) -> None:
-        """Stop watching and close the connections."""
+        """Stop watching, close the connections and let the session on the server end."""
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -155,6 +160,11 @@ class Service:
         if self._given_up.done():
             self._given_up.exception()  # heard of
         await self._http.aclose()
+        # Without its client's heartbeat a session ends on the server, and with it whatever it still holds. The client has no
+        # call for that: its holders are what has one.
+        for holder in (self._client._session_holder, self._client._rest_holder):
+            if holder is not None:
+                holder.close()
 
     # -- requests
 
@@ -262,32 +272,38 @@ class Service:
     async def create_model(self, base_model: str, rank: int, seed: int, state: str | None, optimizer: bool) -> Any:
         """A training client on the base model or on a saved state, with the optimizer's if asked."""
 
+        made: list[str] = []
+
         def create() -> Any:
             client = self._client.create_lora_training_client(base_model, rank=rank, seed=seed, train_unembed=False)
+            made.append(client.model_id)
             if state is not None:
                 load = client.load_state_with_optimizer if optimizer else client.load_state
                 load(state).result()
             return client
 
         try:
-            # Whatever a failed attempt left there, the server unloads by itself when its session ends.
             return await self._unless_given_up(self.in_thread(create))
-        except UserError:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            # A model that has no state is of no use; a server that trains all parameters has room for one.
+            for model_id in made:
+                await self.unload(model_id)
+            if isinstance(error, UserError) or not isinstance(error, Exception):
+                raise
             fault = describe(error)
-            if "rank" in fault.lower():
+            unknown_state = state is not None and "heckpoint" in fault and not is_passing(error)
+            if not unknown_state and (is_gone(error) or is_passing(error)):
+                raise EngineLost(f"the Tinker server at {self.base_url} was lost as the policy was opened ({fault})") from error
+            if RANK.search(fault):
                 raise UserError(
                     f"policy.lora_rank: {rank}: the Tinker server at {self.base_url} refuses it: {fault} (0 trains all "
                     "parameters, which SkyRL's FSDP and Megatron backends do and its JAX backend does not)"
                 ) from error
-            if state is not None and "heckpoint" in fault:
+            if unknown_state:
                 raise UserError(
                     f"{state}: the Tinker server at {self.base_url} does not have this state ({fault}); start it with the same "
                     "--database-url and --checkpoints-base as before"
                 ) from error
-            if is_gone(error) or is_passing(error):
-                raise EngineLost(f"the Tinker server at {self.base_url} was lost as the policy was opened ({fault})") from error
             raise UserError(f"the Tinker server at {self.base_url} cannot open the policy: {fault}") from error
 
     async def unload(self, model_id: str) -> None:
@@ -300,7 +316,9 @@ class Service:
         await self._tidy("DELETE", f"/api/v1/training_runs/{model_id}/checkpoints/{checkpoint}")
 
     async def _tidy(self, method: str, path: str, **settings: Any) -> None:
-        """A request that frees something; no run depends on its success."""
+        """A request that frees something; no run depends on its success. None is sent to a server that was given up."""
+        if self._given_up.done():
+            return
         with contextlib.suppress(httpx2.HTTPError, OSError):
             await self._http.request(method, path, **settings)
 
