@@ -15,9 +15,9 @@ backward, clipping of the gradient's norm and AdamW:
 - **floor**: the linear layers' matrix products of the packed batch, and nothing else; see ``_floors.MatmulFloor``.
 
 The loss is DAPO's: token mean over the batch, clip 0.2 and 0.28, no KL term, on-policy. Loss and gradient of the three are
-compared before anything is timed, and the benchmark ends where they differ by more than 1e-4 of their size (in float32; 2e-2 in
-bfloat16). Tokens per second count the trajectories' own tokens, not padding. Each group of 8 has four
-right answers.
+compared before anything is timed, and the benchmark ends where they differ by more than 1e-4 of their size (in float32; 5e-2
+in bfloat16). On-policy every ratio is 1, so the loss alone says only that tokens, mask and scale agree; the gradient says the
+rest. Tokens per second count the trajectories' own tokens, not padding. Each group of 8 has four right answers.
 
 Lengths are log-normal (median a seventh of the longest, sigma 0.8, cut at ``--longest``), like trajectories under a limit of
 18K tokens, scaled down. Without ``--checkpointing`` nobody recomputes activations; TRL's default is to do so, ASTER's is not.
@@ -58,7 +58,7 @@ from _train_contestants import CONTESTANTS, Aster, Batch, Contestant, make_batch
 from aster.policy import local
 from aster.policy.trainer import MICROBATCH_TOKENS, trained_positions
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """The largest relative difference of losses and of gradients."""
 DEFAULTS = {"lab": (64, 1024), "smollm2": (16, 512)}
 """Trajectories, and tokens of the longest."""

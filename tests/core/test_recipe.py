@@ -93,6 +93,17 @@ def test_every_field_has_a_description(section: type[Section]) -> None:
         ({"policy": {"sampler": "endpoint"}}, "here: section 'policy': base_url: sampler=endpoint needs the server's address"),
         ({"policy": {"base_url": "10.0.0.5"}}, "here: section 'policy': base_url: 10.0.0.5: must be an address such as http"),
         ({"policy": {"sampler": "vllm", "base_url": "http://a:1"}}, "base_url: sampler=vllm starts a server of its own"),
+        ({"policy": {"base_url": "http://a:1"}}, "base_url: nothing would use it; set kind=tinker or sampler=endpoint"),
+        ({"policy": {"sampler": "endpoint", "base_url": "http://a:1", "lora_rank": 4}}, "lora_rank: an endpoint samples from"),
+        (
+            {"policy": {"sampler": "vllm"}, "rollout": {"deterministic": True}},
+            "rollout.deterministic: with policy.sampler=vllm",
+        ),
+        ({"policy": {"sampler": "vllm"}, "beside": ["zero"]}, "beside: each run would start a vLLM on the same GPU"),
+        (
+            {"policy": {"kind": "tinker", "base_url": "http://a:1"}, "beside": ["zero"]},
+            "beside: a Tinker server holds one model",
+        ),
         ({"problems": {"families": {"chase": 1}}}, "here: section 'problems': families: no family named 'chase'; there are"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 from aster.core.recipe import Model, Recipe, Rollout
 from aster.core.types import Budget, Problem, StopReason, Trajectory
 from aster.lab.families import generate
-from aster.policy import Completion, SamplingParams
+from aster.policy import Completion, EngineLost, SamplingParams
 from aster.policy.local import LocalPolicy
-from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.rollout import Decoding, Job, Rollouts, Workshop, rollout_batch
 from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, turn
 from tests.shop_fixture import Shop
 
@@ -96,6 +97,24 @@ def test_waves_do_not_overlap(shop: Shop) -> None:
     for wave in (order[0:6], order[6:12], order[12:14]):
         half = len(wave) // 2
         assert sorted(f"end {name}" for name in wave[:half]) == sorted(wave[half:])
+
+
+def test_what_ends_all_attempts_is_raised_once_and_nothing_is_left_to_complain(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    def sampler_for(_: Job) -> ScriptedFakeSampler:
+        return ScriptedFakeSampler([EngineLost("gone")])
+
+    async def work() -> None:
+        async with Rollouts(Workshop(sampler_for, DIALECT, shop.sandbox, 8)) as rollouts:
+            tasks = [rollouts.start(job, WIDE, Decoding()) for job in jobs(6)]
+            await asyncio.wait(tasks)
+            with pytest.raises(EngineLost, match="gone"):
+                tasks[0].result()
+
+    shop.run(work())
+    gc.collect()
+    assert not [record for record in caplog.records if "never retrieved" in record.getMessage()]
 
 
 def test_one_bad_attempt_leaves_the_others_alone(shop: Shop) -> None:

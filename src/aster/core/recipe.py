@@ -94,6 +94,10 @@ class Policy(Section):
             raise ValueError("base_url: sampler=endpoint needs the server's address, such as http://10.0.0.5:8000")
         if self.sampler == "vllm" and self.base_url:
             raise ValueError("base_url: sampler=vllm starts a server of its own; leave base_url empty, or use sampler=endpoint")
+        if self.sampler == "local" and self.base_url:
+            raise ValueError("base_url: nothing would use it; set kind=tinker or sampler=endpoint, or leave it empty")
+        if self.sampler == "endpoint" and self.lora_rank:
+            raise ValueError("lora_rank: an endpoint samples from weights of its own, without adapters; leave it at 0")
         return self
 
     @property
@@ -402,6 +406,20 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.deterministic: a Tinker server decides which sequences it decodes together, so a run cannot "
                 "repeat to the bit; leave it at false, or use policy.kind=local"
+            )
+        if self.rollout.deterministic and self.policy.sampler != "local":
+            raise ValueError(
+                f"rollout.deterministic: with policy.sampler={self.policy.sampler} the server decides which sequences it "
+                "decodes together, so a run cannot repeat to the bit; leave it at false, or use sampler=local"
+            )
+        others = [name for name in self.beside if name is not self.cold_start]
+        if others and self.policy.sampler == "vllm":
+            raise ValueError(
+                "beside: each run would start a vLLM on the same GPU; leave it empty, and run the others afterwards"
+            )
+        if others and self.policy.kind == "tinker" and not self.policy.lora_rank:
+            raise ValueError(
+                "beside: a Tinker server holds one model with all parameters; leave it empty, or set policy.lora_rank"
             )
         if self.rollout.deterministic and (self.rl.max_staleness or self.rl.batch_seconds is not None):
             raise ValueError(

@@ -332,8 +332,12 @@ def _clear(path: Path) -> None:
 
 def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
     """UserError where a folder's stored recipe is not the given one."""
-    # Where sessions and the policy's server run is no part of what a run is: machines come and go.
-    elsewhere = {"sandbox": {"addresses"}, "policy": {"base_url", "patience_seconds"}}
+    # Where sessions and the policy's server run is no part of what a run is: machines come and go. But an endpoint's address is
+    # the model.
+    machine = {"patience_seconds", "request_seconds", "vllm_python", "vllm_memory", "vllm_sleep"}
+    if recipe.policy.sampler != "endpoint":
+        machine.add("base_url")
+    elsewhere = {"sandbox": {"addresses"}, "policy": machine}
     old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
     changed = _first_difference(old, new)
     if changed:

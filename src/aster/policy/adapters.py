@@ -20,13 +20,18 @@ from aster.core.recipe import Policy
 WEIGHTS = "adapter_model.safetensors"
 
 
+def require_peft() -> None:
+    """UserError where PEFT is missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("policy.lora_rank: adapters need the package peft; install it (pip install 'aster-tir[lora]')")
+
+
 class Adapters:
     """Adapters on every linear layer of a model but the output's; they are put into the model itself."""
 
     def __init__(self, model: Any, settings: Policy, seed: int) -> None:
         """Fresh adapters, which change nothing yet. UserError where PEFT is missing."""
-        if importlib.util.find_spec("peft") is None:
-            raise UserError("policy.lora_rank: adapters need the package peft; install it (pip install 'aster-tir[lora]')")
+        require_peft()
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(

@@ -39,7 +39,9 @@ def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
             (adapter,) = module.active_adapters
-            merged[f"{name}.weight"] = module.get_base_layer().weight.detach() + module.get_delta_weight(adapter).detach()
+            base = module.get_base_layer().weight.detach()
+            # Added in float32, the adapters' type; kept one by one in the base's, off the GPU.
+            merged[f"{name}.weight"] = (base + module.get_delta_weight(adapter).detach()).to(base.dtype).cpu()
     with replacing(folder) as partial:
         model.save_pretrained(partial, state_dict=merged)
         tokenizer.save_pretrained(partial)

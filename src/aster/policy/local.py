@@ -19,7 +19,7 @@ from aster.core.run import replacing
 from aster.policy.adapters import Adapters
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.policy.loading import BROKEN, load_model, load_tokenizer, make_dialect, resolve
-from aster.policy.memory import keep_freed_memory
+from aster.policy.memory import give_back, keep_freed_memory
 from aster.policy.sampler import LocalSampler
 from aster.policy.trainer import LocalTrainer
 
@@ -138,6 +138,10 @@ class LocalPolicy:
         """End the threads."""
         self._pool.shutdown()
         self._sampling_pool.shutdown()
+
+    async def give_memory_back(self) -> None:
+        """Let others on the GPU have the memory that training used and no longer needs."""
+        await self._call(give_back, self.trainer.device)
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
         """Write a ``transformers`` folder (and the optimizer's state), whole or not at all."""

@@ -38,6 +38,12 @@ def keep_freed_memory() -> None:
     mallopt(M_TOP_PAD, 64 << 20)
 
 
+def give_back(device: torch.device) -> None:
+    """Give a GPU's memory that torch keeps for later back to its driver, for other processes. Nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 class PeakMemory:
     """The most memory in use since :meth:`restart`: a GPU's, or that of the whole process on a CPU."""
 

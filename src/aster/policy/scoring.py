@@ -32,7 +32,7 @@ def score_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
 
 class _Chunks:
     """The logits of a few rows at a time, in buffers that are allocated once. With fresh ones for every chunk, small tensors
-    that outlive it take their places, and the C allocator's heap grows by a chunk each: 2 GiB for 32 MiB were seen."""
+    that outlive it take their places, and the C allocator's heap grows by a chunk for each."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias

@@ -175,6 +175,7 @@ class VllmPolicy:
         await self._pause()
         await self._write()
         if self.sleeps:
+            await self.local.give_memory_back()
             await self._command("/wake_up?tags=weights")
         await self._command("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}})
         await self._command("/wake_up?tags=kv_cache" if self.sleeps else "/resume")
@@ -229,6 +230,7 @@ class VllmPolicy:
             if self.server.alive or self.server.starts > RESTARTS:
                 return False
             say(f"vLLM has ended ({last_error(self.server.log)}); starting it again")
+            await self.local.give_memory_back()
             await self.server.start()
             return True
 

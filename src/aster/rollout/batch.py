@@ -77,8 +77,14 @@ class Rollouts:
         sequence = f"{next(self._count):08d}/{job.problem.id}/{job.sample}"
         task = asyncio.create_task(self._run(sequence, job, budget, decoding, done))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Trajectory]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # What ends one may end all of them, and nobody waits for the rest: asyncio would write a traceback for each.
+            task.exception()
 
     async def _run(
         self, sequence: str, job: Job, budget: Budget, decoding: Decoding, done: Callable[[Trajectory], None]

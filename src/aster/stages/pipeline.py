@@ -83,6 +83,14 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
     """UserError now for what some of the stages would find wrong hours later: problems, and contexts beyond the cache."""
     if recipe.policy.sampler == "endpoint":
         refuse_training(recipe, stages)
+    if recipe.policy.kind == "local" and recipe.policy.sampler == "vllm":
+        from aster.policy.vllm import require_vllm
+
+        require_vllm(recipe.policy.vllm_python)
+    if recipe.policy.kind == "local" and recipe.policy.lora_rank:
+        from aster.policy.adapters import require_peft
+
+        require_peft()
     contexts: dict[str, int] = {}
     if "synthesize" in stages:
         teaching_problems(recipe, recipe.synthesize.problems)

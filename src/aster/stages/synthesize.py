@@ -70,6 +70,6 @@ async def _teacher(recipe: Recipe) -> AsyncIterator[tuple[Callable[[Job], Sample
             "or synthesize.teacher=policy"
         )
     expert = EXPERTS[recipe.cold_start]
-    tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.kind == "local"))
+    tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))
     dialect = make_dialect(tokenizer)
     yield (lambda job: ScriptedTeacher(expert, job.problem, derive(job.seed, "expert"), dialect)), dialect
