@@ -230,7 +230,7 @@ class TinkerPolicy:
         """Hand the present weights to the server's sampler."""
         if self._samples:
             # The client's own awaitable variant blocks the event loop until the weights are there. A thread does not, so the
-            # service goes on watching the server. A turn that fails for a moment is asked again by the service, which counts.
+            # service goes on watching the server. Failed turns are asked again, and counted, by the service alone.
             call = self._service.in_thread(
                 self._training.save_weights_and_get_sampling_client, retry_config=RetryConfig(enable_retry_logic=False)
             )

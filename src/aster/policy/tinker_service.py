@@ -9,7 +9,8 @@ became of the request:
 - it answers and does not know the policy, as after it was started again: EngineLost. So too where the client could not find out
   whether a step was done.
 - it answers, and fails at the request again and again, or is too busy for it: a request that changes nothing is sent again, for
-  ``policy.patience_seconds`` after its first failure; then UserError.
+  ``policy.patience_seconds`` after its first failure; then UserError. The client keeps two things to itself and waits them out:
+  a turn that the server is too busy to take (429), and errors of the server as the result of a request is fetched.
 - it refuses the request: UserError in training, RuntimeError for a turn, which is then that trajectory's fault alone.
 
 Turns, passes, steps, checkpoints and the sampler's weights pass through :meth:`Service.ask`, opening a model through
