@@ -65,7 +65,7 @@ demo: $(STAMP)
 	$(BIN)/aster run recipes/lab.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) -rs
+	$(BIN)/python -m pytest -n $(JOBS) -rfEs
 
 test-engines: $(STAMP) $(VLLM_STAMP)
 	ASTER_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -n0 tests/engines

@@ -63,7 +63,7 @@ def test_experts_cannot_teach_other_problems(tiny: Tiny, coin_problems: Path, tm
     refuse(tiny, tmp_path, {"problems.teach": str(coin_problems)}, "the scripted experts can teach lab problems alone")
 
 
-ENDPOINT = {"policy.sampler": "endpoint", "policy.base_url": "http://127.0.0.1:9"}
+ENDPOINT = {"rollout.deterministic": False, "policy.sampler": "endpoint", "policy.base_url": "http://127.0.0.1:9"}
 
 
 @pytest.mark.parametrize(

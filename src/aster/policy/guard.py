@@ -24,8 +24,14 @@ class Orphaned(Exception):
 
 
 def orphaned(*_: object) -> None:
-    """The signal's handler."""
+    """The signal's handler. It comes once for each thread of PARENT that dies: the others must not disturb what follows."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     raise Orphaned
+
+
+def deliver() -> None:
+    """Let the signal through."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
 
 def main() -> int:
@@ -33,13 +39,15 @@ def main() -> int:
     parent, seconds, folder, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]
     # A handler and not SIG_IGN, which the command would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    # Until there is a command to end, the signal's default is right: it ends the guard.
+    # It waits until there is a command to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
     if os.getppid() != parent:
         return 1
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, preexec_fn=deliver)
     try:
         signal.signal(signal.SIGUSR1, orphaned)
+        deliver()
         code = process.wait()
         return code if code >= 0 else 128 - code
     except Orphaned:
