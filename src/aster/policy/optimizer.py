@@ -19,11 +19,11 @@ class MasterAdamW:
     """AdamW over a model's trainable parameters."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self.parameters = parameters
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
-        for parameter, master in zip(parameters, self.masters, strict=True):
-            if master is not parameter:
-                parameter.register_post_accumulate_grad_hook(_Summing(master))
+        self._copied = [(p, master) for p, master in zip(parameters, self.masters, strict=True) if master is not p]
+        """Parameters that have a master apart, and it."""
+        for parameter, master in self._copied:
+            parameter.register_post_accumulate_grad_hook(_Summing(master))
         self.adam = torch.optim.AdamW(self.masters, lr=0.0)
 
     def step(self, settings: AdamStep) -> float:
@@ -43,28 +43,24 @@ class MasterAdamW:
         """The model's weights have been replaced: start anew from them."""
         self.adam.state.clear()
         with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if master is not parameter:
-                    master.copy_(parameter)
+            for parameter, master in self._copied:
+                master.copy_(parameter)
 
     def state_dict(self) -> dict[str, Any]:
         """The moments, and the master weights that are not the model's own."""
-        own = [m.detach() for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
-        return {"adam": self.adam.state_dict(), "masters": own}
+        return {"adam": self.adam.state_dict(), "masters": [master.detach() for _, master in self._copied]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What :meth:`state_dict` gave. ValueError or LookupError where it is of another model."""
         self.adam.load_state_dict(state["adam"])
-        own = [m for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
         with torch.no_grad():
-            for master, saved in zip(own, state["masters"], strict=True):
+            for (_, master), saved in zip(self._copied, state["masters"], strict=True):
                 master.copy_(saved)
 
     def _copy_back(self) -> None:
         with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if master is not parameter:
-                    parameter.copy_(master)
+            for parameter, master in self._copied:
+                parameter.copy_(master)
 
 
 class _Summing:
