@@ -1,0 +1,99 @@
+"""The recipe: everything a run is, as typed YAML.
+
+Every field has its meaning, unit and, where the paper or its community reproduction fixes one, their value in the string
+below it. ``aster recipe`` prints them. :mod:`aster.core.recipe_file` reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from aster.core.recipe.data import ColdStart, Curate, Limits, Problems, Synthesize
+from aster.core.recipe.engine import Model, Policy, Rollout, Sandbox
+from aster.core.recipe.evaluation import Evaluate, EvaluateLimits
+from aster.core.recipe.section import Section
+from aster.core.recipe.training import Adam, Rl, RlStage, Sft, SftStage
+
+__all__ = [
+    "Adam",
+    "ColdStart",
+    "Curate",
+    "Evaluate",
+    "EvaluateLimits",
+    "Limits",
+    "Model",
+    "Policy",
+    "Problems",
+    "Recipe",
+    "Rl",
+    "RlStage",
+    "Rollout",
+    "Sandbox",
+    "Section",
+    "Sft",
+    "SftStage",
+    "Synthesize",
+]
+
+
+class Recipe(Section):
+    """One run of the method."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Names the run folder: ``runs/NAME-COLD_START-sSEED`` unless ``--run`` says otherwise.
+    Letters, digits, dots, underscores and hyphens."""
+    seed: int = 1
+    """Every random choice of the run derives from it."""
+    cold_start: ColdStart = ColdStart.DENSE
+    """Where RL starts from: dense (ASTER), program, sparse or zero."""
+    beside: list[ColdStart] = []
+    """Cold starts to run beside this one, each in a process and folder of its own, where a core is free for it."""
+    model: Model = Model()
+    """The base model."""
+    policy: Policy = Policy()
+    """The engine that samples and trains it."""
+    problems: Problems = Problems()
+    """What is asked in training and in evaluation."""
+    sandbox: Sandbox = Sandbox()
+    """The Python tool."""
+    rollout: Rollout = Rollout()
+    """How trajectories are sampled."""
+    synthesize: Synthesize = Synthesize()
+    """The teacher's trajectories."""
+    curate: Curate = Curate()
+    """The choice among them."""
+    sft: Sft = Sft()
+    """Supervised fine-tuning on the chosen trajectories: the cold start."""
+    rl: Rl = Rl()
+    """GRPO from the cold start."""
+    evaluate: Evaluate = Evaluate()
+    """avg@k on held-out problems."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.policy.kind == "tinker" and self.rollout.deterministic:
+            raise ValueError(
+                "rollout.deterministic: a Tinker server decides which sequences it decodes together, so a run cannot "
+                "repeat to the bit; leave it at false, or use policy.kind=local"
+            )
+        if self.rollout.deterministic and self.policy.sampler != "local":
+            raise ValueError(
+                f"rollout.deterministic: with policy.sampler={self.policy.sampler} the server decides which sequences it "
+                "decodes together, so a run cannot repeat to the bit; leave it at false, or use sampler=local"
+            )
+        others = [name for name in self.beside if name is not self.cold_start]
+        if others and self.policy.sampler == "vllm":
+            raise ValueError(
+                "beside: each run would start a vLLM on the same GPU; leave it empty, and run the others afterwards"
+            )
+        if others and self.policy.kind == "tinker" and not self.policy.lora_rank:
+            raise ValueError(
+                "beside: a Tinker server holds one model with all parameters; leave it empty, or set policy.lora_rank"
+            )
+        if self.rollout.deterministic and (self.rl.max_staleness or self.rl.batch_seconds is not None):
+            raise ValueError(
+                "rollout.deterministic: a fixed schedule has neither rl.max_staleness nor rl.batch_seconds; take them away"
+            )
+        return self

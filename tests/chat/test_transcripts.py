@@ -1,0 +1,67 @@
+"""A transcript, rendered and read back, says the same; only assistant turns are trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aster.chat import Qwen3Dialect
+from aster.chat.transcripts import render, transcribe
+from aster.core.errors import UserError
+from aster.core.sets import iterate_set, write_set
+from aster.core.transcript import Step, Transcript, Usage
+from aster.core.types import CallStatus, Problem, StopReason, ToolCall
+from aster.policy.loading import load_tokenizer, resolve
+
+
+@pytest.fixture(scope="module")
+def dialect() -> Qwen3Dialect:
+    return Qwen3Dialect(load_tokenizer(resolve("lab")))
+
+
+def example() -> Transcript:
+    call = ToolCall("print(6*7)", CallStatus.OK, "42", 0.01)
+    return Transcript(
+        "p1",
+        2,
+        "6*7?",
+        "42",
+        [Step("k:a", "", [call, call], 9), Step("", "\\boxed{42}", [], 4)],
+        StopReason.ANSWERED,
+        "42",
+        1.0,
+        seed=7,
+        author="expert",
+        usage=Usage(10, 5, 0.5),
+        metadata={"topic": "arithmetic"},
+    )
+
+
+def test_rendered_and_read_back_it_is_the_same(dialect: Qwen3Dialect) -> None:
+    transcript = example()
+    trajectory = render(transcript, dialect)
+    back = transcribe(trajectory, Problem("p1", "6*7?", "42"), dialect)
+    assert [(s.thinking, s.text, s.calls) for s in back.steps] == [(s.thinking, s.text, s.calls) for s in transcript.steps]
+    assert (back.answer, back.reward, back.stop_reason, back.sample) == ("42", 1.0, StopReason.ANSWERED, 2)
+    trained = [turn.role for turn in trajectory.turns if any(trajectory.loss_mask[turn.start : turn.end])]
+    assert trained == ["assistant", "assistant"]
+    assert [turn.role for turn in trajectory.turns] == ["prompt", "assistant", "tool", "assistant"]
+    assert all(all(trajectory.loss_mask[t.start : t.end]) for t in trajectory.turns if t.role == "assistant")
+
+
+@pytest.mark.parametrize("name", ["set.jsonl", "set.jsonl.gz"])
+def test_a_set_is_read_as_it_was_written(tmp_path: Path, name: str) -> None:
+    odd = Transcript("p\ud800", 0, "half a pair \udc00\u2028", reward=None)
+    assert write_set(tmp_path / name, [example(), odd]) == 2
+    assert list(iterate_set(tmp_path / name)) == [example(), odd]
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    write_set(path, [example()])
+    path.write_text(path.read_text() + '{"conversations": []}\n')
+    with pytest.raises(UserError, match=r"line 2: not a transcript"):
+        list(iterate_set(path))
+    with pytest.raises(UserError, match="no such set"):
+        list(iterate_set(tmp_path / "other.jsonl"))
