@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from aster.core.recipe import Model, Recipe, Rollout
 from aster.lab.tokenizer import build_tokenizer
+from aster.policy.decoder import Decoder
+from aster.policy.sampler import LocalSampler
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +55,27 @@ def recipe_for(folder: Path, slots: int = 8, deterministic: bool = False, **mode
         model=Model(path=str(folder), device="cpu", threads=1, **model),
         rollout=Rollout(slots=slots, cache_tokens=1 << 14, deterministic=deterministic),
     )
+
+
+@contextmanager
+def before_each_forward(sampler: LocalSampler, look: Callable[[list[int]], None]) -> Iterator[None]:
+    """``look`` is shown the flat tokens of each of the sampler's forwards, and may raise in its place."""
+    decoder = sampler.decoder
+
+    class Watched(Decoder):
+        def __init__(self) -> None:
+            """Nothing of its own."""
+
+        def renew(self) -> None:
+            decoder.renew()
+
+        def __call__(self, token_ids: torch.Tensor, layout: Any) -> torch.Tensor:
+            look(token_ids.tolist())
+            return decoder(token_ids, layout)
+
+    sampler.decoder = Watched()
+    yield
+    sampler.decoder = decoder
 
 
 def oracle(folder: Path, attention: str = "eager") -> Any:

@@ -7,19 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from aster.core.errors import UserError
 from aster.policy import Completion, SamplingParams
 from aster.policy import sampler as sampler_module
 from aster.policy.local import LocalPolicy
-from aster.policy.sampler import Request, choose, uniform
-from tests.policy.models import oracle, oracle_logprobs, random_ids, recipe_for
+from tests.policy.models import before_each_forward, oracle, oracle_logprobs, random_ids, recipe_for
 
 CAPACITY = 256
 TURN = SamplingParams(max_tokens=9, temperature=1.2, top_p=0.95)
@@ -33,11 +29,8 @@ def make_policy(folder: Path, slots: int = 8, deterministic: bool = False) -> Lo
 def forwards(policy: LocalPolicy) -> Iterator[list[int]]:
     """Records how many tokens each forward is fed."""
     fed: list[int] = []
-    hook = policy.model.base_model.register_forward_pre_hook(
-        lambda _, __, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
-    )
-    yield fed
-    hook.remove()
+    with before_each_forward(policy.sampler, lambda flat: fed.append(len(flat))):
+        yield fed
 
 
 @dataclass
@@ -173,82 +166,14 @@ def test_one_policy_serves_one_event_loop_after_another(lab_folder: Path) -> Non
 def test_deterministic_means_the_same_steps_to_the_bit_whatever_the_tools_delays(lab_folder: Path, slots: int) -> None:
     policy = make_policy(lab_folder, slots, deterministic=True)
     rows: list[list[int]] = []
-    policy.model.base_model.register_forward_pre_hook(
-        lambda _, __, given: rows.append(given["input_ids"][0].tolist()), with_kwargs=True
-    )
     runs = []
     for delays in ([0.0], [0.02, 0.0, 0.01], [0.03, 0.02, 0.0, 0.01]):
         rows.clear()
         # Several leave together, among others that stay.
         games = [replace(game, turns=1 + index % 3) for index, game in enumerate(dialogues(7, delays))]
-        runs.append((asyncio.run(play_all(policy, games)), list(rows)))
+        with before_each_forward(policy.sampler, rows.append):
+            runs.append((asyncio.run(play_all(policy, games)), list(rows)))
     assert all(run == runs[0] for run in runs[1:])
-
-
-def request(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> Request:
-    future: Any = None
-    return Request(SamplingParams(max_tokens=1, temperature=temperature, top_p=top_p, seed=seed), [], future)
-
-
-@given(
-    rows=st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10**6)), min_size=2, max_size=6),
-    temperature=st.sampled_from([0.0, 0.6, 1.0, 2.0]),
-    top_p=st.sampled_from([0.3, 0.95, 1.0]),
-)
-@settings(max_examples=40, deadline=None)
-def test_a_draw_depends_on_seed_and_position_alone(rows: list[tuple[int, int]], temperature: float, top_p: float) -> None:
-    logits = torch.randn(len(rows), 50, generator=torch.Generator().manual_seed(0))
-    requests = [request(temperature, top_p, seed) for seed, _ in rows]
-    positions = [position for _, position in rows]
-    together, _ = choose(logits, requests, positions)
-    # Alone, and beside requests with other settings.
-    alone = [choose(logits[i : i + 1], requests[i : i + 1], positions[i : i + 1])[0][0] for i in range(len(rows))]
-    beside, _ = choose(logits.repeat(2, 1), [*requests, *[request(1.7, 0.5, 3)] * len(rows)], positions * 2)
-    assert together == alone == beside[: len(rows)]
-
-
-def draws(logits: torch.Tensor, count: int, **params: float) -> torch.Tensor:
-    """Frequencies of ``count`` draws from one row of logits."""
-    tokens, _ = choose(logits.repeat(count, 1), [request(seed=11, **params)] * count, list(range(count)))
-    return torch.bincount(torch.tensor(tokens), minlength=len(logits)) / count
-
-
-def test_draws_follow_the_tempered_distribution() -> None:
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
-    for temperature in (0.5, 1.0, 2.0):
-        frequencies = draws(logits, 40_000, temperature=temperature)
-        torch.testing.assert_close(frequencies, (logits / temperature).softmax(-1), atol=0.01, rtol=0)
-
-
-def test_top_p_keeps_the_smallest_nucleus() -> None:
-    logits = torch.tensor([0.05, 0.5, 0.15, 0.3]).log()
-    torch.testing.assert_close(draws(logits, 40_000, top_p=0.6), torch.tensor([0.0, 0.625, 0.0, 0.375]), atol=0.01, rtol=0)
-    assert draws(logits, 100, top_p=0.01)[1] == 1
-    assert (draws(logits, 4000, top_p=1.0) > 0).all()
-    # Of tempered probabilities, as everywhere: at temperature 0.5 the first two hold 93%.
-    assert (draws(logits, 4000, top_p=0.9, temperature=0.5) > 0).tolist() == [False, True, False, True]
-
-
-def test_logprobs_are_untempered() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    for temperature, top_p in ((0.0, 1.0), (0.3, 1.0), (3.0, 0.7)):
-        [token], [logprob] = choose(logits, [request(temperature, top_p)], [5])
-        assert logprob == pytest.approx(float(logits.log_softmax(-1)[0, token]), abs=1e-6)
-
-
-def test_greedy_takes_the_largest_logit() -> None:
-    logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(3))
-    tokens, _ = choose(logits, [request(temperature=0.0)] * 200, list(range(200)))
-    assert tokens == logits.argmax(-1).tolist()
-
-
-def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:
-    numbers = uniform([5] * 20_000, list(range(20_000)))
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
-    assert abs(numbers.mean() - 0.5) < 0.01
-    assert abs(((numbers[1:] - 0.5) * (numbers[:-1] - 0.5)).mean()) < 0.002
-    assert len(set(uniform(list(range(5000)), [7] * 5000))) == 5000
 
 
 def test_a_cancelled_turn_leaves_the_others_alone(lab_folder: Path) -> None:
@@ -283,8 +208,6 @@ def test_an_engine_error_reaches_all_that_wait_and_the_next_turn_works(lab_folde
         if broken:
             raise MemoryError("no room")
 
-    policy.model.base_model.layers[1].register_forward_pre_hook(fail)
-
     async def work() -> list[tuple[list[int], list[int], list[float]]]:
         nonlocal broken
         failed = await asyncio.gather(*(game.play(policy) for game in dialogues(4)), return_exceptions=True)
@@ -292,7 +215,8 @@ def test_an_engine_error_reaches_all_that_wait_and_the_next_turn_works(lab_folde
         broken = False
         return await play_all(policy, dialogues(4))
 
-    assert [ids for ids, _, _ in asyncio.run(work())] == [ids for ids, _, _ in good]
+    with before_each_forward(policy.sampler, fail):
+        assert [ids for ids, _, _ in asyncio.run(work())] == [ids for ids, _, _ in good]
 
 
 def test_requests_that_cannot_be_served_are_refused(lab_folder: Path) -> None:

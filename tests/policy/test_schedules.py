@@ -19,7 +19,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from aster.policy import SamplingParams
 from aster.policy.attention import IMPLEMENTATION
-from aster.policy.sampler import LocalSampler, uniform
+from aster.policy.drawing import uniform
+from aster.policy.sampler import LocalSampler
+from tests.policy.models import before_each_forward
 
 SCHEDULES = int(os.environ.get("ASTER_TEST_SCHEDULES", "300"))
 PARTS = 4
@@ -143,7 +145,6 @@ async def play(sampler: LocalSampler, seed: int) -> list[Story]:
                 countdown = next(breaks, None)
                 raise Broken
 
-    hook = sampler.model.base_model.register_forward_pre_hook(forward)
     tasks = [asyncio.create_task(story.live(sampler)) for story in stories]
 
     async def disturb() -> None:
@@ -157,8 +158,8 @@ async def play(sampler: LocalSampler, seed: int) -> list[Story]:
                 await asyncio.sleep(0)
                 sampler.resume(changed=rng.random() < 0.5)
 
-    await asyncio.gather(disturb(), *tasks, return_exceptions=True)
-    hook.remove()
+    with before_each_forward(sampler, forward):
+        await asyncio.gather(disturb(), *tasks, return_exceptions=True)
     for task in tasks:
         if not task.cancelled() and task.exception() is not None:
             raise task.exception() or AssertionError

@@ -126,7 +126,9 @@ class KeeperHandle:
         if self._open:
             self._open = False
             self._loop.remove_reader(self._control)
-            self._control.close()
+            # Not here: the keeper wakes up and ends everything below it, often on this processor and before the call returns,
+            # and the loop has other sessions to serve.
+            self._loop.run_in_executor(None, self._control.close)
             self._theirs.close()
             if not self.gone.done():
                 self._set_timer(GONE_SECONDS, self.kill)

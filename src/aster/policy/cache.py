@@ -1,0 +1,104 @@
+"""Keys and values of running sequences, and attention over them: one step's tokens against what is cached."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aster.policy.attention import causal, causal_mask
+
+
+class KeyValueCache:
+    """Keys and values of all slots, allocated once: per layer (slots, KV heads, capacity, D)."""
+
+    def __init__(self, config: Any, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        heads = config.num_key_value_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (slots, heads, capacity, size)
+        layers = range(config.num_hidden_layers)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.slots, self.capacity = slots, capacity
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` positions of a slot to another."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+
+class DecodeLayout:
+    """One step: which slot and position each of the N flat tokens has.
+
+    Sequences that feed one token come first. They are done together, as one batched product over all used slots: slots are kept
+    without gaps, so that the cache is read in place. The others (a prompt, a tool's response) are done one by one.
+    """
+
+    def __init__(self, cache: KeyValueCache, fed: list[tuple[int, int, int]], used: int, device: torch.device) -> None:
+        """``fed`` has (slot, first position, tokens) for each sequence, in the order of the flat row: those with one token
+        first, by slot."""
+        self.cache, self.used = cache, used
+        singles = [(slot, position) for slot, position, _ in itertools.takewhile(lambda each: each[2] == 1, fed)]
+        self.count = len(singles)
+        slots = [slot for slot, _ in singles]
+        positions = [position for _, position in singles]
+        self.longer: list[tuple[slice, int, int, Tensor | None]] = []
+        """Flat tokens, slot, length with them, and mask of each sequence that feeds several."""
+        for slot, position, tokens in fed[self.count :]:
+            end = position + tokens
+            self.longer.append((slice(len(slots), len(slots) + tokens), slot, end, causal_mask(tokens, end, device)))
+            slots += [slot] * tokens
+            positions += range(position, end)
+        self.positions = torch.tensor(positions, device=device)
+        heads = cache.keys[0].shape[1]
+        first = (torch.tensor(slots, device=device) * heads)[None, :] + torch.arange(heads, device=device)[:, None]
+        self.places = (first * cache.capacity + self.positions).flatten()
+        """(KV heads * N,): where the new keys and values go, in a layer's cache as rows of D."""
+        self.in_order = slots[: self.count] == list(range(used))
+        """Every used slot feeds one token: queries need not be put in place."""
+        if not self.in_order:
+            taken = dict(zip(slots[: self.count], range(self.count), strict=True))
+            # Slots that feed nothing now take any query; their output is not read.
+            self.queries = torch.tensor([taken.get(slot, 0) for slot in range(used)], device=device)
+            self.rows = torch.tensor(slots[: self.count], dtype=torch.long, device=device)
+        last = [0] * used
+        for slot, position in singles:
+            last[slot] = position
+        self.length = max(last) + 1
+        allowed = torch.arange(self.length, device=device) <= torch.tensor(last, device=device)[:, None]
+        self.bias = torch.zeros(allowed.shape, dtype=cache.keys[0].dtype, device=device).masked_fill_(~allowed, float("-inf"))
+        self.bias = self.bias[:, None, None, :]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """See ``attention.Layout``. Writes the new keys and values first."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        size = query.shape[2]
+        keys.view(-1, size).index_copy_(0, self.places, key.reshape(-1, size))
+        values.view(-1, size).index_copy_(0, self.places, value.reshape(-1, size))
+        if self.in_order:
+            mixed = self._batched(query[:, : self.count].transpose(0, 1), keys, values, scaling).transpose(0, 1)
+        elif self.count:
+            placed = query.index_select(1, self.queries).transpose(0, 1)
+            mixed = self._batched(placed, keys, values, scaling).index_select(0, self.rows).transpose(0, 1)
+        else:
+            mixed = query[:, :0]
+        if not self.longer:
+            return mixed
+        others = [
+            causal(query[:, flat], keys[slot, :, :end], values[slot, :, :end], scaling, mask)
+            for flat, slot, end, mask in self.longer
+        ]
+        return torch.cat([mixed, *others], 1)
+
+    def _batched(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """One query a slot, (used, H, D). Heads that share keys are taken as the queries of one head, so that keys are read
+        once and in place."""
+        heads, size = query.shape[1:]
+        kv_heads = keys.shape[1]
+        grouped = query.reshape(self.used, kv_heads, heads // kv_heads, size)
+        seen = (slice(self.used), slice(None), slice(self.length))
+        mixed = F.scaled_dot_product_attention(grouped, keys[seen], values[seen], attn_mask=self.bias, scale=scaling)
+        return mixed.reshape(self.used, heads, size)

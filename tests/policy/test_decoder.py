@@ -1,0 +1,121 @@
+"""The sampler's own forward computes what transformers' does, on weights that stay the model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from aster.policy.cache import DecodeLayout, KeyValueCache
+from aster.policy.decoder import Decoder, join
+from aster.policy.loading import load_model
+from tests.policy.models import random_ids, recipe_for
+
+
+@pytest.fixture(scope="session")
+def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder with biases on query, key and value."""
+    folder = tmp_path_factory.mktemp("qwen2") / "model"
+    config = Qwen2Config(
+        vocab_size=300, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    model = Qwen2ForCausalLM(config)
+    for layer in model.model.layers:
+        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            torch.nn.init.normal_(part.bias)
+    model.save_pretrained(folder)
+    return folder
+
+
+def hidden_states(model: Any, decoder: Decoder) -> torch.Tensor:
+    """Of three sequences that feed one, one and nine tokens after some that are cached."""
+    cache = KeyValueCache(model.config, 4, 64, torch.float32, torch.device("cpu"))
+    steps = [
+        [(0, 0, 20), (1, 0, 5), (2, 0, 31)],
+        [(0, 20, 1), (2, 31, 1), (1, 5, 9)],
+        [(0, 21, 1), (1, 14, 1), (2, 32, 1)],
+    ]
+    outputs = []
+    with torch.inference_mode():
+        for number, fed in enumerate(steps):
+            ids = torch.tensor(random_ids(number, sum(tokens for _, _, tokens in fed)))
+            outputs.append(decoder(ids, DecodeLayout(cache, fed, 3, torch.device("cpu"))))
+    return torch.cat(outputs)
+
+
+@pytest.fixture(params=["lab", "llama", "qwen2"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return load_model(request.getfixturevalue(f"{request.param}_folder"), recipe_for(Path()).model)
+
+
+def test_it_equals_the_models_own_forward(model: Any) -> None:
+    fast, plain = Decoder(model), Decoder(model)
+    plain.plain = True
+    fast.renew()
+    assert not fast.plain
+    torch.testing.assert_close(hidden_states(model, fast), hidden_states(model, plain), atol=1e-4, rtol=1e-4)
+
+
+def test_weights_changed_in_place_are_seen_and_replaced_ones_after_renewing(model: Any) -> None:
+    decoder = Decoder(model)
+    decoder.renew()
+    before = hidden_states(model, decoder)
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    decoder.renew()
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    halved = hidden_states(model, decoder)
+    assert not torch.allclose(before, halved, atol=1e-3)
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 2
+    decoder.renew()
+    torch.testing.assert_close(hidden_states(model, decoder), before, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_with_joined_weights_is_saved_and_trained_as_before(model: Any, tmp_path: Path) -> None:
+    names = dict(model.named_parameters())
+    values = {name: parameter.clone() for name, parameter in names.items()}
+    Decoder(model).renew()
+    model.save_pretrained(tmp_path / "saved")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    assert dict(model.named_parameters()).keys() == names.keys()
+    for name, parameter in saved.named_parameters():
+        torch.testing.assert_close(parameter, values[name], atol=0, rtol=0)
+    save_file({name: parameter.detach() for name, parameter in names.items()}, tmp_path / "weights.safetensors")
+    sizes = sum(file.stat().st_size for file in (tmp_path / "saved").glob("*.safetensors"))
+    assert sizes < 1.1 * sum(parameter.numel() * 4 for parameter in names.values()) + 10_000  # nothing twice
+
+
+def test_other_layers_are_left_to_transformers(model: Any) -> None:
+    class Adapted(torch.nn.Linear):
+        """Stands for an adapter around a linear layer."""
+
+    attention = model.base_model.layers[1].self_attn
+    attention.o_proj = Adapted(attention.o_proj.in_features, attention.o_proj.out_features, bias=False)
+    decoder = Decoder(model)
+    decoder.renew()
+    assert decoder.plain
+    assert torch.isfinite(hidden_states(model, decoder)).all()
+
+
+def test_join_finds_what_lies_side_by_side() -> None:
+    parts = [torch.nn.Parameter(torch.randn(rows, 4)) for rows in (3, 2, 5)]
+    expected = torch.cat([part.data for part in parts])
+    joined = join(parts)
+    assert torch.equal(joined, expected)
+    assert join(parts).data_ptr() == joined.data_ptr()
+    parts[1].data = torch.zeros(2, 4)
+    again = join(parts)
+    assert again.data_ptr() != joined.data_ptr()
+    assert torch.equal(again[3:5], torch.zeros(2, 4))
+    # In one storage, but not in this order.
+    swapped = [parts[1], parts[0]]
+    assert torch.equal(join(swapped), torch.cat([part.data for part in swapped]))
