@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aster.policy import SamplingParams, drawing
-from aster.policy.drawing import BLOCK, choose, nucleus, uniform
+from aster.policy.drawing import BLOCK, SMALL, choose, nucleus, uniform
 
 
 def request(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> SamplingParams:
@@ -79,7 +79,7 @@ def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:
 
 def test_draws_over_many_blocks_follow_the_distribution() -> None:
     """A vocabulary of several blocks that does not fill its last one; mass at its very end and in every block."""
-    vocabulary = 3 * BLOCK + 17
+    vocabulary = SMALL + 3 * BLOCK + 17
     logits = torch.full((vocabulary,), float("-inf"))
     places = torch.tensor([0, BLOCK - 1, BLOCK, 2 * BLOCK + 5, vocabulary - 1])
     weights = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
@@ -89,13 +89,14 @@ def test_draws_over_many_blocks_follow_the_distribution() -> None:
     assert float(found[places].sum()) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_largest_draw_never_falls_behind_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("vocabulary", [700, SMALL + 700])
+def test_the_largest_draw_never_falls_behind_the_last_token(monkeypatch: pytest.MonkeyPatch, vocabulary: int) -> None:
     largest = np.nextafter(1.0, 0.0)
     monkeypatch.setattr(drawing, "uniform", lambda seeds, _: np.full(len(seeds), largest))
-    logits = torch.randn(200, 700, generator=torch.Generator().manual_seed(4)) * 5
-    logits[:, 600:] = float("-inf")
+    logits = torch.randn(200, vocabulary, generator=torch.Generator().manual_seed(4)) * 5
+    logits[:, vocabulary - 100 :] = float("-inf")
     tokens, logprobs = choose(logits, [request()] * 200, [0] * 200)
-    assert max(tokens) < 600
+    assert max(tokens) < vocabulary - 100
     assert np.isfinite(logprobs).all()
 
 

@@ -16,6 +16,7 @@ from aster.core.types import Budget, CallStatus, Problem, StopReason, Trajectory
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, rollout
 from aster.sandbox import Sandbox
+from tests.policy.models import before_each_forward
 from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, raw, turn
 from tests.shop_fixture import Shop
 
@@ -257,11 +258,10 @@ def test_a_real_engines_error_is_recorded_and_the_next_rollout_works(shop: Shop,
     def fail(*_: object) -> None:
         raise MemoryError("no room")
 
-    hook = policy.model.base_model.register_forward_pre_hook(fail)
-    failed = shop.run(one("a"))
+    with before_each_forward(policy.sampler, fail):
+        failed = shop.run(one("a"))
     assert failed.stop_reason is StopReason.ENGINE_ERROR
     assert "MemoryError('no room')" in failed.error
-    hook.remove()
     worked = shop.run(one("b"))
     check_form(worked)
     assert worked.error == ""

@@ -11,6 +11,8 @@ from aster.policy.base import SamplingParams
 
 BLOCK = 256
 """Tokens that are summed up together: a draw finds the block first, then the token in it, and never adds up a whole row."""
+SMALL = 2048
+"""A vocabulary of at most so many tokens is added up as a whole."""
 NUCLEUS = 256
 """Most likely tokens among which a nucleus is looked for before all are put in order."""
 
@@ -69,6 +71,10 @@ def nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
 def _draw(weights: Tensor, draws: Tensor) -> Tensor:
     """The token in which each row's draw in [0, 1) falls: weights (R, V), draws (R,) -> (R,)."""
     count, vocabulary = weights.shape
+    if vocabulary <= SMALL:
+        ends = weights.cumsum(-1, dtype=torch.float64)
+        token = torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True).clamp_max_(vocabulary - 1)
+        return _with_weight(token, weights)
     blocks = F.pad(weights, (0, -vocabulary % BLOCK)).view(count, -1, BLOCK)
     sums = blocks.sum(-1).double()
     ends = sums.cumsum(-1)
@@ -77,6 +83,9 @@ def _draw(weights: Tensor, draws: Tensor) -> Tensor:
     inside = blocks[torch.arange(count, device=weights.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
     start = ends.gather(-1, block) - sums.gather(-1, block)
     token = block * BLOCK + torch.searchsorted(inside, target - start, right=True).clamp_max_(BLOCK - 1)
-    token.clamp_max_(vocabulary - 1)
-    # A sum that was rounded up may end behind the last token that has any weight.
+    return _with_weight(token.clamp_max_(vocabulary - 1), weights)
+
+
+def _with_weight(token: Tensor, weights: Tensor) -> Tensor:
+    """(R,) from (R, 1). A sum that was rounded up may end behind the last token that has any weight: then the likeliest."""
     return torch.where(weights.gather(-1, token) > 0, token, weights.argmax(-1, keepdim=True))[:, 0]

@@ -12,6 +12,7 @@ never to the batch; see :mod:`aster.policy.drawing`.
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,10 @@ class LocalSampler:
         self.incoming: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.leaving: list[Sequence] = []
+        self.lock = threading.Lock()
+        """Held by whoever touches the lists above: the event loop and the sampler's thread."""
         self.changed = asyncio.Event()
+        """Somebody came, went or was cancelled. Matters where the next step waits for all."""
         self.going = asyncio.Event()
         self.going.set()
         self.stepping = asyncio.Lock()
@@ -92,8 +96,10 @@ class LocalSampler:
         if sequence.request is not None:
             raise ValueError(f"a turn of {params.sequence} is being sampled already")
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        request = sequence.request = Request(params, list(token_ids), future)
-        self.incoming.append(sequence)
+        request = Request(params, list(token_ids), future)
+        with self.lock:
+            sequence.request = request
+            self.incoming.append(sequence)
         if self.runner is None or self.runner.done():
             # An event belongs to the loop that waited for it first; this may be a new loop.
             self.changed, self.stepping = asyncio.Event(), asyncio.Lock()
@@ -103,15 +109,17 @@ class LocalSampler:
         try:
             return await future
         finally:
-            if future.cancelled() and sequence.request is request:
-                sequence.request = None
-                self.changed.set()
+            with self.lock:
+                if future.cancelled() and sequence.request is request:
+                    sequence.request = None
+                    self.changed.set()
 
     def release(self, sequence: str) -> None:
         """Forget a trajectory."""
         known = self.sequences.pop(sequence, None)
         if known is not None:
-            self.leaving.append(known)
+            with self.lock:
+                self.leaving.append(known)
             self.changed.set()
 
     async def pause(self) -> None:
@@ -135,31 +143,33 @@ class LocalSampler:
     # -- the loop
 
     async def _run(self) -> None:
+        """Keep the sampler's thread stepping while anybody has a turn to be sampled."""
         loop = asyncio.get_running_loop()
+        halt = threading.Event()
         try:
             while True:
                 await self.going.wait()
-                outside = self.deterministic and any(s.opened and s.request is None for s in self.sequences.values())
-                if outside:
+                if self.deterministic and any(s.opened and s.request is None for s in self.sequences.values()):
                     # Nothing is settled meanwhile: who gets which slot must not depend on who comes back first.
                     self.changed.clear()
                     await self.changed.wait()
                     continue
-                self.changed.clear()
-                self._settle()
-                running = [(s, s.request) for s in self.holders if s.request is not None]
-                if not running:
-                    # Whoever waits would have a slot now: an idle sequence gives way.
-                    return
                 async with self.stepping:
-                    finished = await loop.run_in_executor(self.pool, self._steps, running)
-                for request, completion in finished:
-                    if not request.future.done():
-                        request.future.set_result(completion)
-                # Let the awakened trajectories parse, call tools and come back before the next step.
+                    await loop.run_in_executor(self.pool, self._steps, loop, halt)
+                # Let the awakened trajectories parse, call tools and come back.
                 await asyncio.sleep(0)
+                if not self.incoming and not any(s.request is not None for s in [*self.holders, *self.waiting]):
+                    return
         except Exception as error:  # noqa: BLE001 - whatever the engine raises goes to those who wait for it
             self._fail(error)
+        finally:
+            halt.set()
+
+    @staticmethod
+    def _deliver(finished: list[tuple[Request, Completion]]) -> None:
+        for request, completion in finished:
+            if not request.future.done():
+                request.future.set_result(completion)
 
     def _fail(self, error: Exception) -> None:
         """An engine error reaches every trajectory that waits for it; the next one starts anew."""
@@ -171,7 +181,7 @@ class LocalSampler:
         self.holders, self.incoming, self.waiting, self.leaving = [], [], [], []
 
     def _settle(self) -> None:
-        """Let sequences out of and into slots."""
+        """Let sequences out of and into slots. The lock is held."""
         if self.deterministic:
             self.leaving.sort(key=lambda s: s.name)
             self.incoming.sort(key=lambda s: s.name)
@@ -220,12 +230,20 @@ class LocalSampler:
 
     # -- in the sampler's thread
 
-    def _steps(self, running: list[tuple[Sequence, Request]]) -> list[tuple[Request, Completion]]:
-        """Step until somebody finishes, comes or goes: a way over the event loop costs as much as a small model's layer."""
-        while True:
+    def _steps(self, loop: asyncio.AbstractEventLoop, halt: threading.Event) -> None:
+        """Step while anybody waits for tokens. What is finished goes to the loop at once, and what the loop makes of it
+        (parsing, calling tools) goes on beside the next steps. Deterministic: one step, after which everybody comes back."""
+        while self.going.is_set() and not halt.is_set():
+            with self.lock:
+                self._settle()
+                running = [(s, s.request) for s in self.holders if s.request is not None]
+            if not running:
+                return
             finished = self._step(running)
-            if finished or self.deterministic or self.changed.is_set() or not self.going.is_set():
-                return finished
+            if finished:
+                loop.call_soon_threadsafe(self._deliver, finished)
+            if self.deterministic:
+                return
 
     @torch.inference_mode()
     def _step(self, running: list[tuple[Sequence, Request]]) -> list[tuple[Request, Completion]]:
@@ -263,8 +281,9 @@ class LocalSampler:
             request.logprobs.append(logprob)
             stopped = token in request.params.stop_token_ids
             if stopped or len(request.token_ids) == request.params.max_tokens:
-                if sequence.request is request:
-                    sequence.request = None
+                with self.lock:
+                    if sequence.request is request:
+                        sequence.request = None
                 finished.append((request, Completion(request.token_ids, request.logprobs, stopped)))
             else:
                 request.pending.append(token)

@@ -327,7 +327,9 @@ def become_keeper(request: ForkRequest, plan: Plan, scratch: str, control: int) 
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # where memory runs out, a session goes before the trainer; some containers forbid it
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
-        file.write(str(NICE))  # setsid made a group with a share of its own, in which the processes' niceness counts for nothing
+        file.write(
+            str(NICE)
+        )  # setsid made a group with a share of its own, in which the processes' niceness counts for nothing
     address_space = _address_space()
     children = confine_session(plan, scratch, request.limits)
     if children >= 0:
