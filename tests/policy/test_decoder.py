@@ -34,18 +34,25 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hidden_states(model: Any, decoder: Decoder) -> torch.Tensor:
-    """Of three sequences that feed one, one and nine tokens after some that are cached."""
-    cache = KeyValueCache(model.config, 4, 64, torch.float32, torch.device("cpu"))
-    steps = [
-        [(0, 0, 20), (1, 0, 5), (2, 0, 31)],
-        [(0, 20, 1), (2, 31, 1), (1, 5, 9)],
-        [(0, 21, 1), (1, 14, 1), (2, 32, 1)],
-    ]
+    """Of eight sequences: prompts, then one token of some and nine of another, of all, of many, of a few, of one."""
+    cache = KeyValueCache(model.config, 8, 64, torch.float32, torch.device("cpu"))
+    lengths = [20, 5, 31, 7, 7, 12, 1, 28]
+    steps: list[list[tuple[int, int, int]]] = [list(zip(range(8), [0] * 8, lengths, strict=True))]
+    for part in (
+        [(0, 1), (2, 1), (1, 9)],
+        [(slot, 1) for slot in range(8)],
+        [(s, 1) for s in (0, 1, 3, 4, 6, 7)],
+        [(5, 1), (2, 1)],
+        [(7, 1)],
+    ):
+        steps.append([(slot, lengths[slot], tokens) for slot, tokens in part])
+        for slot, tokens in part:
+            lengths[slot] += tokens
     outputs = []
     with torch.inference_mode():
         for number, fed in enumerate(steps):
             ids = torch.tensor(random_ids(number, sum(tokens for _, _, tokens in fed)))
-            outputs.append(decoder(ids, DecodeLayout(cache, fed, 3, torch.device("cpu"))))
+            outputs.append(decoder(ids, DecodeLayout(cache, fed, 8, torch.device("cpu"))))
     return torch.cat(outputs)
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from aster.policy.attention import causal, causal_mask
 
+APART = 4
+"""So few sequences are done one by one where other slots are idle: together, the idle ones would cost as much as they do."""
+
 
 class KeyValueCache:
     """Keys and values of all slots, allocated once: per layer (slots, KV heads, capacity, D)."""
@@ -59,18 +62,27 @@ class DecodeLayout:
         """(KV heads * N,): where the new keys and values go, in a layer's cache as rows of D."""
         self.in_order = slots[: self.count] == list(range(used))
         """Every used slot feeds one token: queries need not be put in place."""
+        self.apart = [] if self.in_order or self.count > APART else [(slot, position + 1) for slot, position in singles]
+        """Slot and length of each sequence that feeds one token, where they are done one by one."""
+        if self.count and not self.apart:
+            self._together(slots[: self.count], positions[: self.count], device)
+
+    def _together(self, slots: list[int], positions: list[int], device: torch.device) -> None:
+        """Prepare the batched product over all used slots."""
         if not self.in_order:
-            taken = dict(zip(slots[: self.count], range(self.count), strict=True))
+            taken = dict(zip(slots, range(self.count), strict=True))
             # Slots that feed nothing now take any query; their output is not read.
-            self.queries = torch.tensor([taken.get(slot, 0) for slot in range(used)], device=device)
-            self.rows = torch.tensor(slots[: self.count], dtype=torch.long, device=device)
-        last = [0] * used
-        for slot, position in singles:
+            self.queries = torch.tensor([taken.get(slot, 0) for slot in range(self.used)], device=device)
+            self.rows = torch.tensor(slots, dtype=torch.long, device=device)
+        last = [0] * self.used
+        for slot, position in zip(slots, positions, strict=True):
             last[slot] = position
         self.length = max(last) + 1
-        allowed = torch.arange(self.length, device=device) <= torch.tensor(last, device=device)[:, None]
-        self.bias = torch.zeros(allowed.shape, dtype=cache.keys[0].dtype, device=device).masked_fill_(~allowed, float("-inf"))
-        self.bias = self.bias[:, None, None, :]
+        self.bias: Tensor | None = None
+        if min(last) + 1 < self.length:
+            allowed = torch.arange(self.length, device=device) <= torch.tensor(last, device=device)[:, None]
+            bias = torch.zeros(allowed.shape, dtype=self.cache.keys[0].dtype, device=device)
+            self.bias = bias.masked_fill_(~allowed, float("-inf"))[:, None, None, :]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """See ``attention.Layout``. Writes the new keys and values first."""
@@ -80,6 +92,8 @@ class DecodeLayout:
         values.view(-1, size).index_copy_(0, self.places, value.reshape(-1, size))
         if self.in_order:
             mixed = self._batched(query[:, : self.count].transpose(0, 1), keys, values, scaling).transpose(0, 1)
+        elif self.apart:
+            mixed = torch.cat([self._one(query[:, i], keys, values, *each, scaling) for i, each in enumerate(self.apart)], 1)
         elif self.count:
             placed = query.index_select(1, self.queries).transpose(0, 1)
             mixed = self._batched(placed, keys, values, scaling).index_select(0, self.rows).transpose(0, 1)
@@ -92,6 +106,16 @@ class DecodeLayout:
             for flat, slot, end, mask in self.longer
         ]
         return torch.cat([mixed, *others], 1)
+
+    def _one(self, query: Tensor, keys: Tensor, values: Tensor, slot: int, length: int, scaling: float) -> Tensor:
+        """One query (H, D) of one slot -> (H, 1, D); heads as in :meth:`_batched`."""
+        heads, size = query.shape
+        kv_heads = keys.shape[1]
+        grouped = query.reshape(1, kv_heads, heads // kv_heads, size)
+        mixed = F.scaled_dot_product_attention(
+            grouped, keys[slot : slot + 1, :, :length], values[slot : slot + 1, :, :length], scale=scaling
+        )
+        return mixed.reshape(heads, 1, size)
 
     def _batched(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         """One query a slot, (used, H, D). Heads that share keys are taken as the queries of one head, so that keys are read
