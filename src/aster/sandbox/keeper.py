@@ -33,9 +33,6 @@ CONTROL, RUNNERS, DEATHS, DEATH, CHILDREN = 504, 505, 506, 507, 508
 pipe that gets a byte with every SIGCHLD, and the list of its children."""
 STRAY_SECONDS = 2.0
 """How long a keeper fights processes that a runner left behind, before it leaves that to the zygote."""
-NICE = 5
-"""Sessions yield to who serves them, and to the trainer: on a machine where all want to run, they get a third of its share. The
-supervisor and a sampler on the CPU are what everybody waits for; a hundred sessions that start at once would take all of it."""
 AT_ONCE = 100
 """Messages of copies that are read in a row: a cell can send nonsense there without end."""
 NONSENSE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, OSError)
@@ -326,10 +323,6 @@ def become_keeper(request: ForkRequest, plan: Plan, scratch: str, control: int) 
     # Both need /proc, which a session has not.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # where memory runs out, a session goes before the trainer; some containers forbid it
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
-        file.write(
-            str(NICE)
-        )  # setsid made a group with a share of its own, in which the processes' niceness counts for nothing
     address_space = _address_space()
     children = confine_session(plan, scratch, request.limits)
     if children >= 0:

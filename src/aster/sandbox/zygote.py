@@ -20,7 +20,7 @@ from typing import Any
 
 from aster.sandbox.isolation import Level, Plan, enter_zygote, fork_session, make_scratch
 from aster.sandbox.isolation.guard import kill_all_below
-from aster.sandbox.keeper import NICE, become_keeper
+from aster.sandbox.keeper import become_keeper
 from aster.sandbox.protocol import MAX_PACKET, ForkRequest, receive
 from aster.sandbox.warm import warm_up
 
@@ -149,7 +149,6 @@ def main() -> None:
     plan = enter_zygote(plan, supervisor)
     connection = socket.socket(fileno=descriptor)
     warm_up(sys.argv[4:])
-    os.nice(NICE)
     zygote = Zygote(connection, plan)
     zygote.serve()
     zygote.end()
