@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import io
+from collections import Counter
 
 from aster.sandbox.cells import Interpreter
 from aster.sandbox.isolation.syscalls import libc
@@ -16,6 +17,7 @@ import random, re, statistics, string, subprocess, tempfile, typing
 """
 EXERCISES = {
     "sympy": """
+sympy.core.cache.clear_cache()
 from sympy.abc import x, y
 sympy.factorint(2**32 + 1), sympy.isprime(10**9 + 7), sympy.totient(360), sympy.divisors(360)
 sympy.solve(x**2 - 5*x + 6, x), sympy.solve([x + y - 3, x - y - 1], [x, y]), sympy.simplify(sympy.sin(x)**2 + sympy.cos(x)**2)
@@ -35,6 +37,15 @@ scipy.optimize.brentq(lambda t: t*t - 2, 0, 2), scipy.integrate.quad(math.exp, 0
     "mpmath": "mpmath.mpf(2)**0.5, mpmath.quad(mpmath.sin, [0, 1])",
 }
 """What a package is put through after its import, so that sessions find its caches filled. A package not named is imported."""
+ROUNDS = 4
+"""Times that all of it runs. CPython rewrites the bytecode of a function in its first calls: what a session need not rewrite,
+it need not copy. A session after six typical cells holds about 2 MiB less than with one round; 20 save no more."""
+POOL, POOL_HEADER, SMALL_STEP, LARGEST_SMALL = 16 << 10, 48, 16, 512
+"""How CPython lays out small objects, in bytes: a pool has blocks of one size, a multiple of 16 and 512 at the most."""
+POOL_USED = 250
+"""So many blocks from one pool, where it has as many, and it was a free one."""
+MOST_FILLING = 1 << 20
+"""Bytes of one block size that are filled at the most, should an interpreter lay out its memory in another way."""
 HUGE_PAGE = 2 << 20
 MADV_COLLAPSE = 25
 
@@ -44,7 +55,8 @@ def warm_up(packages: list[str]) -> None:
     stream = io.StringIO()
     interpreter = Interpreter({"__name__": "warm_up"}, stream.write)
     with contextlib.redirect_stdout(stream):
-        for code in (STANDARD, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)):
+        cells = [STANDARD, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)]
+        for code in cells * ROUNDS:
             if interpreter.run(0, code) != "ok":
                 raise RuntimeError(stream.getvalue())
         interpreter.run(0, "1 / 0")
@@ -52,8 +64,27 @@ def warm_up(packages: list[str]) -> None:
         ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0
     )  # _IOLBF: what C code prints keeps its place among the lines
     gc.collect()
+    fill_pools()
     gc.freeze()
     collapse_pages()
+
+
+def fill_pools() -> None:
+    """Leave no free block between the objects of this process, so that the objects of a session lie side by side.
+
+    A fork copies a page as soon as it writes to it, and a new object would go into a hole of a page that all share. What fills
+    the holes is never freed. A session after six typical cells holds about 1 MiB less.
+    """
+    allocate = ctypes.pythonapi.PyObject_Malloc
+    allocate.argtypes, allocate.restype = [ctypes.c_size_t], ctypes.c_size_t
+    for size in range(LARGEST_SMALL, 0, -SMALL_STEP):
+        used: Counter[int] = Counter()
+        enough = min((POOL - POOL_HEADER) // size, POOL_USED)
+        for _ in range(MOST_FILLING // size):
+            pool = allocate(size) // POOL
+            used[pool] += 1
+            if used[pool] == enough:
+                break
 
 
 def collapse_pages() -> None:
