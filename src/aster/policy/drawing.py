@@ -13,8 +13,8 @@ BLOCK = 256
 """Tokens that are summed up together: a draw finds the block first, then the token in it, and never adds up a whole row."""
 SMALL = 2048
 """A vocabulary of at most so many tokens is added up as a whole."""
-NUCLEUS = 256
-"""Most likely tokens among which a nucleus is looked for before all are put in order."""
+NUCLEI = (256, 4096)
+"""How many of the likeliest tokens a nucleus is looked for among, before a row is put in order whole."""
 
 
 def uniform(seeds: list[int], positions: list[int]) -> np.ndarray:
@@ -58,14 +58,18 @@ def nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
     """Nucleus sampling (Holtzman et al. 2020): weights (R, V) without those that come after ``top_p`` (R,) of the mass, the
     likeliest first. The token that reaches it stays."""
     wanted = top_p.double() * weights.sum(-1, dtype=torch.float64)
-    most = min(NUCLEUS, weights.shape[-1])
-    ordered, order = weights.topk(most)
-    if bool((ordered.sum(-1, dtype=torch.float64) < wanted).any()):
-        ordered, order = weights.sort(-1, descending=True)
-    before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-    dropped = before >= wanted[:, None]
-    dropped[:, 0] = False
-    return torch.zeros_like(weights).scatter_(-1, order, ordered.masked_fill(dropped, 0.0))
+    kept = torch.zeros_like(weights)
+    rows = torch.arange(len(weights), device=weights.device)
+    for most in (*NUCLEI, weights.shape[-1]):
+        ordered, order = weights[rows].topk(min(most, weights.shape[-1]))
+        before = ordered.cumsum(-1, dtype=torch.float64) - ordered
+        dropped = before >= wanted[rows, None]
+        dropped[:, 0] = False
+        kept[rows] = torch.zeros_like(weights[rows]).scatter_(-1, order, ordered.masked_fill(dropped, 0.0))
+        rows = rows[before[:, -1] + ordered[:, -1] < wanted[rows]]
+        if not len(rows):
+            break
+    return kept
 
 
 def _draw(weights: Tensor, draws: Tensor) -> Tensor:
