@@ -37,8 +37,8 @@ class Policy(Section):
     model_name: str = ""
     """Endpoint alone: the model to ask for, by the name it is served under; empty: the only one served."""
     request_seconds: PositiveFloat = 900.0
-    """Endpoint and vLLM: what one request may take, waiting and new attempts included, in seconds. A turn is one request, unless
-    new weights interrupt it."""
+    """Endpoint and vLLM: what one request may take, waiting and new attempts included, in seconds. A turn is one request, but
+    where new weights interrupt it."""
     vllm_python: str = ""
     """vLLM alone: the Python of an environment with vLLM, which starts the server; empty: the one that runs ASTER."""
     vllm_memory: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
