@@ -17,71 +17,16 @@ TEXTUAL = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|textnormal|mathrm|m
 WORD = re.compile(r"[A-Za-z]+")
 MATRIX = re.compile(r"\\begin\s*\{([bp]?matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\s*\{\1\}", re.DOTALL)
 SEGMENT = re.compile(r"\\(?:angle|overline|widehat|triangle)\s*\{?\s*([A-Z]{1,4})\s*\}?")
-LEFT_TO_MATH_VERIFY = frozenset(
-    [
-        "int",
-        "iint",
-        "oint",
-        "sum",
-        "prod",
-        "lim",
-        "limsup",
-        "liminf",
-        "cap",
-        "setminus",
-        "bigcup",
-        "bigcap",
-        "det",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "pmod",
-        "bmod",
-        "mod",
-        "vec",
-        "overrightarrow",
-    ]
-)
-STOP_WORDS = frozenset(
-    [
-        "no",
-        "not",
-        "is",
-        "at",
-        "to",
-        "of",
-        "or",
-        "and",
-        "the",
-        "all",
-        "any",
-        "one",
-        "two",
-        "six",
-        "ten",
-        "for",
-        "per",
-        "but",
-        "odd",
-        "yes",
-        "if",
-        "in",
-        "on",
-        "as",
-        "by",
-        "do",
-        "an",
-        "are",
-        "has",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "mod",
-    ]
-)
+LEFT_TO_MATH_VERIFY = {
+    *("int", "iint", "oint", "sum", "prod", "lim", "limsup", "liminf", "cap", "setminus", "bigcup", "bigcap"),
+    *("det", "max", "min", "gcd", "lcm", "pmod", "bmod", "mod", "vec", "overrightarrow"),
+}
+STOP_WORDS = {
+    *("no", "not", "is", "at", "to", "of", "or", "and", "the", "all", "any", "one", "two", "six", "ten", "for", "per"),
+    *("but", "odd", "yes", "if", "in", "on", "as", "by", "do", "an", "are", "has", "max", "min", "gcd", "lcm", "mod"),
+}
 """Short words that are not products of letters."""
+LETTER_OF_SET = re.compile(r"\s*\{?\s*([RZNQC])\s*\}?(?![A-Za-z_^])")
 PAIRS = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}
 
 
@@ -122,9 +67,7 @@ def read(reader: Reader) -> Node:
         inner = reader.inside()
         reader.need("\\rangle")
         return Node("tuple", inner.args if inner.kind == "list" else (inner,), "<>")
-    if name in ("mathbb", "mathbf", "mathcal") and (
-        letter := reader.match(re.compile(r"\s*\{?\s*([RZNQC])\s*\}?(?![A-Za-z_^])"))
-    ):
+    if name in ("mathbb", "mathbf", "mathcal") and (letter := reader.match(LETTER_OF_SET)):
         return Node("symbol", (), letter[1])
     if name in PAIRS:
         closing, function = PAIRS[name]
@@ -178,10 +121,8 @@ def _times_last(reader: Reader, node: Node, letter: str) -> Node:
     reader.space()
     if reader.peek("^", "**", "!"):
         reader.at += 2 if reader.peek("**") else 1
-        if reader.text[reader.at - 1] == "!":
-            last = Node("fn", (last,), "factorial")
-        else:
-            last = Node("pow", (last, reader.exponent()))
+        factorial = reader.text[reader.at - 1] == "!"
+        last = Node("fn", (last,), "factorial") if factorial else Node("pow", (last, reader.exponent()))
     return product(node, last)
 
 
@@ -279,7 +220,7 @@ def _textual(content: str, reader: Reader) -> Node:
 
 
 def _matrix(reader: Reader, content: str) -> Node:
-    rows = [row for row in re.split(r"\\\\", content)]
+    rows = re.split(r"\\\\", content)
     if rows and not rows[-1].strip(" \\"):
         rows.pop()
     cells = tuple(tuple(reader.part(cell) for cell in row.split("&")) for row in rows)

@@ -1,8 +1,8 @@
 r"""From the text of an answer to a tree: LaTeX and Python's spelling, in one small grammar.
 
-It reads all of the text or nothing. What is ambiguous (``1/2x``, ``\sin \pi/6``, two numbers side by side) is not read, because a
-wrong "equal" is worse than a missed one. A tree is made of :class:`aster.grading.nodes.Node`; :mod:`aster.grading.value` computes with it and
-:mod:`aster.grading.forms` compares.
+It reads all of the text or nothing. What is ambiguous (``1/2x``, ``\sin \pi/6``, two numbers side by side) is not read, because
+a wrong "equal" is worse than a missed one. A tree is made of :class:`aster.grading.nodes.Node`; :mod:`aster.grading.value`
+computes with it and :mod:`aster.grading.forms` compares.
 """
 
 from __future__ import annotations
@@ -10,31 +10,18 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from aster.grading import commands
+from aster.grading import commands, numerals
 from aster.grading.commands import TEXTUAL, WORD
 from aster.grading.nodes import Node, Unreadable, Unsupported, product
 from aster.grading.words import FUNCTIONS, MULTIPLIERS, unit_of
 
 DEEPEST = 30
 """Brackets within brackets that are read. Answers have a few."""
-LONGEST_NUMBER = 4000
-"""Digits of one number."""
 
 
 DEEPEST = 30
 """Brackets within brackets that are read. Answers have a few."""
-LONGEST_NUMBER = 4000
-"""Digits of one number."""
 
-NUM = re.compile(
-    r"(?P<whole>[0-9]+)?(?:\.(?P<part>[0-9]*))?(?:\\overline\s*\{(?P<again>[0-9]+)\}|(?P<dots>\.\.\.|\\l?dots|\\cdots))?"
-    r"(?:[eE](?P<exponent>[+-]?[0-9]{1,6})(?![0-9A-Za-z.]))?"
-)
-COMMAS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])")
-SPACES = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+(?![0-9])(?! *[0-9])")
-MIXED = re.compile(
-    r"\s*(?:\\frac\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))|(?<= )([0-9]+)/([0-9]+))(?![0-9^!])"
-)
 RELATION = re.compile(
     r"\\(?:leqslant|geqslant|leqq|geqq|leq|geq|le|ge|neq|ne|lt|gt|approx|in|equiv|sim)(?![A-Za-z])|<=|>=|==|!=|[<>=]"
 )
@@ -52,6 +39,11 @@ POWER = re.compile(r"\s*\^\s*(?:\{\s*(-?[0-9]+)\s*\}|(-?[0-9]))")
 SUBSCRIPT = re.compile(r"_\s*(?:\{([^{}]*)\}|([A-Za-z0-9]))")
 APPLIED = re.compile(r"\s*\(([^()]*)\)")
 MONEY = re.compile(r"\\\$|[€£¥]")
+NO_FACTORS = {
+    *("cup", "cap", "setminus", "rvert", "rfloor", "rceil", "rangle", "rbrace", "rbrack", "pm", "mp", "end", "mid", "ldots"),
+    *("dots", "cdots", "text", "lor", "vee", "land", "wedge", "choose", "over"),
+}
+"""Commands that end a product."""
 CLOSERS = {"(": ")]", "[": ")]"}
 APPLICATIONS = frozenset("fghFGHPQTOE")
 """Letters that a bracket makes a function of: ``f(2)`` is a name, ``x(2)`` a product."""
@@ -304,22 +296,22 @@ class Reader:
         if rest.isdigit() or rest == ".":
             if (before.args[-1] if before.kind == "mul" else before).kind in ("num", "name", "const", "neg"):
                 raise Unreadable("two numbers side by side")
-            if DOTS.match(self.text, self.at):
-                return False
-            return True
+            return not DOTS.match(self.text, self.at)
         if rest == "\\":
             found = COMMAND.match(self.text, self.at)
             if found is None or (found[2] is not None and found[2] not in "{|"):
                 return False
-            if TEXTUAL.match(self.text, self.at):
-                inner = TEXTUAL.match(self.text, self.at)[1].strip()
+            textual = TEXTUAL.match(self.text, self.at)
+            if textual:
+                inner = textual[1].strip()
                 return inner in ("i", "e") or inner in FUNCTIONS
-            return found[1] not in ("cup", "rvert", "rfloor", "rceil", "rangle", "rbrace", "pm", "mp", "end", "mid", "ldots", "dots", "cdots", "text", "rbrack", "lor", "vee", "land", "wedge", "choose", "over", "cap", "setminus")  # fmt: skip
+            return found[1] not in NO_FACTORS
         if rest.isalpha():
-            word = WORD.match(self.text, self.at)
-            if before.kind in ("tuple", "union") and word[0] == "U":
+            found = WORD.match(self.text, self.at)
+            word = found[0] if found else ""
+            if before.kind in ("tuple", "union") and word == "U":
                 return False
-            return len(word[0]) < 2 or not self._is_unit_word(word[0])
+            return 0 < len(word) < 2 or not self._is_unit_word(word)
         return rest in "({["
 
     @staticmethod
@@ -378,7 +370,7 @@ class Reader:
         self.space()
         character = self.text[self.at : self.at + 1]
         if character.isdigit() or (character == "." and not DOTS.match(self.text, self.at)):
-            return self.num()
+            return numerals.read(self)
         if character and character in "([":
             return self.bracket(character)
         if character == "{":
@@ -392,57 +384,6 @@ class Reader:
         raise Unreadable(
             f"cannot read {self.text[self.at : self.at + 12]!r}" if character else "something is missing at the end"
         )
-
-    def num(self) -> Node:
-        text = self.text
-        found = COMMAS.match(text, self.at) if self.thousands and self.round == 0 else None
-        found = found or SPACES.match(text, self.at)
-        if found and not text[: self.at].endswith((".", "_")):
-            self.at = found.end()
-            digits = re.sub("[ ,]", "", found[0])
-            part = re.compile(r"\.([0-9]*)(?![0-9.])").match(text, self.at)
-            if part:
-                self.at = part.end()
-            return self.value(digits, part[1] if part else None, None, 0)
-        found = NUM.match(text, self.at)
-        if not found or not (found["whole"] or found["part"]):
-            raise Unreadable("not a number")
-        dots = found["dots"]
-        if (found["again"] or dots) and found["part"] is None:
-            # 3\overline{4} is no decimal, and 5... is one thing followed by dots.
-            if found["again"]:
-                raise Unreadable("a bar over digits")
-            self.at = found.end("whole")
-            return self.value(found["whole"], None, None, 0)
-        self.at = found.end()
-        part, again = found["part"], found["again"]
-        if dots:
-            cycle = re.search(r"([0-9])\1{2,}$|([0-9]{2,3})\2+$", part)
-            if not cycle:
-                raise Unreadable("a decimal that goes on")
-            again = cycle[1] or cycle[2]
-        if self.peek("_"):
-            raise Unreadable("a number with a subscript")
-        node = self.value(found["whole"] or "0", part, again, int(found["exponent"] or 0))
-        if node.data[1] is None and not found["exponent"]:
-            mixed = MIXED.match(text, self.at)
-            if mixed:
-                above, below = mixed[1] or mixed[2] or mixed[5], mixed[3] or mixed[4] or mixed[6]
-                if max(len(above), len(below)) < 50 and 0 < int(above) < int(below):
-                    self.at = mixed.end()
-                    return Node("num", (), (node.data[0] + Fraction(int(above), int(below)), None))
-        return node
-
-    def value(self, whole: str, part: str | None, again: str | None, exponent: int) -> Node:
-        digits = whole + (part or "")
-        if len(digits) > LONGEST_NUMBER or abs(exponent) > LONGEST_NUMBER:
-            raise Unreadable("too large: a number of thousands of digits")
-        places = len(part) if part else 0
-        number = Fraction(int(digits), 10**places)
-        if again:
-            number += Fraction(int(again), (10 ** len(again) - 1) * 10**places)
-        number *= Fraction(10) ** exponent
-        return Node("num", (), (number, places - exponent if part and not again else None))
 
     def bracket(self, opening: str) -> Node:
         self.at += 1
@@ -473,7 +414,7 @@ class Reader:
         bars, self.bars = self.bars, 0
         round_, self.round = self.round, 0
         comma = re.match(r"[^{}()\[\]]*[,;]", self.text[self.at :])
-        grouped = comma and COMMAS.fullmatch(self.text[self.at : self.text.find("}", self.at)].strip())
+        grouped = comma and numerals.COMMAS.fullmatch(self.text[self.at : self.text.find("}", self.at)].strip())
         self.round = 1 if comma and not grouped else 0
         inner = self.listing("set")
         if inner.args and len(inner.args) == 1:

@@ -27,8 +27,8 @@ class Node(NamedTuple):
     ``kind`` and its ``data``: num (value as a Fraction, decimal places or None), name (the name), const (pi, e, i, oo),
     neg, add, mul, div, pow, pm (which of the two signs), fn (the function), pct, deg, unit (the unit), tuple (both
     delimiters), set, list (what separates: "," "or" "and"), union, rel (the operators), matrix (args are rows), dots,
-    symbol (a set such as R). :mod:`aster.grading.forms` makes two more: interval, from inequalities (data: both ends), and values,
-    from ``x = 1, y = 2`` (data: the names in order).
+    symbol (a set such as R). :mod:`aster.grading.forms` makes two more: interval, from inequalities (data: both ends), and
+    values, from ``x = 1, y = 2`` (data: the names in order).
     """
 
     kind: str

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from aster.grading import grammar
+from aster.grading import grammar, numerals
 from aster.grading.commands import TEXTUAL
 from aster.grading.nodes import Node, Unreadable, Unsupported
 from aster.grading.text import plain
@@ -75,7 +75,7 @@ def read(text: str) -> Reading:
         return Reading("ratio", None, re.sub(r"\s+", "", text))
     try:
         node = grammar.parse(text)
-        if grammar.COMMAS.search(text) and ",0" not in text:
+        if numerals.COMMAS.search(text) and ",0" not in text:
             listed = grammar.parse(text, thousands=False)
             return Reading("tree", node, text, listed=None if listed == node else listed)
     except Unsupported as error:

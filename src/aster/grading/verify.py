@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from aster.grading import forms, pool
+from aster.grading import forms, pool, scalars
 from aster.grading.nodes import Node, TooLarge, Undefined, Unreadable
 from aster.grading.reading import LETTER, Reading, read
 from aster.grading.text import INNER_SPACE, TEXT, canonical, number
@@ -32,9 +32,9 @@ HEAVY = re.compile(
     r"|\\prod.*\\infty|\\sum.*\\infty.*(?:!|[a-z]\s*\^\s*\{?\s*[a-z]|\\binom)",
     re.DOTALL,
 )
-"""What Math-Verify is not asked about: a power in an exponent, exponents and factorials of four digits, numbers of seven, infinite
-products, infinite sums of powers and factorials. It computes them to the last digit or for ever, and a policy that has found out
-could spend the time limit on every answer."""
+"""What Math-Verify is not asked about: a power in an exponent, exponents and factorials of four digits, numbers of seven,
+infinite products, infinite sums of powers and factorials. It computes them to the last digit or for ever, and a policy that has
+found out could spend the time limit on every answer."""
 
 CLOSE = Decimal("1e-6")
 """Relative difference under which two decimals are looked at more closely."""
@@ -173,11 +173,11 @@ def _trees(given: Reading, wanted: Reading) -> tuple[bool, str]:
     return outcome.equal, outcome.reason
 
 
-def _outcome(given: Node, wanted: Node) -> forms.Outcome:
+def _outcome(given: Node, wanted: Node) -> scalars.Outcome:
     try:
         return forms.compare(given, wanted)
     except (TooLarge, Undefined, Unreadable) as error:
-        return forms.Outcome(False, f"not compared: {error}")
+        return scalars.Outcome(False, f"not compared: {error}")
     except (ArithmeticError, ValueError) as error:
         # A function of mpmath that does not converge, or has a pole there.
-        return forms.Outcome(False, f"not compared: {type(error).__name__}")
+        return scalars.Outcome(False, f"not compared: {type(error).__name__}")
