@@ -188,7 +188,7 @@ def speed(pairs: list[list[str]]) -> dict[str, Any]:
 
 
 def robustness(hostile: int, noise: int) -> dict[str, Any]:
-    """Hostile answers with the default time limit, each against two answers; random strings through extraction and verification."""
+    """Hostile answers with the default time limit, each against two answers; random strings, extracted and verified."""
     # The generators stand with the tests.
     sys.path.insert(0, str(ROOT))
     from tests.grading.hostile import hostile_answers, random_strings

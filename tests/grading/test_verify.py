@@ -187,7 +187,7 @@ def _leaf(number: Fraction) -> Expression:
 def _joined(parts: tuple[str, Expression, Expression]) -> Expression:
     kind, (latex, python, value), (other_latex, other_python, other) = parts
     if kind == "/" and other:
-        return rf"\dfrac{{{latex}}}{{{other_latex}}}", f"({python}/{other_python})", value / other
+        return rf"\dfrac{{{latex}}}{{{other_latex}}}", f"({python}/({other_python}))", value / other
     if kind == "^":
         return rf"\left({latex}\right)^{{2}}", f"({python})**2", value**2
     if kind == "*":

@@ -469,7 +469,7 @@ class Reader:
         if found:
             return found[1] in FUNCTIONS and found[1] != "sqrt"
         word = WORD.match(self.text, self.at)
-        return bool(word) and word[0] in FUNCTIONS and word[0] != "sqrt"
+        return word is not None and word[0] in FUNCTIONS and word[0] != "sqrt"
 
     def argument(self) -> Node:
         """A LaTeX argument: a group, one digit, one letter or one command."""

@@ -2,8 +2,8 @@
 
 Two expressions are equal where their values are. Fractions are compared exactly. Otherwise both are computed at two
 precisions, far beyond the digits of any number in them: a difference that shrinks with the precision is noise, one that stays
-is real. Names stand for several rational numbers each, of both signs. A polynomial identity that holds at four random points fails to hold
-everywhere with negligible probability (Schwartz and Zippel); for roots and logarithms it is the same in practice.
+is real. Names stand for several rational numbers each, of both signs. A polynomial identity that holds at four random points
+fails to hold everywhere with negligible probability (Schwartz and Zippel); for roots and logarithms it is the same in practice.
 
 :mod:`aster.grading.evaluation` computes one value.
 """
