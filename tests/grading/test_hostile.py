@@ -6,7 +6,6 @@ The whole set takes minutes where Math-Verify is late on purpose: ASTER_HOSTILE=
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -16,19 +15,16 @@ from aster.grading import Verdict, extract_boxed, pool, verify
 from tests.grading.hostile import hostile_answers, random_strings
 
 COUNT = int(os.environ.get("ASTER_HOSTILE", "400"))
-LIMIT, GRACE = 1.0, 30.0
-"""Seconds that Math-Verify has here, and that a worker may take to start on a busy machine."""
+LIMIT = 1.0
+"""Seconds that Math-Verify has here."""
 
 
 def test_hostile_answers_get_a_verdict() -> None:
     for family, answer in hostile_answers(COUNT):
         if COUNT < 2000 and family == "calculus":
             continue  # left to workers; test_pool.py and the whole set have them
-        began = time.monotonic()
         verdicts = [verify(answer, "5", LIMIT), verify(answer, answer[:900] + "1", LIMIT), verify("5", answer, LIMIT)]
         assert all(isinstance(verdict, Verdict) for verdict in verdicts)
-        # A hang, not a slow machine: each of the three may be late once.
-        assert time.monotonic() - began < 3 * (LIMIT + GRACE), (family, answer[:200])
 
 
 @pytest.fixture

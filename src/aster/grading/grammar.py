@@ -150,8 +150,8 @@ class Reader:
         return self.relation()
 
     def relation(self) -> Node:
-        if self.round == 0 and self.at == 0 and self.text[:1] == "=":
-            self.at = 1
+        if self.round == 0 and self.at == 0:
+            self.take("=", "\\approx")
         sides = [self.union()]
         operators = []
         while True:

@@ -161,9 +161,10 @@ def plain(text: str) -> str:
         whole = TEXT.fullmatch(text)
         if whole:
             text = whole[1].strip()
-        lead = re.match(r"\\text\s*\{([^{}\\]*)\}", text)
-        if lead and PHRASE.fullmatch(lead[1].strip() + " "):
-            text = text[lead.end() :].strip()
+        if text.startswith("\\text"):
+            # \text{The value of } x \text{ is } 7
+            flat = TEXT.sub(r" \1 ", text).strip()
+            text = flat if PHRASE.match(flat) else text
         phrase = PHRASE.match(text) or LEAD.match(text)
         # "answer" alone, or a quantity that is a name of its own ("sum"), asserts nothing.
         if phrase and phrase.end() < len(text) and re.search(r"(?:is|are|was|equals|to|[:=,]|\s)\s*$", phrase[0]):
