@@ -124,6 +124,7 @@ def test_why_equal(prediction: str, answer: str, reason: str) -> None:
     [
         (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", "different numbers"),
         ("0.33", r"\frac{1}{3}", "different numbers"),
+        (r"\sqrt{10^{200}+1}", "10^{100}", "different numbers"),
         ("3x-y+13=0", "3x+4y+14=0", "different relations"),
         ("3x+4y=0", "0", "an equation that states no value"),
         ("2x=10", "10", "an equation that states no value"),
