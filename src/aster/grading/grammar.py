@@ -12,15 +12,9 @@ from fractions import Fraction
 
 from aster.grading import commands, numerals
 from aster.grading.commands import TEXTUAL, WORD
+from aster.grading.cursor import DEEPEST, Cursor
 from aster.grading.nodes import Node, Unreadable, Unsupported, product
 from aster.grading.words import FUNCTIONS, MULTIPLIERS, unit_of
-
-DEEPEST = 30
-"""Brackets within brackets that are read. Answers have a few."""
-
-
-DEEPEST = 30
-"""Brackets within brackets that are read. Answers have a few."""
 
 RELATION = re.compile(
     r"\\(?:leqslant|geqslant|leqq|geqq|leq|geq|le|ge|neq|ne|lt|gt|approx|in|equiv|sim)(?![A-Za-z])|<=|>=|==|!=|[<>=]"
@@ -59,60 +53,14 @@ def parse(text: str, thousands: bool = True) -> Node:
     return node
 
 
-class Reader:
-    """A position in a text."""
+class Reader(Cursor):
+    """What stands at a position of a text."""
 
     def __init__(self, text: str, thousands: bool) -> None:
-        self.text = text
-        self.at = 0
-        self.depth = 0
-        self.bars = 0
+        super().__init__(text)
+        self.bars = 0  # how many | are open
         self.thousands = thousands
         self.round = 0  # how many brackets in which a comma separates are open
-
-    # --- characters
-
-    def space(self) -> None:
-        text, at = self.text, self.at
-        while at < len(text) and text[at].isspace():
-            at += 1
-        self.at = at
-
-    def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """Match here and go past it."""
-        found = pattern.match(self.text, self.at)
-        if found:
-            self.at = found.end()
-        return found
-
-    def peek(self, *words: str) -> str | None:
-        """Which of the words stands here."""
-        for word in words:
-            if self.text.startswith(word, self.at) and not (
-                word[0] == "\\" and word[-1].isalpha() and self.text[self.at + len(word) : self.at + len(word) + 1].isalpha()
-            ):
-                return word
-        return None
-
-    def take(self, *words: str) -> str | None:
-        self.space()
-        word = self.peek(*words)
-        if word:
-            self.at += len(word)
-        return word
-
-    def need(self, word: str) -> None:
-        if not self.take(word):
-            raise Unreadable(f"{word!r} is missing")
-
-    def need_any(self, *words: str) -> None:
-        if not self.take(*words):
-            raise Unreadable(f"{words[0]!r} is missing")
-
-    def deeper(self) -> None:
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise Unreadable("nested too deeply")
 
     # --- lists, relations, unions
 
