@@ -25,10 +25,10 @@ def test_an_answer_equals_itself_however_it_is_written(answers: list[str]) -> No
     for answer in answers:
         assert verify(f" ${answer}$. ", answer).correct
         if "," not in answer:
-            assert verify(f"0 + {answer}", answer, seconds=30) == Verdict(True, "math-verify: equal")
+            assert verify(f"0 + {answer}", answer) == Verdict(True, "equal numbers")
 
 
 def test_no_answer_equals_another(answers: list[str]) -> None:
     """Neighbours in the file, all different."""
     for answer, other in itertools.pairwise(answers):
-        assert not verify(answer, other, seconds=30).correct
+        assert not verify(answer, other).correct

@@ -215,7 +215,7 @@ def test_the_answer_is_in_the_final_content_alone(shop: Shop, final: list[int], 
 
 def test_an_answer_that_needs_math_verify(shop: Shop) -> None:
     problem = replace(PROBLEM, answer="\\frac{1}{2}")
-    trajectory = attempt(shop, [turn("x", "\\boxed{\\frac{2}{4}}")], problem=problem)
+    trajectory = attempt(shop, [turn("x", "\\boxed{\\int_0^1 x\\,dx}")], problem=problem)
     assert trajectory.reward == 1.0
     assert trajectory.verdict.startswith("math-verify")
 

@@ -253,7 +253,7 @@ def test_a_prompt_beyond_the_context_is_recorded(tiny: Tiny, tmp_path: Path) -> 
 
 def test_an_error_in_an_attempt_is_one_line(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts run in a task group, which wraps what they raise. Here the grader's worker process cannot be started."""
-    (tmp_path / "sums.jsonl").write_text('{"prompt": "Toss 1", "answer": "\\\\frac{7}{2}+x"}\n')
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "Toss 1", "answer": "\\\\int_0^1 x\\\\,dx"}\n')
     from aster.grading import pool
 
     pool.close()

@@ -1,9 +1,12 @@
 r"""Whether a prediction equals the known answer. Reward and evaluation both ask here and nowhere else.
 
-A prediction is the text of the last ``\boxed{}`` alone (:func:`aster.core.boxed.extract_boxed`). Plain numbers and
-equal texts are decided in this process, in microseconds. The rest goes to Math-Verify, which can hang for good inside one
-arithmetic operation (a power tower), so it runs in processes of its own (:mod:`aster.grading.worker`) that are killed when
-they are late.
+A prediction is the text of the last ``\boxed{}`` alone (:func:`aster.core.boxed.extract_boxed`). There are three stages. Plain
+numbers and equal texts are decided in microseconds. What the grammar of :mod:`aster.grading.grammar` reads on both sides is
+computed and compared in this process, with bounds on everything. What is left (integrals, sums, limits, matrices' determinants)
+goes to Math-Verify, which can hang for good inside one arithmetic operation, so it runs in processes of its own
+(:mod:`aster.grading.worker`) that are killed when they are late.
+
+The rules for what is ambiguous are in docs/verifier.md.
 """
 
 from __future__ import annotations
@@ -12,21 +15,29 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from aster.grading import pool
+from aster.grading import forms, pool, scalars
+from aster.grading.nodes import Node, TooLarge, Undefined, Unreadable
+from aster.grading.reading import LETTER, Reading, read
+from aster.grading.text import INNER_SPACE, TEXT, canonical, number
 
 LONGEST = 1000
-"""Characters of a prediction or answer that Math-Verify is shown at most. Its parser's time grows with the length, and a
-final answer is short: without a limit, a policy that fills its box with noise would cost the full time limit each time."""
+"""Characters of a prediction or answer that are read at most. A final answer is short: without a limit, a policy that fills its
+box with noise would cost the full time limit each time."""
 
-NUMBER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]*)?|[+-]?\.[0-9]+")
+LONGEST_TEXT = 10_000
+"""Characters that are looked at in any way, for plain numbers and equal texts too."""
+
+HEAVY = re.compile(
+    r"\^\s*(?:\{[^{}]*[\^!]|\{?\s*-?[0-9]{4})|[0-9]{7}|[0-9]{4}\s*!|!\s*\)?\s*!"
+    r"|\\prod.*\\infty|\\sum.*\\binom|\\sum.*\\infty.*(?:!|[a-z]\s*\^\s*\{?\s*[a-z])",
+    re.DOTALL,
+)
+"""What Math-Verify is not asked about: a power in an exponent, exponents and factorials of four digits, numbers of seven,
+infinite products, infinite sums of powers and factorials, sums of binomial coefficients. It computes them to the last digit or
+for ever, and a policy that has found out could spend the time limit on every answer."""
+
 CLOSE = Decimal("1e-6")
-"""Relative difference under which two decimals are left to Math-Verify's rounding."""
-
-SPACING = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~")
-SIZING = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle)(?![a-zA-Z])")
-FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}")
-INNER_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
+"""Relative difference under which two decimals are looked at more closely."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,8 @@ class Verdict:
 
     correct: bool
     reason: str
-    """``integer``, ``decimal``, ``same text``, ``no answer``, ``math-verify: ...``."""
+    """How they match (``integer``, ``same text``, ``equal numbers``), or why not (``different numbers``, ``no answer``,
+    ``cannot read the prediction: ...``). ``math-verify: ...`` where Math-Verify was asked."""
 
 
 def verify(prediction: str | None, answer: str, seconds: float = 5.0) -> Verdict:
@@ -53,7 +65,18 @@ def verify(prediction: str | None, answer: str, seconds: float = 5.0) -> Verdict
         return Verdict(False, f"too long: {len(prediction)} characters, at most {LONGEST} are compared")
     if len(answer) > LONGEST:
         return Verdict(False, f"the known answer is too long: {len(answer)} characters, at most {LONGEST} are compared")
-    return Verdict(*pool.ask(bare(prediction), bare(answer), seconds))
+    given, wanted = read(prediction), read(answer)
+    if given.kind == "unreadable":
+        return _unreadable(given, wanted, "prediction")
+    if wanted.kind == "unreadable":
+        return _unreadable(wanted, given, "known answer")
+    if "unsupported" in (given.kind, wanted.kind) and {given.kind, wanted.kind} <= {"unsupported", "tree"}:
+        for reading in (given, wanted):
+            heavy = HEAVY.search(reading.text)
+            if heavy:
+                return Verdict(False, f"not compared: too large for Math-Verify: {heavy[0][:20]}")
+        return Verdict(*pool.ask(given.text, wanted.text, seconds))
+    return Verdict(*compare_readings(given, wanted))
 
 
 def fast_verdict(prediction: str | None, answer: str) -> Verdict | None:
@@ -65,6 +88,8 @@ def fast_verdict(prediction: str | None, answer: str) -> Verdict | None:
     """
     if prediction is None:
         return Verdict(False, "no answer")
+    if len(prediction) > LONGEST_TEXT:
+        return Verdict(False, f"too long: {len(prediction)} characters")
     given, wanted = canonical(prediction), canonical(answer)
     if not given:
         return Verdict(False, "empty answer")
@@ -83,35 +108,76 @@ def fast_verdict(prediction: str | None, answer: str) -> Verdict | None:
     return None
 
 
-def bare(text: str) -> str:
-    r"""The text without what surrounds an answer: white space, ``$`` or ``\( \)`` delimiters, one full stop."""
-    text = text.strip().replace("−", "-")
-    before = None
-    while text != before:
-        before = text
-        text = text.strip()
-        if text.endswith(".") and not text.endswith(".."):
-            text = text[:-1]
-        text = text.removeprefix("$").strip()
-        if text.endswith("$") and not text.endswith("\\$"):
-            text = text[:-1]
-        for opening, closing in (("\\(", "\\)"), ("\\[", "\\]")):
-            if text.startswith(opening) and text.endswith(closing):
-                text = text[2:-2]
-    return text
+def _unreadable(reading: Reading, other: Reading, which: str) -> Verdict:
+    """Texts that nobody reads are the same where they are spelled the same."""
+    texts = [INNER_SPACE.sub("", TEXT.sub(r" \1 ", one.text)) for one in (reading, other)]
+    if texts[0] and texts[0] == texts[1]:
+        return Verdict(True, "same text")
+    return Verdict(False, f"cannot read the {which}: {reading.detail}")
 
 
-def canonical(text: str) -> str:
-    """One spelling of a text: see :func:`fast_verdict` for what does not count."""
-    text = bare(text).replace("{,}", ",")
-    text = re.sub(r"(?<=[0-9])\\[,!](?=[0-9]{3}(?![0-9]))", ",", text)
-    text = FRACTION.sub(r"\\frac", SIZING.sub("", SPACING.sub(" ", text)))
-    whole = TEXT.fullmatch(text.strip())
-    if whole:
-        text = whole[1]
-    return INNER_SPACE.sub("", re.sub(r"\s+", " ", text)).strip()
+def compare_readings(given: Reading, wanted: Reading) -> tuple[bool, str]:
+    """Compare two answers that were read."""
+    kinds = {given.kind, wanted.kind}
+    if kinds == {"tree"}:
+        return _trees(given, wanted)
+    if "choice" in kinds:
+        letters = [_letter(reading) for reading in (given, wanted)]
+        if None in letters:
+            return False, "a choice, and something else"
+        return letters[0] == letters[1], "the same choice" if letters[0] == letters[1] else "another choice"
+    if "base" in kinds:
+        return _bases(given, wanted)
+    if kinds == {"words"} or kinds == {"ratio"}:
+        same = given.text == wanted.text
+        return same, "same text" if same else f"different {'words' if kinds == {'words'} else 'ratios'}"
+    return False, f"different kinds: {KINDS[given.kind]} and {KINDS[wanted.kind]}"
 
 
-def number(text: str) -> Decimal | None:
-    """The exact value of a plain number, thousands commas allowed; None for anything else."""
-    return Decimal(text.replace(",", "")) if NUMBER.fullmatch(text) else None
+KINDS = {
+    "tree": "an expression",
+    "words": "words",
+    "ratio": "a ratio",
+    "base": "digits in a base",
+    "choice": "a choice",
+    "unsupported": "an expression",
+}
+
+
+def _letter(reading: Reading) -> str | None:
+    """The letter of a choice, with or without brackets."""
+    if reading.kind == "choice":
+        return reading.text
+    return reading.text if LETTER.fullmatch(reading.text) else None
+
+
+def _bases(given: Reading, wanted: Reading) -> tuple[bool, str]:
+    """Digits with their base; where one lacks it, the digits alone."""
+    digits = [reading.text.replace(" ", "") for reading in (given, wanted)]
+    if digits[0] != digits[1]:
+        return False, "different digits"
+    if given.kind == wanted.kind == "base":
+        return given.detail == wanted.detail, "the same digits and base" if given.detail == wanted.detail else "different bases"
+    return True, "the same digits, a base left out"
+
+
+def _trees(given: Reading, wanted: Reading) -> tuple[bool, str]:
+    assert given.node is not None
+    assert wanted.node is not None
+    outcome = _outcome(given.node, wanted.node)
+    # 100,200 may be a number or a list of two. It is a list where the other answer is one.
+    if not outcome.equal and given.listed and wanted.node.kind == "list":
+        outcome = _outcome(given.listed, wanted.node)
+    elif not outcome.equal and wanted.listed and given.node.kind == "list":
+        outcome = _outcome(given.node, wanted.listed)
+    return outcome.equal, outcome.reason
+
+
+def _outcome(given: Node, wanted: Node) -> scalars.Outcome:
+    try:
+        return forms.compare(given, wanted)
+    except (TooLarge, Undefined, Unreadable) as error:
+        return scalars.Outcome(False, f"not compared: {error}")
+    except (ArithmeticError, ValueError) as error:
+        # A function of mpmath that does not converge, or has a pole there.
+        return scalars.Outcome(False, f"not compared: {type(error).__name__}")

@@ -18,6 +18,7 @@ import resource
 import select
 import signal
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import IO, Any
 
 MEMORY = 2 * 1024**3
@@ -43,11 +44,13 @@ REWRITES = (
 SIGNS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 
 
+@lru_cache(maxsize=256)
 def read(text: str) -> list[Any]:
     r"""Math-Verify's reading of an answer: a sympy object and its text, the text alone, or nothing.
 
     The text is shown as the content of a ``\boxed{}``, with the extraction of bare expressions turned off: that one takes the
     last number of ``3x - y + 13 = 0`` for the whole, and so finds any two such equations equal.
+    The same answer is compared with many predictions, so what was read is kept.
     ``a \pm b`` is shown as ``a + b, a - b``, for Math-Verify finds the two unequal.
     """
     from math_verify import LatexExtractionConfig, parse
