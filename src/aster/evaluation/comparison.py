@@ -46,10 +46,7 @@ def compare(first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[
     if first.keys() != second.keys() or not first:
         raise ValueError("the two results are not of the same problems")
     differences = np.array(
-        [
-            math.fsum(first[name]) / len(first[name]) - math.fsum(second[name]) / len(second[name])
-            for name in sorted(first)
-        ]
+        [math.fsum(first[name]) / len(first[name]) - math.fsum(second[name]) / len(second[name]) for name in sorted(first)]
     )
     low, high = mean_interval((np.clip(differences, -1, 1) + 1) / 2, seed)
     p_value, exact = _p_value(differences[differences != 0], seed)

@@ -52,12 +52,12 @@ def avg_at_k(rewards: Mapping[str, Sequence[float]], seed: int, resamples: int =
 def mean_interval(values: Sequence[float], seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
     """The 95% interval of a mean over problems, from one value from 0 to 1 for each problem. The only such method here.
 
-    A bootstrap over *problems*: each resample draws as many problems as there are, with replacement, and takes all samples of a
-    drawn problem along (a cluster bootstrap). The k samples of one problem are alike, so counting them as independent would make
-    the interval far too narrow; and what a benchmark stands for is the population its problems came from. Samples are not drawn
-    anew within the drawn problems: the spread of the problems' means holds the noise of their samples already, and a second draw
-    would count it twice. (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Miller, Adding Error
-    Bars to Evals, 2024, arXiv 2411.00640, has the same view of language-model benchmarks, with standard errors.)
+    A bootstrap over *problems*: each resample draws as many problems as there are, with replacement, and takes all samples of
+    a drawn problem along (a cluster bootstrap). The k samples of one problem are alike, so counting them as independent would
+    make the interval far too narrow; and what a benchmark stands for is the population its problems came from. Samples are not
+    drawn anew within the drawn problems: the spread of the problems' means holds the noise of their samples already, and a
+    second draw would count it twice. (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Miller,
+    Adding Error Bars to Evals, 2024, arXiv 2411.00640, has the same view of language-model benchmarks, with standard errors.)
 
     Out of the resamples comes a bootstrap-t interval on the scale arcsin(sqrt(mean)), where the variance of a share hardly
     depends on its value (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, sections 12.5 and 12.6). With the 30

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, by problem and overall: the pipeline's stage and ``aster evaluate`` both take them from here."""
+"""The numbers of an evaluation, by problem and overall. Both forms of ``aster evaluate`` take them from here."""
 
 from __future__ import annotations
 
@@ -40,20 +40,21 @@ def accuracy(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
 def summarize(outcomes: Sequence[Outcome], seed: int, prices: Prices | None = None) -> dict[str, Any]:
     """Everything beside the settings of an evaluation. Keys of the result:
 
-        accuracy, low, high, k, problems   avg@k and its 95% interval
-        pass_at     {k: {mean, low, high}} for k = 1, 2, 4, ... and all samples
-        maj_at      {k: {mean, low, high}} for all samples
-        tool_calls, tool_requests, sampled_tokens, read_tokens, seconds   means per attempt
-        totals      sums of sampled_tokens, read_tokens, tool_calls, seconds and, with prices, cost
-        stop_reasons, attempts, faults     counts; faults are engine and sandbox errors
-        by_problem  for each id: attempts, accuracy, majority, tool_calls, sampled_tokens, seconds, stop_reasons
+    accuracy, low, high, k, problems   avg@k and its 95% interval
+    pass_at     {k: {mean, low, high}} for k = 2, 4, ... and all samples
+    maj_at      {k: {mean, low, high}} for all samples
+    tool_calls, tool_requests, sampled_tokens, read_tokens, seconds   means per attempt
+    totals      sums of sampled_tokens, read_tokens, tool_calls, seconds and, with prices, cost
+    stop_reasons, attempts, faults     counts; faults are engine and sandbox errors
+    by_problem  for each id: attempts, accuracy, majority, tool_calls, sampled_tokens, seconds, stop_reasons
     """
     result = accuracy(outcomes, seed)
     grouped: dict[str, list[Outcome]] = {}
     for each in outcomes:
         grouped.setdefault(each.problem_id, []).append(each)
     k = result["k"]
-    sizes = sorted({size for exponent in range(k.bit_length()) if (size := 1 << exponent) <= k} | {k})
+    # pass@1 is avg@k.
+    sizes = sorted({1 << exponent for exponent in range(1, k.bit_length())} | ({k} if k > 1 else set()))
     result["pass_at"] = {
         str(size): _interval(
             [pass_at_k(len(group), sum(each.reward > 0 for each in group), size) for group in _in_order(grouped)],

@@ -12,6 +12,18 @@ from aster.core.types import StopReason, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
+class TurnCost:
+    """One assistant turn and what followed it."""
+
+    sampled: int | None
+    """Tokens the policy wrote; None where nobody counted."""
+    calls: int
+    """Calls that got a result, malformed ones among them."""
+    response: int | None
+    """Tokens of the tool's turn after it; None where none was appended, or nobody counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """One attempt: how it ended and what it cost."""
 
@@ -23,32 +35,53 @@ class Outcome:
     stop_reason: StopReason
     tool_calls: int
     """Calls whose code ran."""
-    requests: int
-    """All calls, those that could not be parsed among them: what the call budget counts."""
-    sampled_tokens: int
-    """Tokens the policy wrote."""
     read_tokens: int
     """Tokens the policy read: where each turn's context is sent anew, a token counts once a turn."""
-    context_tokens: int | None
-    """Prompt, sampled and tool tokens together; None where a server gave text alone."""
+    sampled_tokens: int
+    """Tokens the policy wrote."""
+    prompt_tokens: int | None
+    """Length of the prompt; None where a server gave text alone."""
+    turns: tuple[TurnCost, ...]
     seconds: float
 
+    @property
+    def requests(self) -> int:
+        """All calls, those that could not be parsed among them: what the call budget counts."""
+        return sum(turn.calls for turn in self.turns)
+
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict."""
-        return dataclasses.asdict(self)
+        """A JSON-ready dict; :meth:`from_json` is its inverse."""
+        turns = [[turn.sampled, turn.calls, turn.response] for turn in self.turns]
+        record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {**record, "turns": turns}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Outcome:
+        """The inverse of :meth:`to_json`."""
+        turns = tuple(TurnCost(*turn) for turn in record["turns"])
+        return cls(**{**record, "turns": turns, "stop_reason": StopReason(record["stop_reason"])})
 
 
 def outcome(attempt: Trajectory | Transcript) -> Outcome:
     """The outcome of an attempt. ValueError where the attempt has not ended."""
     if attempt.stop_reason is None:
         raise ValueError(f"attempt {attempt.sample} at problem {attempt.problem_id!r} has not ended")
+    prompt: int | None = None
     if isinstance(attempt, Trajectory):
-        sampled, context = attempt.sampled_tokens, len(attempt.token_ids)
+        sampled = attempt.sampled_tokens
         read = sum(turn.start for turn in attempt.turns if turn.role == "assistant")
+        prompt = attempt.turns[0].end if attempt.turns else 0
+        after = {turn.start: turn.end - turn.start for turn in attempt.turns if turn.role == "tool"}
+        turns = tuple(
+            TurnCost(turn.end - turn.start, len(turn.calls), after.get(turn.end))
+            for turn in attempt.turns
+            if turn.role == "assistant"
+        )
     else:
         usage = attempt.usage
         sampled = usage.completion_tokens if usage else sum(step.tokens or 0 for step in attempt.steps)
-        read, context = (usage.prompt_tokens if usage else 0), None
+        read = usage.prompt_tokens if usage else 0
+        turns = tuple(TurnCost(step.tokens, len(step.calls), None) for step in attempt.steps)
     return Outcome(
         problem_id=attempt.problem_id,
         sample=attempt.sample,
@@ -56,10 +89,10 @@ def outcome(attempt: Trajectory | Transcript) -> Outcome:
         answer=attempt.answer,
         stop_reason=attempt.stop_reason,
         tool_calls=attempt.tool_calls,
-        requests=len(attempt.calls),
-        sampled_tokens=sampled,
         read_tokens=read,
-        context_tokens=context,
+        sampled_tokens=sampled,
+        prompt_tokens=prompt,
+        turns=turns,
         seconds=attempt.seconds,
     )
 

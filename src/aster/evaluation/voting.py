@@ -17,7 +17,7 @@ def verified_equal(first: str, second: str) -> bool:
 def majority(answers: Sequence[str | None], rewards: Sequence[float], equal: Equal = verified_equal) -> float:
     """maj@k of one problem: 1 where the answer that most samples gave is right, else 0.
 
-    ``answers`` and ``rewards`` belong together, sample by sample. Answers are put into classes of equal ones by the verifier, in
+    ``answers`` and ``rewards`` belong together, sample by sample. The verifier puts answers into classes of equal ones, in
     order, each compared with the first of every class; so ``1/2`` and ``0.5`` vote together. Samples without an answer do not
     vote; where nobody votes the result is 0. Where several classes have the most votes, the result is the share of them that
     are right: what choosing among them at random would give on average. A class is right if most of its votes were. (Wang et

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aster.core.errors import UserError
 from aster.core.run import RunFolder, read_trajectories
 from aster.core.types import ToolCall, Trajectory
 from aster.reporting.text import turn_texts
 
+if TYPE_CHECKING:
+    from aster.evaluation.folder import EvaluationFolder
 
-def show(run: RunFolder, stage: str, name: str | None = None, index: int = 0) -> str:
+
+def show(run: RunFolder | EvaluationFolder, stage: str, name: str | None = None, index: int = 0) -> str:
     """The trajectory ``index`` of a file of a stage (by default its last), turn by turn. UserError where there is none."""
     folder = run.trajectory_file(stage, "any").parent
     names = sorted(path.name.removesuffix(".jsonl.gz") for path in folder.glob("*.jsonl.gz"))
@@ -24,7 +29,7 @@ def show(run: RunFolder, stage: str, name: str | None = None, index: int = 0) ->
     return _text(run, trajectories[index], f"{stage}/{name} {index}")
 
 
-def _text(run: RunFolder, trajectory: Trajectory, title: str) -> str:
+def _text(run: RunFolder | EvaluationFolder, trajectory: Trajectory, title: str) -> str:
     problem = run.problems().get(trajectory.problem_id, {})
     lines = [
         f"{title}: problem {trajectory.problem_id}, sample {trajectory.sample}, seed {trajectory.seed}",
