@@ -132,8 +132,8 @@ def _evaluate(overrides: tuple[str, ...], given: dict[str, Any]) -> None:
 
 
 @click.command("compare")
-@click.argument("first", type=FOLDER)
-@click.argument("second", type=FOLDER)
+@click.argument("first", type=FOLDER, metavar="FIRST")
+@click.argument("second", type=FOLDER, metavar="SECOND")
 def compare_command(first: Path, second: Path) -> None:
     """Compare two evaluations on the same problems.
 
