@@ -9,12 +9,14 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from aster.core.errors import UserError
 from aster.core.recipe import Rollout
 from aster.core.transcript import Transcript
 from aster.core.types import Trajectory
+from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.settings import Settings, policy_kind
 from aster.rollout import Job, Rollouts, Workshop
 from aster.sandbox import AnySandbox
@@ -25,25 +27,29 @@ Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
 
 @asynccontextmanager
 async def open_attempts(
-    settings: Settings, rollout: Rollout, sandbox: AnySandbox | None, keep_tokenizer: Callable[[Any], None]
+    settings: Settings, rollout: Rollout, sandbox: AnySandbox | None, folder: EvaluationFolder
 ) -> AsyncIterator[Start]:
     """The policy's :data:`Start`; its attempts are ended and the policy is closed at the end. UserError where it cannot be had.
 
-    ``sandbox``: None where there is no tool. ``keep_tokenizer`` is given the tokenizer, where attempts are tokens."""
+    ``sandbox``: None where there is no tool. The folder keeps the tokenizer, where attempts are tokens, and the name of a served
+    model."""
     if settings.kind == "chat":
-        async with _chat(settings, rollout, sandbox) as start:
+        async with _chat(settings, rollout, sandbox, folder) as start:
             yield start
         return
     recipe = settings.recipe(rollout)
-    from pathlib import Path
-
     from aster.policy.opening import open_policy
 
     checkpoint = Path(settings.checkpoint) if settings.checkpoint else None
     if checkpoint is not None and not checkpoint.is_dir():
         raise UserError(f"--checkpoint {checkpoint}: no such folder")
     async with open_policy(recipe, checkpoint, capacity=settings.context_tokens) as policy:
-        keep_tokenizer(policy.dialect.tokenizer)
+        folder.keep_tokenizer(policy.dialect.tokenizer)
+        if settings.kind == "endpoint":
+            from aster.policy.endpoint import EndpointPolicy
+
+            assert isinstance(policy, EndpointPolicy)
+            folder.note(served=policy.sampler.model)
         workshop = Workshop(lambda _: policy, policy.dialect, sandbox, rollout.slots)
         async with Rollouts(workshop) as rollouts:
             yield functools.partial(_start, rollouts, settings)
@@ -54,7 +60,9 @@ def _start(rollouts: Rollouts, settings: Settings, job: Job) -> asyncio.Task[Tra
 
 
 @asynccontextmanager
-async def _chat(settings: Settings, rollout: Rollout, sandbox: AnySandbox | None) -> AsyncIterator[Start]:
+async def _chat(
+    settings: Settings, rollout: Rollout, sandbox: AnySandbox | None, folder: EvaluationFolder
+) -> AsyncIterator[Start]:
     """Attempts by an endpoint that takes and gives text."""
     from aster.teacher.chat import ChatAuthor
 
@@ -64,6 +72,8 @@ async def _chat(settings: Settings, rollout: Rollout, sandbox: AnySandbox | None
         author = await stack.enter_async_context(
             ChatAuthor(address, settings.model_name, concurrency=rollout.slots, field=f"--policy {settings.policy}")
         )
+
+        folder.note(served=author.model)
 
         def start(job: Job) -> asyncio.Task[Transcript]:
             attempt: Coroutine[Any, Any, Transcript] = author.attempt(

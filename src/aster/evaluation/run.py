@@ -167,7 +167,7 @@ async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, 
             if sandbox is not None:
                 level = sandbox.level.value if isinstance(sandbox, Sandbox) else "of the service"
                 folder.note(isolation=level)
-            start = await stack.enter_async_context(open_attempts(settings, rollout, sandbox, folder.keep_tokenizer))
+            start = await stack.enter_async_context(open_attempts(settings, rollout, sandbox, folder))
             with Progress("evaluate", total, "attempt", done=total - len(jobs)) as progress:
                 await _collect(folder, [start(job) for job in jobs], progress)
         except SandboxFailure as error:

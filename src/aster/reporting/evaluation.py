@@ -69,6 +69,7 @@ def settings_lines(summary: Summary) -> list[str]:
     given = summary["settings"]
     return [
         f"policy {given['policy']}"
+        + (f", serving {summary['notes']['served']}" if summary["notes"].get("served") else "")
         + "".join(
             f", {name.replace('_', ' ')} {given[name]}" for name in ("model_name", "checkpoint", "tokenizer") if given[name]
         ),
