@@ -31,7 +31,7 @@ async def open_attempts(
 ) -> AsyncIterator[Start]:
     """The policy's :data:`Start`; its attempts are ended and the policy is closed at the end. UserError where it cannot be had.
 
-    ``sandbox``: None where there is no tool. The folder keeps the tokenizer, where attempts are tokens, and the name of a served
+    ``sandbox``: None where there is no tool. The folder keeps the tokenizer where attempts are tokens, and the name of a served
     model."""
     if settings.kind == "chat":
         async with _chat(settings, rollout, sandbox, folder) as start:
