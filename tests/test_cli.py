@@ -58,7 +58,7 @@ SURFACE = {
     "benchmarks": ["--data"],
     "report": ["[RECIPE] [FIELD=VALUE ...]", "--run"],
     "recipe": ["[RECIPE] [FIELD=VALUE ...]"],
-    "show": ["RUN", "--stage", "--name", "--index"],
+    "show": ["DIR", "--stage", "--name", "--index"],
     "doctor": [],
     "sandbox serve": [
         "[RECIPE] [FIELD=VALUE ...]",

@@ -128,7 +128,7 @@ def recipe_command(arguments: tuple[str, ...]) -> None:
 
 
 @main.command("show")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--stage", default="rl", show_default=True, help="synthesize, curate, rl, evaluate/base, evaluate/sft, evaluate/rl."
 )
@@ -143,8 +143,10 @@ def show_command(folder: Path, stage: str, name: str | None, index: int) -> None
     from aster.evaluation.folder import EvaluationFolder
     from aster.reporting.show import show
 
-    run = EvaluationFolder.load(folder) if (folder / "evaluation.json").exists() else RunFolder.load(folder)
-    click.echo(show(run, stage, name, index))
+    if (folder / "evaluation.json").exists():
+        click.echo(show(EvaluationFolder.load(folder), "attempts", name, index))
+    else:
+        click.echo(show(RunFolder.load(folder), stage, name, index))
 
 
 @main.command("doctor")

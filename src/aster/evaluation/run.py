@@ -35,7 +35,7 @@ PART = 16
 PART_SECONDS = 60.0
 """An attempt waits no longer for the others of its file."""
 HOPELESS = 16
-"""If so many attempts end and all of them with faults, the evaluation stops: the fault is not the policy's."""
+"""So many faults in a row stop the evaluation: a server that is gone must not pass for a policy that is wrong."""
 LAB = "lab"
 LAB_PROBLEMS = 128
 
@@ -177,33 +177,33 @@ async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, 
 
 
 async def _collect(folder: EvaluationFolder, tasks: Sequence[asyncio.Task[Any]], progress: Progress) -> None:
-    """Take attempts as they end, and write them part by part."""
+    """Take attempts as they end, and write them part by part. UserError where only faults come."""
     waiting: set[asyncio.Task[Any]] = set(tasks)
     ended: list[Attempt] = []
-    faults = 0
+    faults = in_a_row = 0
     written = time.monotonic()
-    hopeless = False
     try:
         while waiting:
             done, waiting = await asyncio.wait(waiting, timeout=PART_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 attempt = task.result()
                 ended.append(attempt)
-                faults += attempt.stop_reason in FAULTS
+                faulty = attempt.stop_reason in FAULTS
+                faults, in_a_row = faults + faulty, in_a_row + 1 if faulty else 0
                 progress.advance(calls=attempt.tool_calls)
-            finished = len(tasks) - len(waiting)
-            if faults == finished and (finished >= HOPELESS or not waiting):
-                hopeless = True
+            if in_a_row >= HOPELESS or in_a_row == len(tasks):
                 last = ended[-1]
+                # They would be made anew all the same.
+                ended = [each for each in ended if each.stop_reason not in FAULTS]
                 raise UserError(
-                    f"evaluate: every one of {finished} attempts failed, the last with {last.stop_reason}: "
-                    f"{' '.join(last.error.split())}; mend it and give the same command again"
+                    f"evaluate: {in_a_row} attempts in a row failed, the last with {last.stop_reason}: "
+                    f"{' '.join(last.error.split())}; mend it and give the same command again: it resumes"
                 )
-            if ended and (len(ended) >= PART or time.monotonic() - written > PART_SECONDS):
+            if len(ended) >= PART or (ended and time.monotonic() - written > PART_SECONDS):
                 folder.add(ended)
                 ended, written = [], time.monotonic()
     finally:
-        if ended and not hopeless:
+        if ended:
             folder.add(ended)
     if faults:
-        say(f"evaluate: {faults} of {len(tasks)} attempts failed through no doing of the policy; they count as wrong")
+        say(f"evaluate: {faults} of {len(tasks)} attempts failed through no doing of the policy")

@@ -61,7 +61,13 @@ def costs(summary: Summary) -> list[str]:
     if "cost" in totals:
         rows.append(("money", f"{totals['cost'] / summary['attempts']:.4f}", f"{totals['cost']:.2f}"))
     reasons = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in summary["stop_reasons"].items())
-    return [*aligned(rows), f"{summary['attempts']} attempts at {summary['problems']} problems ended: {reasons}"]
+    lines = [*aligned(rows), f"{summary['attempts']} attempts at {summary['problems']} problems ended: {reasons}"]
+    if summary["faults"]:
+        lines.append(
+            f"WARNING: {summary['faults']} attempts failed through no doing of the policy and count as wrong; "
+            "--retry-faults makes them anew"
+        )
+    return lines
 
 
 def settings_lines(summary: Summary) -> list[str]:
