@@ -10,7 +10,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aster.core.errors import UserError
 from aster.core.recipe import Rollout
@@ -80,7 +80,8 @@ async def _chat(
                 job.problem,
                 job.sample,
                 job.seed,
-                sandbox=sandbox,
+                # Not looked at where there is no tool.
+                sandbox=cast("AnySandbox", sandbox),
                 budget=settings.budget(),
                 decoding=settings.decoding,
                 tools=settings.tools,
