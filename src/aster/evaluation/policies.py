@@ -75,6 +75,11 @@ async def _chat(
 
         folder.note(served=author.model)
 
+        def ended(task: asyncio.Task[Transcript]) -> None:
+            tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # what ends one ends all of them, and one is told
+
         def start(job: Job) -> asyncio.Task[Transcript]:
             attempt: Coroutine[Any, Any, Transcript] = author.attempt(
                 job.problem,
@@ -88,7 +93,7 @@ async def _chat(
             )
             task = asyncio.create_task(attempt)
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task.add_done_callback(ended)
             return task
 
         try:
