@@ -46,7 +46,7 @@ def test_a_chat_endpoint_with_the_tool(tmp_path: Path) -> None:
 def test_without_the_tool_none_is_offered(tmp_path: Path) -> None:
     with serving(FakeTeacher()) as teacher:
         alone = [Problem("plain", "What is 6*7? [wrong]", "42")]
-        given = settings(teacher, tools=False, tool_calls=0, k=1, problems=1)
+        given = settings(teacher, tools=False, tool_calls=0, k=1)
         found = evaluate(given, alone, Request(tmp_path / "out", Rollout(slots=4)))
         assert not any("tools" in body for body in teacher.asked)
     assert (found["attempts"], found["tool_calls"], found["accuracy"]) == (1, 0.0, 0.0)
