@@ -55,6 +55,6 @@ def test_without_the_tool_none_is_offered(tmp_path: Path) -> None:
 def test_nobody_there_is_one_line(tmp_path: Path) -> None:
     with (
         serving(FakeTeacher(key="secret")) as teacher,
-        pytest.raises(UserError, match="--policy chat:http://.*refuses the key"),
+        pytest.raises(UserError, match=r"--policy chat:http://.*refuses the key"),
     ):
         evaluate(settings(teacher), PROBLEMS, Request(tmp_path / "out", Rollout(slots=4)))
