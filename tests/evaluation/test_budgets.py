@@ -89,6 +89,12 @@ def test_a_sandbox_that_fails_at_a_call_beyond_the_budget_was_not_asked() -> Non
     ]
 
 
+def test_an_engine_that_failed_after_the_budgets_end_was_not_asked() -> None:
+    """The tool's turn must leave room for one more token: 5 of prompt, 5 sampled, 5 of the tool."""
+    failed = made("p", reason=StopReason.ENGINE_ERROR, turns=(TurnCost(5, 1, 5),))
+    assert [cut(failed, context) for context in (15, 16)] == [StopReason.TOKEN_BUDGET, StopReason.ENGINE_ERROR]
+
+
 def test_a_curve_rises_to_the_runs_own_accuracy() -> None:
     outcomes = [made(f"p{n}", right=n % 2 == 0, turns=(TurnCost(10 * n, 1, 3), TurnCost(5, 0, None))) for n in range(1, 9)]
     points = curve(outcomes, 1, tokens=token_budgets(100))
@@ -145,7 +151,7 @@ def test_the_curve_of_a_model_is_what_direct_runs_at_three_budgets_give(
 ) -> None:
     """Every attempt, to the token: the lab's base model, and the coin model, which calls the tool."""
     if which == "lab":
-        problems, model = generate({"chain": 1.0}, (6, 10), "test", 2, 0), "lab"
+        problems, model = generate({"chain": 1.0}, (6, 10), "test", 1, 0), "lab"
     else:
         problems, model = load_problems(coin_problems)[:6], str(coin_model)
     decoding = Decoding(0.0 if greedy else 1.0, 1.0)

@@ -58,9 +58,9 @@ def test_samples_of_one_problem_are_not_independent_evidence() -> None:
 def test_the_interval_covers_the_truth_about_95_times_in_100_and_the_naive_one_does_not() -> None:
     """A small part of the study, with its code: shapes on both sides and with a long tail."""
     for shape in ("uniform", "very hard", "very easy"):
-        found = simulate(*SHAPES[shape], benchmarks=100, problems=30, samples=16, seed=3)
-        # Four standard errors of a share of .95 in 100.
-        assert 0.863 <= found["ours"] <= 1.0
+        found = simulate(*SHAPES[shape], benchmarks=60, problems=30, samples=16, seed=3)
+        # Four standard errors of a share of .95 in 60.
+        assert 0.837 <= found["ours"] <= 1.0
         assert found["naive"] < 0.8
 
 
