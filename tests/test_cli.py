@@ -22,10 +22,43 @@ SURFACE = {
     "curate": STAGE,
     "sft": STAGE,
     "rl": STAGE,
-    "evaluate": STAGE,
+    "evaluate": [
+        "[RECIPE] [FIELD=VALUE ...]",
+        "--run",
+        "--policy",
+        "--benchmark",
+        "--k",
+        "--budget",
+        "--max-calls",
+        "--temperature",
+        "--top-p",
+        "--no-tools",
+        "--out",
+        "--seed",
+        "--problems",
+        "--data",
+        "--model",
+        "--tokenizer",
+        "--checkpoint",
+        "--turn-budget",
+        "--wall-seconds",
+        "--concurrency",
+        "--shard",
+        "--check-budget",
+        "--price-in",
+        "--price-out",
+        "--label",
+        "--prompt-suffix",
+        "--changed-benchmark",
+        "--retry-faults",
+    ],
+    "compare": ["FIRST", "SECOND"],
+    "budgets": ["DIR...", "--at", "--calls"],
+    "merge": ["OUT", "SHARD..."],
+    "benchmarks": ["--data"],
     "report": ["[RECIPE] [FIELD=VALUE ...]", "--run"],
     "recipe": ["[RECIPE] [FIELD=VALUE ...]"],
-    "show": ["RUN", "--stage", "--name", "--index"],
+    "show": ["DIR", "--stage", "--name", "--index"],
     "doctor": [],
     "sandbox serve": [
         "[RECIPE] [FIELD=VALUE ...]",
@@ -88,7 +121,7 @@ def test_help_imports_nothing_of_weight(arguments: list[str]) -> None:
     assert result.stdout.splitlines()[-1] == "HEAVY []"
 
 
-@pytest.mark.parametrize("command", ["recipe", "show RUN", "lab problems --count 1"])
+@pytest.mark.parametrize("command", ["recipe", "show RUN", "lab problems --count 1", "benchmarks", "compare A B"])
 def test_reading_commands_import_no_torch(command: str, tmp_path: Path) -> None:
     code = (
         "import sys; from click.testing import CliRunner; from aster.cli import main; "

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 
 from aster import __version__
-from aster.cli_arguments import recipe_or_defaults, split_arguments
+from aster.cli_arguments import Command, default_folder, folder_option, recipe_or_defaults, run_one_stage, split_arguments
+from aster.cli_evaluate import benchmarks_command, budgets_command, compare_command, evaluate_command, merge_command
 from aster.cli_sandbox import sandbox_group
 from aster.core.errors import UserError
-
-if TYPE_CHECKING:
-    from aster.core.recipe import Recipe
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 STAGES = {
     "synthesize": "Have the teacher write trajectories for training problems.",
     "curate": "Keep the correct trajectories of the cold start's density.",
     "sft": "Fine-tune the base model on the curated trajectories.",
     "rl": "Train with GRPO from the cold start.",
-    "evaluate": "Measure avg@k of the base, SFT and RL policies.",
+    "evaluate": "Measure avg@k.",
 }
 
 
@@ -60,16 +55,9 @@ def main() -> None:
 
 def _recipe_arguments(command: Command) -> Command:
     """RECIPE [FIELD=VALUE ...] [--run DIR]."""
-    command = click.option("--run", "folder", type=click.Path(path_type=Path), metavar="DIR", help=_FOLDER_HELP)(command)
+    command = folder_option(command)
     command = click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE ...]")(command)
     return click.argument("recipe", metavar="RECIPE")(command)
-
-
-_FOLDER_HELP = "The run folder. Default: runs/NAME-COLD_START-sSEED, from the recipe."
-
-
-def _default_folder(recipe: Recipe) -> Path:
-    return Path("runs") / f"{recipe.name}-{recipe.cold_start.value}-s{recipe.seed}"
 
 
 @main.command("run")
@@ -80,7 +68,7 @@ def run_command(recipe: str, overrides: tuple[str, ...], folder: Path | None) ->
     from aster.core.run import RunFolder
 
     resolved = load_recipe(recipe, overrides)
-    with RunFolder.open(folder or _default_folder(resolved), resolved) as run:
+    with RunFolder.open(folder or default_folder(resolved), resolved) as run:
         from aster.stages.pipeline import run_all
 
         run_all(resolved, run)
@@ -88,25 +76,23 @@ def run_command(recipe: str, overrides: tuple[str, ...], folder: Path | None) ->
 
 def _add_stage(name: str, help_text: str) -> None:
     def command(recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
-        from aster.core.recipe_file import load_recipe
-        from aster.core.run import RunFolder
-
-        resolved = load_recipe(recipe, overrides)
-        with RunFolder.open(folder or _default_folder(resolved), resolved) as run:
-            from aster.stages.pipeline import run_stage
-
-            run_stage(name, resolved, run)
+        run_one_stage(name, recipe, overrides, folder)
 
     main.command(name, help=help_text)(_recipe_arguments(command))
 
 
 for _name, _help in STAGES.items():
-    _add_stage(_name, _help)
+    if _name == "evaluate":
+        main.add_command(evaluate_command)
+    else:
+        _add_stage(_name, _help)
+for _command in (compare_command, budgets_command, merge_command, benchmarks_command):
+    main.add_command(_command)
 
 
 @main.command("report")
 @click.argument("arguments", nargs=-1, metavar="[RECIPE] [FIELD=VALUE ...]")
-@click.option("--run", "folder", type=click.Path(path_type=Path), metavar="DIR", help=_FOLDER_HELP)
+@folder_option
 def report_command(arguments: tuple[str, ...], folder: Path | None) -> None:
     """Write report.html of a run, finished or not.
 
@@ -121,7 +107,7 @@ def report_command(arguments: tuple[str, ...], folder: Path | None) -> None:
     recipe = load_recipe(path, overrides) if path is not None else None
     if folder is None:
         assert recipe is not None
-        folder = _default_folder(recipe)
+        folder = default_folder(recipe)
     # Reading takes no lock: a report can be written while the run goes on.
     run = RunFolder.load(folder, recipe)
     from aster.stages.pipeline import run_stage
@@ -142,21 +128,25 @@ def recipe_command(arguments: tuple[str, ...]) -> None:
 
 
 @main.command("show")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--stage", default="rl", show_default=True, help="synthesize, curate, rl, evaluate/base, evaluate/sft, evaluate/rl."
 )
 @click.option("--name", help="The file of trajectories, for instance step_000001. Default: the stage's last.")
 @click.option("--index", default=0, show_default=True, type=click.IntRange(min=0), help="Which trajectory of the file.")
 def show_command(folder: Path, stage: str, name: str | None, index: int) -> None:
-    """Print one trajectory of a run.
+    """Print one trajectory of a run or an evaluation.
 
     Its turns, calls and outputs, stop reason and reward.
     """
     from aster.core.run import RunFolder
+    from aster.evaluation.folder import EvaluationFolder
     from aster.reporting.show import show
 
-    click.echo(show(RunFolder.load(folder), stage, name, index))
+    if (folder / "evaluation.json").exists():
+        click.echo(show(EvaluationFolder.load(folder), "attempts", name, index))
+    else:
+        click.echo(show(RunFolder.load(folder), stage, name, index))
 
 
 @main.command("doctor")

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
 
 if TYPE_CHECKING:
     from aster.core.recipe import Recipe
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FOLDER_HELP = "The run folder. Default: runs/NAME-COLD_START-sSEED, from the recipe."
+
+
+def folder_option(command: Command) -> Command:
+    """--run DIR."""
+    return click.option("--run", "folder", type=click.Path(path_type=Path), metavar="DIR", help=FOLDER_HELP)(command)
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a recipe's run goes."""
+    return Path("runs") / f"{recipe.name}-{recipe.cold_start.value}-s{recipe.seed}"
+
+
+def run_one_stage(name: str, recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
+    """One stage of a recipe's run."""
+    from aster.core.recipe_file import load_recipe
+    from aster.core.run import RunFolder
+
+    resolved = load_recipe(recipe, overrides)
+    with RunFolder.open(folder or default_folder(resolved), resolved) as run:
+        from aster.stages.pipeline import run_stage
+
+        run_stage(name, resolved, run)
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:

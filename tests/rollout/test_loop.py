@@ -92,6 +92,21 @@ def test_a_malformed_call_gets_an_error_and_the_loop_goes_on(shop: Shop) -> None
     assert trajectory.reward == 1.0
 
 
+def test_without_the_tool_the_first_turn_that_ends_is_the_answer(shop: Shop) -> None:
+    """No schema in the prompt, and what looks like a call is not run."""
+    call = turn("hm", "It is \\boxed{4}.", "open('/tmp/x', 'w')")
+    sampler = ScriptedFakeSampler([call, ANSWER])
+    work = rollout(
+        PROBLEM, 0, 5, sequence="s", sampler=sampler, dialect=DIALECT, sandbox=None, budget=WIDE, decoding=Decoding()
+    )
+    trajectory = shop.run(work)
+    check_form(trajectory)
+    assert (trajectory.stop_reason, trajectory.answer, trajectory.reward) == (StopReason.ANSWERED, "4", 1.0)
+    assert trajectory.calls == []
+    assert "<tools>" not in DIALECT.decode(trajectory.token_ids)
+    assert trajectory.token_ids[: trajectory.turns[0].end] == DIALECT.prompt_ids(PROBLEM.prompt, tools=False)
+
+
 STEP = turn("go", "", "'x' * 40")
 STEP_LENGTH, RESPONSE_LENGTH = len(STEP), len(DIALECT.tool_ids([repr("x" * 40)]))
 AFTER_STEP = PROMPT + STEP_LENGTH + RESPONSE_LENGTH

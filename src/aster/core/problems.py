@@ -19,12 +19,14 @@ import contextlib
 import hashlib
 import json
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from aster.core.boxed import extract_boxed
 from aster.core.errors import UserError
+from aster.core.seeds import derive
 from aster.core.types import Problem
 
 PROMPTS = ("prompt", "problem", "question")
@@ -68,6 +70,14 @@ def load_problems(path: str | Path, prompt_suffix: str = "") -> list[Problem]:
     if not rows:
         raise UserError(f"{path}: no problems in it")
     return [problem for problem, _ in problems.values()]
+
+
+def choose_problems(problems: list[Problem], count: int, seed: int) -> list[Problem]:
+    """A seeded choice of ``count`` problems, in their order; all, if there are no more."""
+    if len(problems) <= count:
+        return problems
+    chosen = set(random.Random(derive(seed, "problems")).sample(range(len(problems)), count))
+    return [problem for index, problem in enumerate(problems) if index in chosen]
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:

@@ -339,19 +339,19 @@ def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
         machine.add("base_url")
     elsewhere = {"sandbox": {"addresses"}, "policy": machine}
     old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
-    changed = _first_difference(old, new)
+    changed = first_difference(old, new)
     if changed:
         raise UserError(f"{path}: holds a run of another recipe (they differ in {changed}); choose another --run or delete it")
 
 
-def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
+def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """The dotted path of the first field in which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
-            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
             if found:
                 return found
         return None
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return _first_difference(dict(enumerate(old)), dict(enumerate(new)), path)
+        return first_difference(dict(enumerate(old)), dict(enumerate(new)), path)
     return None if old == new else path

@@ -1,5 +1,23 @@
-"""Evaluation: avg@k and pass@k with their uncertainty. No torch here."""
+"""Evaluation: benchmarks, avg@k and its kin with their uncertainty, budgets, comparisons. No torch in what is imported here."""
 
-from aster.evaluation.estimate import Estimate, avg_at_k, pass_at_k
+from aster.evaluation.comparison import Comparison, compare
+from aster.evaluation.estimate import Estimate, avg_at_k, mean_interval, pass_at_k
+from aster.evaluation.metrics import Prices, accuracy, summarize
+from aster.evaluation.outcomes import Outcome, outcome, rewards_by_problem
+from aster.evaluation.voting import majority
 
-__all__ = ["Estimate", "avg_at_k", "pass_at_k"]
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "Outcome",
+    "Prices",
+    "accuracy",
+    "avg_at_k",
+    "compare",
+    "majority",
+    "mean_interval",
+    "outcome",
+    "pass_at_k",
+    "rewards_by_problem",
+    "summarize",
+]

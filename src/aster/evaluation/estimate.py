@@ -11,6 +11,9 @@ import numpy as np
 LEVEL = 0.95
 """Coverage of the intervals."""
 
+RESAMPLES = 10_000
+"""Bootstrap resamples of an interval."""
+
 CHUNK = 1_000_000
 """Most numbers drawn at once in the bootstrap; bounds its memory to some 10 MB."""
 
@@ -27,59 +30,98 @@ class Estimate:
     problems: int
 
 
-def avg_at_k(rewards: Mapping[str, Sequence[float]], seed: int, resamples: int = 10_000) -> Estimate:
-    """avg@k: the mean over problems of each problem's mean reward, with a 95% bootstrap interval.
+def avg_at_k(rewards: Mapping[str, Sequence[float]], seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """avg@k: the mean over problems of each problem's mean reward, with its 95% interval (:func:`mean_interval`).
 
-    The interval is a percentile bootstrap over *problems*: each resample draws as many problems as there are, with
-    replacement, and takes all k samples of a drawn problem along (a cluster bootstrap, the problem being the cluster).
-    The k samples of one problem are alike, so counting them as independent would make the interval far too narrow; and
-    what a benchmark stands for is the population its problems came from. Source: Davison and Hinkley, Bootstrap Methods
-    and their Application (1997), section 3.8, for resampling whole clusters; Miller, Adding Error Bars to Evals (2024,
-    arXiv 2411.00640), for the same view of language-model benchmarks, with standard errors instead of the bootstrap.
-
-    With few problems (AIME has 30) percentile intervals are somewhat too narrow. Where no problem was ever solved, or every
-    one always, resampling sees no spread at all, and [0, 0] would read as certainty: there the interval is the exact binomial
-    one for so many problems (Clopper and Pearson 1934): 0 of 30 gives [0, 0.116]. Other means that are all equal give an
-    interval of width zero, which says nothing.
-
-    ``rewards`` maps a problem id to its k rewards. ``seed`` alone decides the draws; the order of the mapping does not
-    matter. Raises ValueError where there is no problem, a problem has no reward, or a reward is not finite.
+    ``rewards`` maps a problem id to its k rewards, each from 0 to 1. ``seed`` alone decides the draws; the order of the
+    mapping does not matter. Raises ValueError where there is no problem, a problem has no reward, or a reward is out of range.
     """
     if not rewards:
         raise ValueError("no problems to average over")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples}")
     for name, values in rewards.items():
         if len(values) == 0:
             raise ValueError(f"problem {name!r} has no rewards")
-        if not all(math.isfinite(value) for value in values):
-            raise ValueError(f"problem {name!r} has a reward that is not a finite number")
+        if not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"problem {name!r} has a reward that is not a number from 0 to 1")
     # fsum rounds once, so that the order of the rewards does not matter either.
-    means = np.array([math.fsum(rewards[name]) / len(rewards[name]) for name in sorted(rewards)])
+    means = [math.fsum(rewards[name]) / len(rewards[name]) for name in sorted(rewards)]
+    low, high = mean_interval(means, seed, resamples)
+    return Estimate(math.fsum(means) / len(means), low, high, min(len(values) for values in rewards.values()), len(means))
+
+
+def mean_interval(values: Sequence[float], seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The 95% interval of a mean over problems, from one value from 0 to 1 for each problem. The only such method here.
+
+    A bootstrap over *problems*: each resample draws as many problems as there are, with replacement, and takes all samples of
+    a drawn problem along (a cluster bootstrap). The k samples of one problem are alike, so counting them as independent would
+    make the interval far too narrow; and what a benchmark stands for is the population its problems came from. Samples are not
+    drawn anew within the drawn problems: the spread of the problems' means holds the noise of their samples already, and a
+    second draw would count it twice. (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Miller,
+    Adding Error Bars to Evals, 2024, arXiv 2411.00640, has the same view of language-model benchmarks, with standard errors.)
+
+    Out of the resamples comes a bootstrap-t interval on the scale arcsin(sqrt(mean)), where the variance of a share hardly
+    depends on its value (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, sections 12.5 and 12.6). With the 30
+    problems of AIME a percentile interval is too narrow, the more so the farther the mean is from 1/2.
+    ``studies/interval_coverage.py`` compares them; docs/results/evaluation.md has its table.
+
+    A mean can be no larger than the share of problems whose value is above 0, nor smaller than the share whose value is 1. The
+    exact binomial bounds of these shares (Clopper and Pearson 1934) therefore cap the interval: 0 solved of 30 gives [0, 0.116]
+    and not the certainty [0, 0]. Values that are all equal and neither 0 nor 1 give a width of zero, which says nothing.
+
+    ValueError where there is no value or one out of range.
+    """
+    means = np.asarray(values, dtype=float)
+    if means.ndim != 1 or len(means) == 0 or not np.all((means >= 0) & (means <= 1)):
+        raise ValueError("an interval needs at least one value, all of them from 0 to 1")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, not {resamples}")
     mean = math.fsum(means) / len(means)
-    unseen = 1 - ((1 - LEVEL) / 2) ** (1 / len(means))
-    if np.all(means == 0):
-        low, high = 0.0, unseen
-    elif np.all(means == 1):
-        low, high = 1 - unseen, 1.0
-    elif np.all(means == means[0]):
-        low = high = mean
-    else:
-        low, high = _bootstrap(means, seed, resamples)
-    return Estimate(mean, low, high, min(len(values) for values in rewards.values()), len(means))
+    least = 1 - _share_bound(int(np.sum(means < 1)), len(means))
+    most = _share_bound(int(np.sum(means > 0)), len(means))
+    if np.all(means == means[0]):
+        return (0.0, most) if mean == 0 else (least, 1.0) if mean == 1 else (mean, mean)
+    low, high = _bootstrap_t(means, seed, resamples)
+    return min(mean, max(low, least)), max(mean, min(high, most))
 
 
-def _bootstrap(means: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
-    """The percentile interval of the mean of ``means`` (one number a problem)."""
+def _share_bound(count: int, total: int) -> float:
+    """The upper end of Clopper and Pearson's interval for a share of which ``count`` of ``total`` were seen."""
+    # scipy.stats takes a second to import, and its special functions do not.
+    from scipy.special import betaincinv
+
+    return 1.0 if count == total else float(betaincinv(count + 1, total - count, (1 + LEVEL) / 2))
+
+
+def _bootstrap_t(means: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
+    """The bootstrap-t interval of the mean of ``means`` (one number a problem, not all equal), on the arcsine scale."""
     generator = np.random.default_rng(seed)
     problems = len(means)
     rows = max(1, CHUNK // problems)
-    totals = np.empty(resamples)
+    centre, error = (float(part[0]) for part in _on_scale(means[None, :]))
+    statistics = np.empty(resamples)
     for start in range(0, resamples, rows):
         end = min(start + rows, resamples)
-        totals[start:end] = means[generator.integers(problems, size=(end - start, problems))].mean(axis=1)
-    low, high = np.quantile(totals, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+        drawn, errors = _on_scale(means[generator.integers(problems, size=(end - start, problems))])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = (drawn - centre) / errors
+        # A resample without spread has no ratio: as far out as can be, on the side of its mean.
+        outermost = np.where(drawn > centre, np.inf, np.where(drawn < centre, -np.inf, 0.0))
+        statistics[start:end] = np.where(errors > 0, ratios, outermost)
+    statistics.sort()
+    # Order statistics, not interpolated ones: between an infinite and a finite one there is nothing to interpolate.
+    outer = min(resamples - 1, int(resamples * (1 + LEVEL) / 2))
+    upper, lower = statistics[outer], statistics[resamples - 1 - outer]
+    ends = np.clip([centre - upper * error, centre - lower * error], 0, math.pi / 2)
+    return float(np.sin(ends[0]) ** 2), float(np.sin(ends[1]) ** 2)
+
+
+def _on_scale(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """arcsin(sqrt(mean)) of each row and its standard error by the delta method; 0 where a row has no spread."""
+    mean = samples.mean(axis=1)
+    error = samples.std(axis=1, ddof=1) / math.sqrt(samples.shape[1])
+    slope = 2 * np.sqrt(np.maximum(mean * (1 - mean), 1e-12))
+    spread = samples.max(axis=1) > samples.min(axis=1)
+    return np.arcsin(np.sqrt(np.clip(mean, 0, 1))), np.where(spread, error / slope, 0.0)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

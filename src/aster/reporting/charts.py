@@ -55,6 +55,18 @@ def line_chart(
         return _svg(figure, title)
 
 
+def band_chart(title: str, x_label: str, points: Sequence[tuple[float, float, float, float]]) -> str:
+    """One line with its band as an SVG element; ``points`` are (x, y, low, high), y from 0 to 1."""
+    x, y, low, high = (list(column) for column in zip(*points, strict=True))
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _canvas(title, x_label)
+        axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)
+        axes.plot(x, y, color=COLOURS[0], linewidth=1.6, marker="o", markersize=3)
+        axes.set_ylim(0, 1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, title)
+
+
 def histogram_chart(title: str, x_label: str, groups: Mapping[str, Sequence[int]]) -> str:
     """Distributions of whole numbers side by side as an SVG element.
 

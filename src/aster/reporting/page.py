@@ -17,18 +17,10 @@ from aster.core.run import RunFolder, iterate_trajectories, read_json, replacing
 from aster.core.types import Trajectory
 from aster.dynamics import collapse_alarm, tool_use
 from aster.dynamics.collapse import BASELINE_STEPS, SUSTAINED_STEPS
+from aster.evaluation.published import BENCHMARKS, ROWS
 from aster.reporting import charts
 from aster.reporting.samples import Sample, pick, sample_view
 from aster.reporting.table import POLICIES
-
-PUBLISHED = (
-    ("4B, after SFT", 62.5, 54.6, 43.3, 27.4),
-    ("4B, after RL, 30K tokens", 82.3, 85.0, 73.3, 53.9),
-    ("4B, after RL, 90K tokens", 85.8, 90.0, 77.1, 61.7),
-    ("1.7B, after SFT", 19.4, 19.0, 11.3, 6.4),
-    ("1.7B, after RL", 64.6, 59.6, 47.5, 26.3),
-)
-"""arXiv 2602.01204: avg@16 in percent on AIME 2024, AIME 2025, HMMT Feb 2025 and BeyondAIME."""
 
 SAMPLES_PER_KIND = 3
 """Solved and failed trajectories shown of each source."""
@@ -57,7 +49,8 @@ def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
         recipe=run.recipe,
         about=about,
         results=[(POLICIES[policy], results[policy]) for policy in POLICIES if policy in results],
-        published=PUBLISHED,
+        published=ROWS,
+        benchmarks=list(BENCHMARKS.values()),
         rl_charts=_rl_charts(run, rl, others),
         rl_steps=len(rl),
         verdict=_verdict([line["tool_calls"] for line in rl]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,7 @@ def render_table(summary: Mapping[str, Mapping[str, Any]], report: Path | None =
         ks = sorted({int(summary[policy]["k"]) for policy in POLICIES if policy in summary})
         measure = f"avg@{ks[0]}" if len(ks) == 1 else "avg@k"
         header = ("policy", measure, "95% interval", "problems", "tool calls")
-        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-        lines = [
-            "  ".join(_pad(cell, width, column) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in (header, *rows)
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = aligned([header, *rows])
     else:
         lines = ["no policy has been evaluated"]
     if report is not None:
@@ -40,6 +35,17 @@ def _cells(result: Mapping[str, Any]) -> tuple[str, str, str, str]:
         str(result["problems"]),
         f"{result['tool_calls']:.2f}",
     )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column left, the others right, and a rule below the first row."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(_pad(cell, width, column) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
 
 
 def _pad(cell: str, width: int, column: int) -> str:

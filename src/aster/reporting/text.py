@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
     from aster.core.run import RunFolder
     from aster.core.types import Trajectory
+    from aster.evaluation.folder import EvaluationFolder
 
 Kind = Literal["thinking", "text", "call"]
 
 _BLOCK = re.compile(r"<(think|tool_call)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 
 
-def turn_texts(run: RunFolder, trajectory: Trajectory) -> list[str]:
+def turn_texts(run: RunFolder | EvaluationFolder, trajectory: Trajectory) -> list[str]:
     """The decoded text of every turn, special tokens included; as long as ``trajectory.turns``.
 
     Raises UserError where the run folder holds no tokenizer (``tokenizer/tokenizer.json``).

@@ -34,7 +34,8 @@ class Workshop:
     sampler_for: Callable[[Job], Sampler]
     """Who writes the turns of a job: the policy for all, or a scripted expert for each."""
     dialect: Qwen3Dialect
-    sandbox: AnySandbox
+    sandbox: AnySandbox | None
+    """None: the policy has no tool."""
     concurrency: int
     """Trajectories under way at once."""
     deterministic: bool = False

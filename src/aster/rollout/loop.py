@@ -5,6 +5,8 @@ Synthesis, RL and evaluation all come through here. The budget is checked here a
     before a turn   context_tokens, turns, wall_seconds
     after it        context_tokens or turn_tokens (the turn was cut), then tool_calls, call by call
 
+Without a sandbox there is no tool: the prompt has no schema of it, and the first turn that ends is the answer.
+
 A trajectory never holds more than ``context_tokens``, unless its prompt alone does: a tool result that would leave no room
 for a next token is not appended. A call that cannot be parsed gets an error as its result, and the loop goes on. What fails
 is recorded on the trajectory; the loop raises nothing but cancellation, EngineLost (then no trajectory can be trained on) and
@@ -41,11 +43,12 @@ async def rollout(
     sequence: str,
     sampler: Sampler,
     dialect: Qwen3Dialect,
-    sandbox: AnySandbox,
+    sandbox: AnySandbox | None,
     budget: Budget,
     decoding: Decoding,
 ) -> Trajectory:
-    """One attempt at a problem, graded. ``sequence`` names it to the sampler, which must know it (``sampler.open``)."""
+    """One attempt at a problem, graded. ``sequence`` names it to the sampler, which must know it (``sampler.open``). Without a
+    ``sandbox`` the policy has no tool."""
     trajectory = Trajectory(problem.id, sample, seed)
     attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, sandbox, budget, decoding)
     began = time.monotonic()
@@ -85,7 +88,7 @@ class _Attempt:
     sequence: str
     sampler: Sampler
     dialect: Qwen3Dialect
-    sandbox: AnySandbox
+    sandbox: AnySandbox | None
     budget: Budget
     decoding: Decoding
     session: AnySession | None = None
@@ -93,7 +96,7 @@ class _Attempt:
 
     async def run(self, began: float) -> StopReason:
         trajectory, budget = self.trajectory, self.budget
-        trajectory.append("prompt", self.dialect.prompt_ids(self.problem.prompt))
+        trajectory.append("prompt", self.dialect.prompt_ids(self.problem.prompt, tools=self.sandbox is not None))
         for turn_count in range(budget.turns + 1):
             room = budget.context_tokens - len(trajectory.token_ids)
             if room <= 0:
@@ -107,13 +110,13 @@ class _Attempt:
             if not completion.stopped:
                 return StopReason.TOKEN_BUDGET
             parsed = self.dialect.parse(completion.token_ids)
-            if not parsed.calls:
+            if not parsed.calls or self.sandbox is None:
                 self.final = parsed
                 return StopReason.ANSWERED
             for call in parsed.calls:
                 if len(trajectory.calls) >= budget.tool_calls:
                     return StopReason.CALL_BUDGET
-                turn.calls.append(await self.call(call))
+                turn.calls.append(await self.call(call, self.sandbox))
             response = self.dialect.tool_ids([call.output for call in turn.calls])
             if len(trajectory.token_ids) + len(response) >= budget.context_tokens:
                 return StopReason.TOKEN_BUDGET
@@ -131,11 +134,11 @@ class _Attempt:
         )
         return await self.sampler.sample(list(self.trajectory.token_ids), params)
 
-    async def call(self, call: ParsedCall) -> ToolCall:
+    async def call(self, call: ParsedCall, sandbox: AnySandbox) -> ToolCall:
         if call.error:
             return ToolCall(call.code, CallStatus.MALFORMED, f"Error: {call.error}", 0.0)
         if self.session is None:
-            self.session = await self.sandbox.open(self.trajectory.seed, self.problem.setup)
+            self.session = await sandbox.open(self.trajectory.seed, self.problem.setup)
         return await self.session.run(call.code)
 
     async def close(self) -> None:

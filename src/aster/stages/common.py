@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aster.core.errors import UserError
-from aster.core.problems import load_problems
+from aster.core.problems import choose_problems, load_problems
 from aster.core.progress import say
 from aster.core.recipe import Problems, Recipe
 from aster.core.run import RunFolder
@@ -47,11 +46,7 @@ def _problems(settings: Problems, source: str, split: str, count: int, seed: int
             return generate(settings.families, (fewest, most), "test" if split == "test" else "train", count, seed)
         except ValueError as error:
             raise UserError(f"problems: {error}") from None
-    found = load_problems(source, settings.prompt_suffix)
-    if len(found) <= count:
-        return found
-    chosen = set(random.Random(derive(seed, "problems")).sample(range(len(found)), count))
-    return [problem for index, problem in enumerate(found) if index in chosen]
+    return choose_problems(load_problems(source, settings.prompt_suffix), count, seed)
 
 
 def make_jobs(problems: list[Problem], samples: int, *seed_parts: int | str) -> list[Job]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import defaultdict
 from pathlib import Path
 
 from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, write_json, write_trajectories
-from aster.core.seeds import derive
 from aster.core.types import Problem
 from aster.dynamics import tool_use
-from aster.evaluation import avg_at_k
+from aster.evaluation import outcome, summarize
 from aster.policy.opening import open_policy
 from aster.rollout import Decoding
 from aster.stages.attempts import attempt_all
@@ -64,20 +62,12 @@ async def _evaluate(recipe: Recipe, folder: RunFolder, problems: list[Problem], 
             dialect=policy.dialect,
         )
     write_trajectories(folder.trajectory_file(stage, "all"), trajectories)
-    rewards: dict[str, list[float]] = defaultdict(list)
-    for trajectory in trajectories:
-        rewards[trajectory.problem_id].append(trajectory.reward)
-    estimate = avg_at_k(rewards, derive(recipe.seed, "bootstrap"))
+    found = summarize([outcome(trajectory) for trajectory in trajectories], recipe.seed)
     use = tool_use(trajectories)
     folder.finish(
         stage,
         {
-            "accuracy": estimate.mean,
-            "low": estimate.low,
-            "high": estimate.high,
-            "k": estimate.k,
-            "problems": estimate.problems,
-            "tool_calls": use["calls_mean"],
+            **found,
             "tool_use": use,
             "temperature": settings.temperature,
             "top_p": settings.top_p,

@@ -1,0 +1,205 @@
+"""The folder of one evaluation.
+
+    evaluation.json          settings, versions, machine, commands, notes (label, prices)
+    problems.jsonl           every problem, as it was asked
+    tokenizer/               of the policy, where attempts are tokens
+    attempts/part_00001.jsonl.gz  every attempt, in the order they finished; of a repeated one the last counts
+    outcomes.jsonl           one line an attempt, without its tokens: what tables, curves and comparisons read
+    summary.json             written last: its presence means that the evaluation is finished
+    report.html
+
+Files are written beside their place and renamed, as in a run folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from aster.core.errors import UserError
+from aster.core.run import (
+    first_difference,
+    iterate_trajectories,
+    read_json,
+    read_json_lines,
+    replacing,
+    versions,
+    write_json,
+    write_trajectories,
+    writing,
+)
+from aster.core.sets import iterate_set, write_set
+from aster.core.transcript import Transcript
+from aster.core.types import Problem, Trajectory
+from aster.evaluation.outcomes import Outcome
+from aster.evaluation.settings import Settings
+
+Attempt = Trajectory | Transcript
+
+
+class EvaluationFolder:
+    """One evaluation's folder. Held by one process at a time where it is written to."""
+
+    def __init__(self, path: Path, settings: Settings, lock: IO[str] | None = None) -> None:
+        self.path, self.settings = path, settings
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, settings: Settings) -> EvaluationFolder:
+        """Create the folder or go on with it. UserError where it holds something else, or another process works in it."""
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = open(path / ".lock", "a")  # noqa: SIM115 - held until close
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{path}: another process is working in this folder; wait for it or choose another --out"
+                ) from None
+            folder = cls(path, settings, lock)
+            if (path / "evaluation.json").exists():
+                if folder.parts():
+                    folder._check()
+            elif any(entry.name != ".lock" for entry in path.iterdir()):
+                raise UserError(f"{path}: holds something that is no evaluation; choose another --out")
+        except BaseException:
+            lock.close()
+            raise
+        return folder
+
+    @classmethod
+    def load(cls, path: Path) -> EvaluationFolder:
+        """A folder to read. UserError where it is none."""
+        if not (path / "evaluation.json").exists():
+            raise UserError(f"{path}: not the folder of an evaluation (it has no evaluation.json)")
+        stored = read_json(path / "evaluation.json")
+        try:
+            return cls(path, Settings.model_validate(stored["settings"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path / 'evaluation.json'}: not settings that can be read: {str(error).splitlines()[0]}"
+            ) from None
+
+    def _check(self) -> None:
+        stored = EvaluationFolder.load(self.path).settings
+        changed = first_difference(stored.identity(), self.settings.identity())
+        if changed:
+            old, new = (_at(each.identity(), changed) for each in (stored, self.settings))
+            raise UserError(
+                f"{self.path}: holds an evaluation with other settings: {changed} is {old!r} there and {new!r} here; "
+                "choose another --out or delete it"
+            )
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> EvaluationFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- what it is
+
+    def begin(self, problems: Sequence[Problem], notes: dict[str, Any]) -> None:
+        """Keep settings, versions, machine, command and the problems. ``notes``: what does not decide the numbers."""
+        path = self.path / "evaluation.json"
+        about = read_json(path) if path.exists() and self.parts() else {"commands": []}
+        about |= {
+            "settings": self.settings.model_dump(mode="json"),
+            "notes": {**about.get("notes", {}), **{key: value for key, value in notes.items() if value is not None}},
+            "versions": versions(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        }
+        about["commands"].append(sys.argv)
+        write_json(path, about)
+        with replacing(self.path / "problems.jsonl") as partial, open(partial, "w", encoding="utf-8") as stream:
+            for each in problems:
+                record = {"id": each.id, "prompt": each.prompt, "answer": each.answer, "source": each.source}
+                stream.write(json.dumps(record) + "\n")
+
+    def note(self, **notes: Any) -> None:
+        """Keep more notes."""
+        about = self.about()
+        write_json(self.path / "evaluation.json", {**about, "notes": {**about["notes"], **notes}})
+
+    def about(self) -> dict[str, Any]:
+        """What :meth:`begin` kept."""
+        found: dict[str, Any] = read_json(self.path / "evaluation.json")
+        return found
+
+    def problems(self) -> dict[str, dict[str, str]]:
+        """The problems by id."""
+        return {record["id"]: record for record in read_json_lines(self.path / "problems.jsonl")}
+
+    def keep_tokenizer(self, tokenizer: Any) -> None:
+        """Keep the policy's tokenizer, for the text of its tokens."""
+        if not (self.path / "tokenizer").exists():
+            with replacing(self.path / "tokenizer") as partial:
+                tokenizer.save_pretrained(partial)
+
+    # -- attempts
+
+    def trajectory_file(self, stage: str, name: str) -> Path:  # noqa: ARG002 - as a run folder has it; there is one stage
+        """Where a part of the attempts is."""
+        return self.path / "attempts" / f"{name}.jsonl.gz"
+
+    def parts(self) -> list[Path]:
+        """The files of attempts, oldest first."""
+        return sorted((self.path / "attempts").glob("part_*.jsonl.gz"))
+
+    def add(self, attempts: Sequence[Attempt]) -> None:
+        """Write attempts as a new part."""
+        found = self.parts()
+        number = int(found[-1].name.removeprefix("part_").removesuffix(".jsonl.gz")) + 1 if found else 1
+        path = self.trajectory_file("", f"part_{number:05d}")
+        texts = [each for each in attempts if isinstance(each, Transcript)]
+        if texts:
+            write_set(path, texts)
+        else:
+            write_trajectories(path, [each for each in attempts if isinstance(each, Trajectory)])
+
+    def attempts(self) -> Iterator[Attempt]:
+        """All attempts on disk, one by one, as they finished; superseded ones too."""
+        for path in self.parts():
+            yield from iterate_set(path) if self.settings.kind == "chat" else iterate_trajectories(path)
+
+    # -- results
+
+    def finish(self, outcomes: Sequence[Outcome], summary: dict[str, Any]) -> None:
+        """Write the outcomes, and the summary last."""
+        with replacing(self.path / "outcomes.jsonl") as partial, open(partial, "w", encoding="utf-8") as stream:
+            for each in outcomes:
+                stream.write(json.dumps(each.to_json()) + "\n")
+        write_json(self.path / "summary.json", summary)
+
+    def unfinish(self) -> None:
+        """Let a finished evaluation be gone on with."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary, or None where the evaluation is not finished."""
+        path = self.path / "summary.json"
+        return read_json(path) if path.exists() else None
+
+    def outcomes(self) -> list[Outcome]:
+        """The outcomes of a finished evaluation. UserError where it is not finished."""
+        if self.summary() is None:
+            raise UserError(f"{self.path}: this evaluation is not finished; give its command again")
+        return [Outcome.from_json(record) for record in read_json_lines(self.path / "outcomes.jsonl")]
+
+
+def _at(value: Any, path: str) -> Any:
+    for part in path.split("."):
+        value = value[int(part)] if isinstance(value, list) else value.get(part) if isinstance(value, dict) else None
+    return value

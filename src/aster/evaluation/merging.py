@@ -1,0 +1,97 @@
+"""Shards of one evaluation, made on several machines, joined into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aster.core.errors import UserError
+from aster.core.run import first_difference, replacing
+from aster.core.types import Problem
+from aster.evaluation.folder import EvaluationFolder
+from aster.evaluation.run import conclude, jobs_of
+from aster.evaluation.settings import parse_shard
+
+
+def merge(target: Path, shards: Sequence[Path]) -> dict[str, Any]:
+    """Join finished shards into a new folder and return its summary.
+
+    UserError where a shard is not finished, its settings or problems are not the others', an attempt is in two shards, or one
+    is missing."""
+    folders = [EvaluationFolder.load(path) for path in shards]
+    first = folders[0]
+    problems = [
+        Problem(record["id"], record["prompt"], record["answer"], record["source"]) for record in first.problems().values()
+    ]
+    for other in folders[1:]:
+        one, two = (folder.settings.model_copy(update={"shard": ""}).identity() for folder in (first, other))
+        changed = first_difference(one, two)
+        if changed:
+            raise UserError(f"{other.path}: not a shard of the same evaluation as {first.path}: they differ in {changed}")
+        if first.problems() != other.problems():
+            raise UserError(f"{other.path}: not a shard of the same evaluation as {first.path}: they have other problems")
+    _check_shards(folders)
+    settings = first.settings.model_copy(update={"shard": "1/1"})
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target}: is not empty; merge into a new folder")
+    jobs = jobs_of(settings, problems)
+    expected = {(job.problem.id, job.sample) for job in jobs}
+    seen: dict[tuple[str, int], Path] = {}
+    for folder in folders:
+        for each in folder.outcomes():
+            key = each.problem_id, each.sample
+            if key in seen:
+                raise UserError(
+                    f"{folder.path}: has sample {key[1]} of problem {key[0]}, and so has {seen[key]}; leave one out"
+                )
+            seen[key] = folder.path
+    missing = sorted(expected - seen.keys())
+    if missing:
+        raise UserError(
+            f"{len(missing)} attempts are in no shard, the first is sample {missing[0][1]} of problem {missing[0][0]}; "
+            "name all shards"
+        )
+    with EvaluationFolder.open(target, settings) as merged:
+        merged.begin(problems, {**first.about()["notes"], "shards": [str(path) for path in shards]})
+        for folder in folders:
+            for attempt in _last_of_each(folder):
+                merged.add(attempt)
+        if (first.path / "tokenizer").exists():
+            import shutil
+
+            with replacing(target / "tokenizer") as partial:
+                shutil.copytree(first.path / "tokenizer", partial)
+        return conclude(merged, jobs)
+
+
+def _check_shards(folders: Sequence[EvaluationFolder]) -> None:
+    """UserError where the shards are of different divisions, or one is there twice."""
+    given: dict[int, Path] = {}
+    _, parts = parse_shard(folders[0].settings.shard)
+    for folder in folders:
+        part, of = parse_shard(folder.settings.shard)
+        if of != parts:
+            raise UserError(f"{folder.path}: is shard {folder.settings.shard}, and {folders[0].path} is one of {parts}")
+        if part in given:
+            raise UserError(f"{folder.path}: is shard {part}/{parts}, and so is {given[part]}; leave one out")
+        given[part] = folder.path
+    missing = [f"{part}/{parts}" for part in range(1, parts + 1) if part not in given]
+    if missing:
+        raise UserError(f"shards {', '.join(missing)} are missing; name all {parts}")
+
+
+def _last_of_each(folder: EvaluationFolder) -> Any:
+    """The parts of a folder, as lists, without attempts that a later one supersedes."""
+    last: dict[tuple[str, int], int] = {}
+    for number, attempt in enumerate(folder.attempts()):
+        last[attempt.problem_id, attempt.sample] = number
+    part = []
+    for number, attempt in enumerate(folder.attempts()):
+        if last[attempt.problem_id, attempt.sample] == number:
+            part.append(attempt)
+        if len(part) == 64:
+            yield part
+            part = []
+    if part:
+        yield part

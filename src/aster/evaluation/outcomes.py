@@ -1,0 +1,105 @@
+"""What evaluation needs to know of one attempt, whether it came as tokens or as text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from aster.core.transcript import Transcript
+from aster.core.types import StopReason, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCost:
+    """One assistant turn and what followed it."""
+
+    sampled: int | None
+    """Tokens the policy wrote; None where nobody counted."""
+    calls: int
+    """Calls that got a result, malformed ones among them."""
+    response: int | None
+    """Tokens of the tool's turn after it; None where none was appended, or nobody counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One attempt: how it ended and what it cost."""
+
+    problem_id: str
+    sample: int
+    reward: float
+    """1 right, 0 wrong or without an answer."""
+    answer: str | None
+    stop_reason: StopReason
+    tool_calls: int
+    """Calls whose code ran."""
+    read_tokens: int
+    """Tokens the policy read: where each turn's context is sent anew, a token counts once a turn."""
+    sampled_tokens: int
+    """Tokens the policy wrote."""
+    prompt_tokens: int | None
+    """Length of the prompt; None where a server gave text alone."""
+    turns: tuple[TurnCost, ...]
+    seconds: float
+
+    @property
+    def requests(self) -> int:
+        """All calls, those that could not be parsed among them: what the call budget counts."""
+        return sum(turn.calls for turn in self.turns)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; :meth:`from_json` is its inverse."""
+        turns = [[turn.sampled, turn.calls, turn.response] for turn in self.turns]
+        record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {**record, "turns": turns}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Outcome:
+        """The inverse of :meth:`to_json`."""
+        turns = tuple(TurnCost(*turn) for turn in record["turns"])
+        return cls(**{**record, "turns": turns, "stop_reason": StopReason(record["stop_reason"])})
+
+
+def outcome(attempt: Trajectory | Transcript) -> Outcome:
+    """The outcome of an attempt. ValueError where the attempt has not ended."""
+    if attempt.stop_reason is None:
+        raise ValueError(f"attempt {attempt.sample} at problem {attempt.problem_id!r} has not ended")
+    prompt: int | None = None
+    if isinstance(attempt, Trajectory):
+        sampled = attempt.sampled_tokens
+        read = sum(turn.start for turn in attempt.turns if turn.role == "assistant")
+        prompt = attempt.turns[0].end if attempt.turns else 0
+        after = {turn.start: turn.end - turn.start for turn in attempt.turns if turn.role == "tool"}
+        turns = tuple(
+            TurnCost(turn.end - turn.start, len(turn.calls), after.get(turn.end))
+            for turn in attempt.turns
+            if turn.role == "assistant"
+        )
+    else:
+        usage = attempt.usage
+        sampled = usage.completion_tokens if usage else sum(step.tokens or 0 for step in attempt.steps)
+        read = usage.prompt_tokens if usage else 0
+        turns = tuple(TurnCost(step.tokens, len(step.calls), None) for step in attempt.steps)
+    return Outcome(
+        problem_id=attempt.problem_id,
+        sample=attempt.sample,
+        reward=attempt.reward or 0.0,
+        answer=attempt.answer,
+        stop_reason=attempt.stop_reason,
+        tool_calls=attempt.tool_calls,
+        read_tokens=read,
+        sampled_tokens=sampled,
+        prompt_tokens=prompt,
+        turns=turns,
+        seconds=attempt.seconds,
+    )
+
+
+def rewards_by_problem(outcomes: Iterable[Outcome]) -> dict[str, list[float]]:
+    """The rewards of each problem, in the order of the outcomes."""
+    found: dict[str, list[float]] = {}
+    for each in outcomes:
+        found.setdefault(each.problem_id, []).append(each.reward)
+    return found

@@ -1,0 +1,105 @@
+"""Who makes the attempts: a policy of tokens in our loop, or an author of text behind a chat endpoint.
+
+All that an evaluation needs of either is a function from a job to a running attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from aster.core.errors import UserError
+from aster.core.recipe import Rollout
+from aster.core.transcript import Transcript
+from aster.core.types import Trajectory
+from aster.evaluation.folder import EvaluationFolder
+from aster.evaluation.settings import Settings, policy_kind
+from aster.rollout import Job, Rollouts, Workshop
+from aster.sandbox import AnySandbox
+
+Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
+"""Begins an attempt as soon as there is room."""
+
+
+@asynccontextmanager
+async def open_attempts(
+    settings: Settings, rollout: Rollout, sandbox: AnySandbox | None, folder: EvaluationFolder
+) -> AsyncIterator[Start]:
+    """The policy's :data:`Start`; its attempts are ended and the policy is closed at the end. UserError where it cannot be had.
+
+    ``sandbox``: None where there is no tool. The folder keeps the tokenizer where attempts are tokens, and the name of a served
+    model."""
+    if settings.kind == "chat":
+        async with _chat(settings, rollout, sandbox, folder) as start:
+            yield start
+        return
+    recipe = settings.recipe(rollout)
+    from aster.policy.opening import open_policy
+
+    checkpoint = Path(settings.checkpoint) if settings.checkpoint else None
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise UserError(f"--checkpoint {checkpoint}: no such folder")
+    async with open_policy(recipe, checkpoint, capacity=settings.context_tokens) as policy:
+        folder.keep_tokenizer(policy.dialect.tokenizer)
+        if settings.kind == "endpoint":
+            from aster.policy.endpoint import EndpointPolicy
+
+            assert isinstance(policy, EndpointPolicy)
+            folder.note(served=policy.sampler.model)
+        workshop = Workshop(lambda _: policy, policy.dialect, sandbox, rollout.slots)
+        async with Rollouts(workshop) as rollouts:
+            yield functools.partial(_start, rollouts, settings)
+
+
+def _start(rollouts: Rollouts, settings: Settings, job: Job) -> asyncio.Task[Trajectory]:
+    return rollouts.start(job, settings.budget(), settings.decoding)
+
+
+@asynccontextmanager
+async def _chat(
+    settings: Settings, rollout: Rollout, sandbox: AnySandbox | None, folder: EvaluationFolder
+) -> AsyncIterator[Start]:
+    """Attempts by an endpoint that takes and gives text."""
+    from aster.teacher.chat import ChatAuthor
+
+    _, address = policy_kind(settings.policy)
+    tasks: set[asyncio.Task[Transcript]] = set()
+    async with AsyncExitStack() as stack:
+        author = await stack.enter_async_context(
+            ChatAuthor(address, settings.model_name, concurrency=rollout.slots, field=f"--policy {settings.policy}")
+        )
+
+        folder.note(served=author.model)
+
+        def ended(task: asyncio.Task[Transcript]) -> None:
+            tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # what ends one ends all of them, and one is told
+
+        def start(job: Job) -> asyncio.Task[Transcript]:
+            attempt: Coroutine[Any, Any, Transcript] = author.attempt(
+                job.problem,
+                job.sample,
+                job.seed,
+                # Not looked at where there is no tool.
+                sandbox=cast("AnySandbox", sandbox),
+                budget=settings.budget(),
+                decoding=settings.decoding,
+                tools=settings.tools,
+            )
+            task = asyncio.create_task(attempt)
+            tasks.add(task)
+            task.add_done_callback(ended)
+            return task
+
+        try:
+            yield start
+        finally:
+            left = list(tasks)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)

@@ -1,0 +1,100 @@
+"""From what was typed to settings, problems and a folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from aster.core.errors import UserError
+from aster.core.progress import say
+from aster.core.recipe import Recipe
+from aster.core.recipe_file import apply_override, validate_recipe
+from aster.core.types import Problem
+from aster.evaluation.benchmarks import REGISTRY, checksum
+from aster.evaluation.metrics import Prices
+from aster.evaluation.run import LAB, Request, read_problems
+from aster.evaluation.settings import Settings, parse_shard, parse_tokens, policy_kind
+
+SECTIONS = ("model", "policy", "sandbox", "rollout")
+"""What FIELD=VALUE may change; the rest has options."""
+
+
+def make_request(
+    overrides: tuple[str, ...], given: dict[str, Any], prices: Prices | None
+) -> tuple[Settings, list[Problem], Request]:
+    """Settings, problems and folder of ``aster evaluate --policy``. ``given`` are its options by name. May raise UserError."""
+    kind, _ = policy_kind(given["policy"])
+    context = parse_tokens(given["budget"])
+    recipe = _sections(overrides, given["policy"] if kind == "local" else None, given["concurrency"], context)
+    suffix = given["prompt_suffix"]
+    settings: dict[str, Any] = {
+        "policy": given["policy"],
+        "model_name": given["model_name"],
+        "tokenizer": given["tokenizer"],
+        "checkpoint": given["checkpoint"],
+        "benchmark": given["benchmark"],
+        "k": given["k"],
+        "temperature": given["temperature"],
+        "top_p": given["top_p"],
+        "context_tokens": context,
+        "turn_tokens": parse_tokens(given["turn_budget"]) if given["turn_budget"] else 0,
+        "tool_calls": 0 if given["no_tools"] else given["max_calls"],
+        "wall_seconds": given["wall_seconds"],
+        "tools": not given["no_tools"],
+        "seed": given["seed"],
+        "shard": given["shard"],
+        "model": recipe.model,
+        "engine": recipe.policy,
+        "sandbox": recipe.sandbox,
+    }
+    parse_shard(given["shard"])
+    if suffix is not None:
+        settings["prompt_suffix"] = suffix
+    elif given["benchmark"] == LAB:
+        settings["prompt_suffix"] = ""
+    wanted = settings.get("prompt_suffix", Settings.model_fields["prompt_suffix"].default)
+    problems = read_problems(
+        given["benchmark"], given["data"], given["problems"], given["seed"], wanted, changed=given["changed_benchmark"]
+    )
+    found = Settings(**settings, problems=len(problems), checksum=checksum(problems))
+    entry = REGISTRY.get(given["benchmark"])
+    if entry is not None and entry.checksum is None:
+        say(f"{entry.name}: no checksum is on record; of the problems asked it is {found.checksum}")
+    folder = given["out"] or _default_folder(found)
+    request = Request(folder, recipe.rollout, given["label"], prices, given["retry_faults"])
+    return found, problems, request
+
+
+def _sections(overrides: tuple[str, ...], path: str | None, concurrency: int, context: int) -> Recipe:
+    """The recipe's sections with what was typed; UserError for fields of others."""
+    data: dict[str, Any] = {}
+    for text in overrides:
+        section = text.partition("=")[0].split(".")[0]
+        if section not in SECTIONS:
+            raise UserError(
+                f"override {text!r}: with --policy, fields of {', '.join(SECTIONS)} can be changed; the rest has options "
+                "(aster evaluate --help)"
+            )
+        apply_override(data, text)
+    if path is not None:
+        data.setdefault("model", {})["path"] = path
+    # The lab's model is slower on two threads.
+    if path == "lab":
+        data["model"].setdefault("threads", 1)
+    rollout = data.setdefault("rollout", {})
+    rollout.setdefault("slots", concurrency)
+    # One context must fit, whatever the budget.
+    rollout.setdefault("cache_tokens", max(context, Recipe().rollout.cache_tokens))
+    return validate_recipe(data, "overrides")
+
+
+def _default_folder(settings: Settings) -> Path:
+    """``runs/evaluate/BENCHMARK-POLICY-BUDGET``; shards and runs without the tool have folders of their own."""
+    policy = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.policy.rstrip("/").split("//")[-1]).strip("-.")[-60:]
+    parts = [Path(settings.benchmark).stem, policy or "policy", str(settings.context_tokens)]
+    if not settings.tools:
+        parts.append("no-tools")
+    if settings.shard != "1/1":
+        parts.append("shard-" + settings.shard.replace("/", "-of-"))
+    return Path("runs") / "evaluate" / "-".join(parts)

@@ -1,0 +1,118 @@
+"""Benchmarks by name: copies, checks, the hub's library, the registry's table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from aster.core.errors import UserError
+from aster.core.problems import BOX_REQUEST
+from aster.evaluation import benchmarks
+from aster.evaluation.benchmarks import REGISTRY, VARIABLE, checksum, describe, load_benchmark, local_copy
+from aster.evaluation.published import BENCHMARKS, ROWS, published_on
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+ENTRY = REGISTRY["aime24"]
+
+
+def write(path: Path, count: int = 30, suffix: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"problem": f"What is {i}+{i}?{suffix}", "answer": 2 * i, "solution": "-"} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"NOT RUN: the published benchmarks; {DATA} is missing")
+@pytest.mark.parametrize("name", ["aime25", "hmmt25"])
+def test_the_copies_at_hand_are_those_on_record(name: str) -> None:
+    problems = load_benchmark(name, DATA)
+    assert len({problem.id for problem in problems}) == REGISTRY[name].count == len(problems)
+    assert checksum(problems) == REGISTRY[name].checksum
+    assert not any(BOX_REQUEST in problem.prompt for problem in problems)
+    assert all(problem.id.startswith(f"{name}-") and problem.source == name for problem in problems)
+
+
+@pytest.mark.parametrize("place", ["aime24.jsonl", "aime_2024.jsonl", "aime_2024/data/train-00000.jsonl"])
+def test_a_copy_is_found_under_each_of_its_names(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / place)
+    assert local_copy(ENTRY, tmp_path) == path
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    assert len(load_benchmark("aime24")) == 30
+
+
+def test_layout_and_order_of_a_copy_matter_neither_to_ids_nor_to_the_checksum(tmp_path: Path) -> None:
+    bare = load_benchmark("aime24", write(tmp_path / "a" / "aime24.jsonl").parent)
+    asking = write(tmp_path / "b" / "aime24.jsonl", suffix=f"  \n{BOX_REQUEST}\n")
+    asking.write_text("".join(reversed(asking.read_text().splitlines(keepends=True))))
+    other = load_benchmark("aime24", asking.parent)
+    assert sorted(p.id for p in bare) == sorted(p.id for p in other)
+    assert checksum(bare) == checksum(other) != checksum(bare[:-1])
+
+
+def test_what_is_not_the_benchmark_is_refused_by_count_and_checksum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "aime25.jsonl", count=29)
+    record = REGISTRY["aime25"].checksum
+    with pytest.raises(UserError) as caught:
+        load_benchmark("aime25", tmp_path)
+    for part in ("aime25.jsonl: not the benchmark aime25", "29 problems", "has 30", f"{record} is on record"):
+        assert part in str(caught.value)
+    assert len(load_benchmark("aime25", tmp_path, changed=True)) == 29
+    assert capsys.readouterr().err.count("going on") == 2
+
+
+def test_neither_a_copy_nor_a_name_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(UserError, match="aime99: no such benchmark or file; benchmarks are aime24, aime25"):
+        load_benchmark("aime99")
+    with pytest.raises(UserError, match="nowhere: no such folder; --data must name one"):
+        load_benchmark("aime24", tmp_path / "nowhere")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        UserError, match=r"no local copy, and the library datasets is missing \(pip install 'aster-tir\[hub\]'\)"
+    ):
+        load_benchmark("aime24", tmp_path)
+    for part in ("one", "two"):
+        write(tmp_path / "aime_2024" / f"train-{part}.jsonl")
+    with pytest.raises(UserError, match="2 files of the split train"):
+        load_benchmark("aime24", tmp_path)
+
+
+def test_the_hubs_library_reads_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library for real, on a folder: what it does with the hub's address is its own affair."""
+    pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "set" / "train.jsonl")
+    problems = benchmarks._from_hub(ENTRY, str(tmp_path / "set"))
+    assert (len(problems), problems[3].answer) == (30, "6")
+    with pytest.raises(UserError, match=r"aime24: HuggingFaceH4/aime_2024 cannot be had from the hub: .*put a copy as aime24"):
+        benchmarks._from_hub(ENTRY, str(tmp_path / "none"))
+
+
+def test_any_file_is_a_benchmark(tmp_path: Path) -> None:
+    problems = load_benchmark(str(write(tmp_path / "mine.jsonl", count=3)))
+    assert [problem.source for problem in problems] == ["mine"] * 3
+
+
+def test_the_table_says_what_is_where(tmp_path: Path) -> None:
+    write(tmp_path / "aime24.jsonl")
+    write(tmp_path / "aime25.jsonl")
+    write(tmp_path / "math500.jsonl", count=2)
+    text = describe(tmp_path)
+    assert all(entry.dataset in text and entry.title in text for entry in REGISTRY.values())
+    assert "aime24.jsonl: 30 problems, sha256 " in text
+    assert "(not on record)" in text
+    assert "not the one on record" in text
+    assert "math500.jsonl: 2 problems, not 500" in text
+    assert "beyondaime: none" in text
+
+
+def test_published_results_have_a_source_each_and_stand_apart() -> None:
+    assert all(row.source and len(row.scores) == len(BENCHMARKS) for row in ROWS)
+    assert set(BENCHMARKS) <= set(REGISTRY)
+    best = [score for _, score in published_on("aime25")]
+    assert best == sorted(best, reverse=True)
+    assert published_on("math500") == []

@@ -1,0 +1,60 @@
+"""Evaluations through a chat endpoint, against the FAKE teacher behind real HTTP: it answers with what its calls gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aster.core.errors import UserError
+from aster.core.recipe import Rollout, Sandbox
+from aster.core.types import Problem
+from aster.evaluation.folder import EvaluationFolder
+from aster.evaluation.run import Request, evaluate
+from aster.evaluation.settings import Settings
+from aster.reporting.show import show
+
+pytest.importorskip("aster.teacher.chat", reason="NOT RUN: chat endpoints; aster.teacher.chat is not here yet")
+
+from tests.teacher.fake_teacher import FakeTeacher, serving
+
+PROBLEMS = [Problem("right", "What is 6*7? [good]", "42"), Problem("wrong", "What is 5*5? [good]", "26")]
+
+
+def settings(teacher: FakeTeacher, **more: Any) -> Settings:
+    given: dict[str, Any] = {"context_tokens": 4096, "k": 2, "sandbox": Sandbox(preload=[])}
+    policy = f"chat:{teacher.address}"
+    return Settings(policy=policy, benchmark="products", problems=2, checksum="x", **(given | more))
+
+
+def test_a_chat_endpoint_with_the_tool(tmp_path: Path) -> None:
+    with serving(FakeTeacher()) as teacher:
+        found = evaluate(settings(teacher), PROBLEMS, Request(tmp_path / "out", Rollout(slots=4)))
+        offered = [body.get("tools") for body in teacher.asked]
+    assert (found["accuracy"], found["tool_calls"], found["attempts"], found["faults"]) == (0.5, 2.0, 4, 0)
+    assert all(offered)
+    assert found["notes"]["served"] == "teacher"
+    assert found["curves"]["tokens"] == []
+    assert [point["accuracy"] for point in found["curves"]["calls"]][:3] == [0.0, 0.0, 0.5]
+    assert found["totals"]["read_tokens"] > 0
+    shown = show(EvaluationFolder.load(tmp_path / "out"), "attempts")
+    assert "print(product)" in shown
+    assert "What is" in shown
+
+
+def test_without_the_tool_none_is_offered(tmp_path: Path) -> None:
+    with serving(FakeTeacher()) as teacher:
+        alone = [Problem("plain", "What is 6*7? [wrong]", "42")]
+        given = settings(teacher, tools=False, tool_calls=0, k=1)
+        found = evaluate(given, alone, Request(tmp_path / "out", Rollout(slots=4)))
+        assert not any("tools" in body for body in teacher.asked)
+    assert (found["attempts"], found["tool_calls"], found["accuracy"]) == (1, 0.0, 0.0)
+
+
+def test_nobody_there_is_one_line(tmp_path: Path) -> None:
+    with (
+        serving(FakeTeacher(key="secret")) as teacher,
+        pytest.raises(UserError, match=r"--policy chat:http://.*refuses the key"),
+    ):
+        evaluate(settings(teacher), PROBLEMS, Request(tmp_path / "out", Rollout(slots=4)))

@@ -1,0 +1,241 @@
+"""``aster evaluate --policy``: its folder, interrupts, shards, comparisons, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aster.core.errors import UserError
+from aster.core.progress import Progress
+from aster.core.run import read_json, read_json_lines, read_trajectories
+from aster.core.types import StopReason, Trajectory
+from aster.evaluation.folder import EvaluationFolder
+from aster.evaluation.run import _collect
+from aster.evaluation.settings import Settings
+from tests.stages.runs import Commands, Ended
+
+FIELDS = ("model.threads=1", "model.device=cpu", "sandbox.preload=[]", "rollout.cache_tokens=8192")
+
+
+class Evaluations:
+    """Commands on the coin model and its problems."""
+
+    def __init__(self, commands: Commands, model: Path, problems: Path, folder: Path) -> None:
+        self.commands, self.model, self.problems, self.folder = commands, model, problems, folder
+
+    def arguments(self, out: str, *more: str) -> list[str]:
+        given = ["evaluate", "--policy", str(self.model), "--benchmark", str(self.problems), "--out", str(self.folder / out)]
+        given += ["--k", "3", "--budget", "100", "--temperature", "1", "--top-p", "1", "--prompt-suffix", ""]
+        return [*given, *more, *FIELDS]
+
+    def run(self, out: str, *more: str) -> Ended:
+        return self.commands.run(*self.arguments(out, *more))
+
+    def outcomes(self, out: str) -> list[dict[str, Any]]:
+        """What was sampled and how it ended, without what a clock decides."""
+        records = read_json_lines(self.folder / out / "outcomes.jsonl")
+        return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.fixture(scope="session")
+def evaluations(
+    commands: Commands, coin_model: Path, coin_problems: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Evaluations:
+    return Evaluations(commands, coin_model, coin_problems, tmp_path_factory.mktemp("evaluations"))
+
+
+@pytest.fixture(scope="session")
+def whole(evaluations: Evaluations) -> Ended:
+    """One that was not interrupted, with everything that can be asked for beside it."""
+    ended = evaluations.run(
+        "whole", "--label", "coins", "--price-in", "1", "--price-out", "2", "--check-budget", "70", "--concurrency", "4"
+    )
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def test_a_result_says_under_which_settings_it_was_made(whole: Ended, evaluations: Evaluations) -> None:
+    for part in (
+        "avg@3",
+        "pass@3",
+        "maj@3",
+        "24 attempts at 8 problems ended: ",
+        "k 3, temperature 1, top-p 1, seed 1",
+        "budget 100 tokens (prompt, sampled and tool tokens), 256 calls",
+        "tool: stateful Python, 10 s a cell",
+        "token budget",
+        "money",
+        "versions: python",
+    ):
+        assert part in whole.out
+    assert "budget 70: cut off " in whole.out
+    assert "all attempts end alike" in whole.out
+    summary = read_json(evaluations.folder / "whole" / "summary.json")
+    assert summary["settings"]["context_tokens"] == 100
+    assert summary["notes"]["isolation"] in whole.out
+    assert 0 < summary["accuracy"] < 1
+    assert "<svg" in (evaluations.folder / "whole" / "report.html").read_text()
+    shown = evaluations.commands.run("show", evaluations.folder / "whole", "--index", "2")
+    assert "Toss" in shown.out, shown.err
+
+
+def test_a_finished_evaluation_does_nothing_and_says_the_same(whole: Ended, evaluations: Evaluations) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in (evaluations.folder / "whole" / "attempts").iterdir())
+    again = evaluations.run("whole")
+    assert "this evaluation is finished; nothing to do" in again.err
+    assert again.out.splitlines()[:5] == whole.out.splitlines()[:5]
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in (evaluations.folder / "whole" / "attempts").iterdir())
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_evaluation_goes_on_with_the_same_command(number: int, evaluations: Evaluations) -> None:
+    out = f"interrupted-{number}"
+    folder = evaluations.folder / out
+    ended = evaluations.commands.killed(
+        lambda: any((folder / "attempts").glob("part_*")), *evaluations.arguments(out, "--concurrency", "1"), number=number
+    )
+    assert ended.code == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in ended.err
+    kept = sum(len(read_trajectories(path)) for path in (folder / "attempts").glob("part_*.jsonl.gz"))
+    assert 16 <= kept < 24
+    again = evaluations.run(out)
+    assert again.code == 0, again.err
+    assert f"resuming after attempt {kept} of 24" in again.err
+    # The seeds belong to problem and sample: neither the interrupt nor how many ran at once changes an attempt.
+    assert evaluations.outcomes(out) == evaluations.outcomes("whole")
+
+
+def test_shards_are_the_whole(whole: Ended, evaluations: Evaluations) -> None:
+    for part in (1, 2):
+        ended = evaluations.run(f"shard{part}", "--shard", f"{part}/2")
+        assert ended.code == 0, ended.err
+    folders = [evaluations.folder / f"shard{part}" for part in (1, 2)]
+    target = evaluations.folder / "merged"
+    merged = evaluations.commands.run("merge", target, *folders)
+    assert merged.code == 0, merged.err
+    assert evaluations.outcomes("merged") == evaluations.outcomes("whole")
+    assert merged.out.splitlines()[:5] == whole.out.splitlines()[:5]
+    for shards, message in (
+        ([folders[0]], "shards 2/2 are missing; name all 2"),
+        ([folders[0], folders[1], folders[1]], "shard2: is shard 2/2, and so is "),
+        ([folders[0], evaluations.folder / "whole"], "whole: is shard 1/1, and "),
+    ):
+        refused = evaluations.commands.run("merge", evaluations.folder / "other", *shards)
+        assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+        assert message in refused.err
+        assert not (evaluations.folder / "other").exists()
+    assert "is not empty" in evaluations.commands.run("merge", target, *folders).err
+
+
+@pytest.mark.usefixtures("whole")
+def test_two_results_and_many_budgets_are_tables(evaluations: Evaluations) -> None:
+    ended = evaluations.run("text", "--no-tools")
+    assert ended.code == 0, ended.err
+    assert "no tool" in ended.out
+    folders = [evaluations.folder / name for name in ("whole", "text")]
+    compared = evaluations.commands.run("compare", *folders)
+    assert compared.code == 0, compared.err
+    assert "coins" in compared.out
+    assert "paired permutation test over 8 problems" in compared.out
+    assert "their settings differ in tool_calls, tools" in compared.out
+    grid = evaluations.commands.run("budgets", *folders, "--at", "50,100")
+    assert grid.code == 0, grid.err
+    assert [line.split()[0] for line in grid.out.splitlines()] == ["policy", "------", "coins", "text"]
+    assert "100 tokens" in grid.out
+    assert "--at 200: more than the 100" in evaluations.commands.run("budgets", *folders, "--at", "200").err
+
+
+@pytest.mark.usefixtures("whole")
+def test_other_settings_in_the_same_folder_are_refused_by_name(evaluations: Evaluations) -> None:
+    refused = evaluations.run("whole", "--seed", "2")
+    assert refused.code == 2
+    assert "holds an evaluation with other settings: seed is 1 there and 2 here; choose another --out" in refused.err
+    (evaluations.folder / "taken").mkdir()
+    (evaluations.folder / "taken" / "letter").write_text("x")
+    assert "holds something that is no evaluation" in evaluations.run("taken").err
+
+
+@pytest.mark.usefixtures("whole")
+def test_faults_are_made_anew(evaluations: Evaluations) -> None:
+    """An attempt that failed through no doing of the policy is no result: it is made again where it is asked for."""
+    ended = evaluations.run("faulty")
+    assert ended.code == 0, ended.err
+    path = evaluations.folder / "faulty"
+    folder = EvaluationFolder.load(path)
+    faulty = next(iter(folder.attempts()))
+    assert isinstance(faulty, Trajectory)
+    faulty.stop_reason, faulty.error, faulty.answer, faulty.reward = StopReason.ENGINE_ERROR, "gone", None, 0.0
+    folder.add([faulty])
+    folder.unfinish()
+    again = evaluations.run("faulty")
+    assert "resuming after attempt 23 of 24" in again.err
+    assert evaluations.outcomes("faulty") == evaluations.outcomes("whole")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--policy", "nowhere"], "model.path: nowhere: no such folder or file"),
+        (["--policy", "http://127.0.0.1:9"], "it takes token ids, so the model's tokenizer is needed: --tokenizer FOLDER"),
+        (["--policy", "tinker:10.0.0.5"], "--policy tinker:10.0.0.5: write tinker:http://HOST:PORT"),
+        (["--benchmark", "aime99"], "aime99: no such benchmark or file"),
+        (["--benchmark", "none.jsonl"], "none.jsonl: no such file"),
+        (["--budget", "30q"], "30q: not a number of tokens"),
+        (["--shard", "3/2"], "--shard 3/2: write i/n"),
+        (["--shard", "9/9"], "--shard 9/9: there are 8 problems, so this shard has none"),
+        (["rl.steps=3"], "override 'rl.steps=3': with --policy, fields of model, policy, sandbox, rollout can be changed"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(more: list[str], message: str, evaluations: Evaluations, tmp_path: Path) -> None:
+    given = evaluations.arguments("bad", *more)
+    given[given.index("--out") + 1] = str(tmp_path / "bad")
+    ended = evaluations.commands.run(*given)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Traceback" not in ended.err
+    assert message in ended.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a RECIPE, or --policy and --benchmark"),
+        (["--policy", "lab"], "give a RECIPE, or --policy and --benchmark"),
+        (["recipe.yaml", "--k", "2"], "RECIPE goes with FIELD=VALUE and --run alone, not with --k"),
+        (["--policy", "lab", "--benchmark", "lab", "--run", "x"], "--run goes with RECIPE"),
+        (["--policy", "lab", "--benchmark", "lab", "--price-in", "1"], "--price-in and --price-out go together"),
+    ],
+)
+def test_the_two_forms_do_not_mix(arguments: list[str], message: str) -> None:
+    from click.testing import CliRunner
+
+    from aster.cli import main
+
+    result = CliRunner().invoke(main, ["evaluate", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize("good", [0, 5])
+def test_an_engine_that_is_gone_stops_the_evaluation_and_does_not_count_as_wrong(good: int, tmp_path: Path) -> None:
+    """Attempts made by hand stand for an engine that is gone after so many good ones."""
+    folder = EvaluationFolder(tmp_path, Settings(policy="lab", benchmark="lab", problems=30, checksum="x"))
+
+    async def attempt(number: int) -> Trajectory:
+        if number < good:
+            return Trajectory("p", number, 0, stop_reason=StopReason.ANSWERED)
+        await asyncio.sleep(0.01)
+        return Trajectory("p", number, 0, stop_reason=StopReason.ENGINE_ERROR, error="gone")
+
+    async def work() -> None:
+        with Progress("evaluate", 30, "attempt") as progress:
+            await _collect(folder, [asyncio.create_task(attempt(number)) for number in range(30)], progress)
+
+    with pytest.raises(UserError, match=r"\d+ attempts in a row failed, the last with engine_error: gone; mend it"):
+        asyncio.run(work())
+    assert sum(1 for _ in folder.attempts()) == good
