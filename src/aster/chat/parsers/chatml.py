@@ -11,8 +11,9 @@ from aster.chat.parsers.base import Exchange, split_thinking
 from aster.chat.qwen3 import AssistantTurn, parse_calls, render_call
 
 _RESPONSES = re.compile(
-    r"(?:<\|im_end\|>)?\s*(?:<\|im_start\|>)?(?:(?<![^\n])(?:user|tool)\n)?"
-    r"\s*((?:<tool_response>.*?</tool_response>\s*)+)(?:<\|im_end\|>)?\s*(?:<\|im_start\|>)?(?:(?<![^\n>])assistant\n)?",
+    r"(?:<\|im_end\|>)?\s*(?:(?:<\|im_start\|>|(?<=\n)|\A)(?:user|tool)\n)?\s*"
+    r"((?:<tool_response>.*?</tool_response>\s*)+)"
+    r"(?:<\|im_end\|>)?\s*(?:(?:<\|im_start\|>|(?<=\n))assistant(?:\n|\Z))?",
     re.DOTALL,
 )
 _RESPONSE = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
