@@ -25,8 +25,8 @@ from tests.engines.conftest import START_SECONDS, answers, environment
 from tests.stages.runs import Commands
 
 DAPO = Path(__file__).parents[3] / "shared" / "data" / "dapo_sample.parquet"
-ATTEMPTS = 2
-PROBLEMS = 40
+ATTEMPTS = 4
+PROBLEMS = 50
 LIMITS = {"context_tokens": 2048, "turn_tokens": 64, "tool_calls": 4, "turns": 6}
 
 
@@ -121,6 +121,7 @@ def test_a_synthesis_killed_twice_ends_with_every_attempt_once_and_a_funnel(
     run, file = tmp_path / "run", tmp_path / "recipe.yaml"
     recipe = {
         "name": "taught",
+        "cold_start": "program",  # one or two calls
         "model": {"path": str(calling_model), "threads": 1},
         "problems": {"train": str(dapo)},
         "sandbox": {"preload": []},
@@ -132,7 +133,6 @@ def test_a_synthesis_killed_twice_ends_with_every_attempt_once_and_a_funnel(
             "concurrency": 8,
             "limits": LIMITS,
         },
-        "curate": {"min_calls": 1},
     }
     file.write_text(yaml.safe_dump(recipe))
     transcripts = run / "synthesize" / "transcripts.jsonl"
@@ -141,7 +141,7 @@ def test_a_synthesis_killed_twice_ends_with_every_attempt_once_and_a_funnel(
         return transcripts.exists() and transcripts.read_bytes().count(b"\n") >= count
 
     kept = b""
-    for count in (15, 45):
+    for count in (40, 110):
         assert commands.killed(lambda: made(count), "synthesize", file, "--run", run).code == -signal.SIGKILL  # noqa: B023
         drop_torn_line(transcripts)
         content = transcripts.read_bytes()

@@ -42,6 +42,7 @@ class Bench:
         problems.write_text("".join(json.dumps(record) + "\n" for record in records))
         recipe = {
             "name": "taught",
+            "cold_start": "program",  # one or two calls
             "model": {"path": "lab", "threads": 1},
             "problems": {"train": str(problems)},
             "sandbox": {"preload": []},
@@ -53,7 +54,6 @@ class Bench:
                 "limits": {"context_tokens": 4096, "turn_tokens": 512},
                 **settings,
             },
-            "curate": {"min_calls": 1},
         }
         self.file.write_text(yaml.safe_dump(recipe))
 
