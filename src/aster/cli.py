@@ -11,6 +11,8 @@ import click
 
 from aster import __version__
 from aster.cli_arguments import recipe_or_defaults, split_arguments
+from aster.cli_data import data_group
+from aster.cli_exchange import replay_command
 from aster.cli_sandbox import sandbox_group
 from aster.core.errors import UserError
 
@@ -171,6 +173,8 @@ def doctor_command() -> None:
     click.echo(describe(probe()))
 
 
+main.add_command(replay_command)
+main.add_command(data_group)
 main.add_command(sandbox_group)
 
 
