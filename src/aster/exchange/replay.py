@@ -96,7 +96,7 @@ async def replay(
 async def _one(transcript: Transcript, sandbox: AnySandbox, report: Replayed) -> None:
     report.trajectories += 1
     session: AnySession | None = None
-    before = report.different
+    differs = False
     try:
         for number, call in enumerate(transcript.calls):
             if call.status is CallStatus.MALFORMED:
@@ -104,28 +104,30 @@ async def _one(transcript: Transcript, sandbox: AnySandbox, report: Replayed) ->
                 continue
             if session is None:
                 session = await sandbox.open(transcript.seed, transcript.setup)
-            _compare(transcript, number, call, await session.run(call.code), report)
+            # Others run meanwhile and count in the same report: what is this one's is kept apart.
+            differs |= not _came_back(transcript, number, call, await session.run(call.code), report)
     except SandboxFailure as error:
         report.failures.append(f"{transcript.problem_id}/{transcript.sample}: {error}")
     finally:
         if session is not None:
             await session.close()
-    report.differing_trajectories += report.different > before
+    report.differing_trajectories += differs
 
 
-def _compare(transcript: Transcript, number: int, recorded: ToolCall, now: ToolCall, report: Replayed) -> None:
+def _came_back(transcript: Transcript, number: int, recorded: ToolCall, now: ToolCall, report: Replayed) -> bool:
     report.calls += 1
     if recorded.status is now.status and recorded.output == now.output:
         report.same += 1
-        return
+        return True
     if recorded.status is now.status and alike(recorded.output) == alike(now.output):
         report.alike += 1
-        return
+        return True
     kind = "output" if recorded.status is now.status else f"{recorded.status} -> {now.status}"
     if report.kinds[kind] < EXAMPLES:
         where = (transcript.problem_id, transcript.sample, number, kind)
         report.examples.append(Difference(*where, recorded.code[:SHOWN], recorded.output[:SHOWN], now.output[:SHOWN]))
     report.kinds[kind] += 1
+    return False
 
 
 def alike(output: str) -> str:
