@@ -56,12 +56,13 @@ def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -
     """
     import asyncio
 
+    from aster.core.errors import UserError
     from aster.core.progress import Progress
     from aster.core.run import write_json
     from aster.core.sets import read_lines
     from aster.curation.sources import Source
     from aster.exchange.replay import Replayed, describe, replay
-    from aster.sandbox import make_sandbox
+    from aster.sandbox import SandboxFailure, make_sandbox
 
     found = Source(source)
     settings = recipe_or_defaults(arguments).sandbox if arguments or found.run is None else found.run.recipe.sandbox
@@ -72,7 +73,10 @@ def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -
             async with make_sandbox(settings) as sandbox:
                 return await replay(found, sandbox, min(32, settings.sessions), lambda: progress.advance())
 
-    report = asyncio.run(run())
+    try:
+        report = asyncio.run(run())
+    except SandboxFailure as error:
+        raise UserError(f"replay: {error}") from error
     click.echo(describe(report))
     if out is not None:
         write_json(out, report.to_json())

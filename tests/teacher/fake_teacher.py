@@ -150,6 +150,9 @@ class FakeTeacher:
     def play_cut_short(self, *_: Any) -> dict[str, Any]:
         return self.turn("I think and", "") | {"finish_reason": "length"}
 
+    def play_cut_in_a_call(self, *_: Any) -> dict[str, Any]:
+        return {"content": "So.\n<code>\nprint(1", "finish_reason": "length"}
+
     def play_wrong(self, *_: Any) -> dict[str, Any]:
         return self.turn("A guess.", ANSWERED % "1")
 

@@ -188,11 +188,14 @@ def test_a_call_that_cannot_be_read_gets_an_error_as_its_result(
 def test_an_endless_loop_ends_with_the_call_budget(shop: Shop, teacher: FakeTeacher) -> None:
     found = one(shop, teacher, "endless")
     assert (found.stop_reason, found.tool_calls) == (StopReason.CALL_BUDGET, WIDE.tool_calls)
+    assert (found.calls[-1].code, found.calls[-1].status) == ("print(8)", CallStatus.MALFORMED)  # asked for, and not run
 
 
 def test_a_turn_that_was_cut_ends_with_the_token_budget(shop: Shop, teacher: FakeTeacher) -> None:
     found = one(shop, teacher, "cut short")
     assert (found.stop_reason, found.steps[0].thinking, found.answer) == (StopReason.TOKEN_BUDGET, "I think and", None)
+    found = one(shop, teacher, "cut in a call", calls="code")
+    assert (found.stop_reason, found.calls[0].code, found.tool_calls) == (StopReason.TOKEN_BUDGET, "print(1", 0)
 
 
 def test_the_context_bounds_a_dialogue(shop: Shop, teacher: FakeTeacher) -> None:

@@ -96,7 +96,7 @@ def read_call(name: Any, given: Any) -> ParsedCall:
     raise Unreadable(f"a call of another tool than Python ({str(name)[:40]})")
 
 
-_ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b", re.MULTILINE)
+_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)(?::|\Z)")
 _LATE = re.compile(r"time(?:d)?[ -]?out|TimeoutError|exceeded the time limit", re.IGNORECASE)
 
 
@@ -104,7 +104,7 @@ def guess_status(output: str) -> CallStatus:
     """How a call ended, where a set does not say: read from its output."""
     if _LATE.search(output) and len(output) < 400:
         return CallStatus.TIMEOUT
-    if "Traceback (most recent call last)" in output or _ERROR.search(output.strip().rsplit("\n", 1)[-1]):
+    if "Traceback (most recent call last)" in output or _ERROR.match(output.strip().rsplit("\n", 1)[-1]):
         return CallStatus.ERROR
     return CallStatus.OK
 

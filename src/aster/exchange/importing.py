@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aster.core.errors import UserError
 from aster.core.problems import BOX_REQUEST, load_problems
-from aster.core.sets import write_set
+from aster.core.sets import ENDINGS, write_set
 from aster.core.transcript import Transcript
 from aster.core.types import CallStatus, Problem, StopReason
 from aster.exchange import LAYOUTS
@@ -64,13 +64,10 @@ def import_set(source: Path, layout: str, out: Path, problems: Path | None = Non
     if how is None or how.read is None:
         readable = ", ".join(name for name, each in LAYOUTS.items() if each.read is not None)
         raise UserError(f"--layout {layout}: cannot be read; there are {readable}")
+    if not out.name.endswith(ENDINGS):
+        raise UserError(f"--out {out}: the name of a set ends in {' or '.join(ENDINGS)}")
     report = Imported()
-    known = _Known(problems)
-    write_set(out, _transcripts(source, how, known, report))
-    if not report.attempts:
-        out.unlink()
-        first = next(iter(report.unreadable), "it is empty")
-        raise UserError(f"{source}: no row of it can be read as {layout} ({first}); is it of another layout?")
+    write_set(out, _transcripts(source, how, _Known(problems), report))
     return report
 
 
@@ -119,6 +116,9 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
             continue
         for transcript in found:
             if not written_by_us:
+                if transcript.problem_id.isdecimal():
+                    # A row number more often than a name: alone it would join the problems of one file with another's.
+                    transcript.problem_id = f"{source.name.partition('.')[0]}-{transcript.problem_id}"
                 known.complete(transcript)
                 transcript.sample = samples[transcript.problem_id]
                 _grade(transcript, place, report)
@@ -127,6 +127,10 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
             report.problems = len(samples)
             report.calls.update(call.status for call in transcript.calls)
             yield transcript
+    if not report.attempts:
+        # From in here, so that a set that is there already is not replaced by nothing.
+        first = next(iter(report.unreadable), "it is empty")
+        raise UserError(f"{source}: no row of it can be read as {layout.name} ({first}); is it of another layout?")
 
 
 def _grade(transcript: Transcript, place: str, report: Imported) -> None:

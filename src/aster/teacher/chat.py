@@ -180,6 +180,11 @@ class ChatAuthor:
         self.longest = longest if isinstance(longest, int) else None
 
 
+def _unrun(call: ParsedCall, why: str) -> ToolCall:
+    """A call that is kept and was not run."""
+    return malformed(ParsedCall(call.code, why))
+
+
 @dataclass(slots=True)
 class _Dialogue:
     author: ChatAuthor
@@ -219,11 +224,13 @@ class _Dialogue:
             step = Step(answer.thinking, answer.text, tokens=answer.completion_tokens)
             transcript.steps.append(step)
             if answer.finish_reason == "length":
+                step.calls = [_unrun(call.parsed, "the turn was cut off") for call in answer.calls]
                 return StopReason.TOKEN_BUDGET
             if not answer.calls:
                 return StopReason.ANSWERED
-            for call in answer.calls:
+            for place, call in enumerate(answer.calls):
                 if len(transcript.calls) >= budget.tool_calls:
+                    step.calls += [_unrun(left.parsed, "the budget of calls is spent") for left in answer.calls[place:]]
                     return StopReason.CALL_BUDGET
                 step.calls.append(await self._call(call.parsed))
             told = [turn_message(answer, self.author.calls, self.author.send_reasoning)]
