@@ -147,6 +147,9 @@ class FakeTeacher:
     def play_endless(self, _factors: list[int], results: list[str], _nth: int) -> dict[str, Any]:
         return self.code("Once more.", f"print({len(results)})")
 
+    def play_long_output(self, _factors: list[int], results: list[str], _nth: int) -> dict[str, Any]:
+        return self.turn("Enough.", ANSWERED % "42") if results else self.code("Much.", "print('x' * 390)")
+
     def play_cut_short(self, *_: Any) -> dict[str, Any]:
         return self.turn("I think and", "") | {"finish_reason": "length"}
 

@@ -206,6 +206,14 @@ def test_the_context_bounds_a_dialogue(shop: Shop, teacher: FakeTeacher) -> None
     assert all(0 < asked["max_tokens"] <= 600 for asked in teacher.asked)
 
 
+def test_an_output_takes_room_before_the_server_has_counted_it(shop: Shop, teacher: FakeTeacher) -> None:
+    teacher.models = {"teacher": 600}
+    found = one(shop, teacher, "long output")
+    counted = len(json.dumps(teacher.asked[0]["messages"])) // 4 + (found.steps[0].tokens or 0)
+    assert len(found.calls[0].output) == 390
+    assert 0 < teacher.asked[1]["max_tokens"] <= 600 - counted - 390 // 3
+
+
 @pytest.mark.parametrize("part", ["cut once", "busy at first"])
 def test_what_passes_is_tried_again(part: str, shop: Shop, teacher: FakeTeacher) -> None:
     found = one(shop, teacher, part)
