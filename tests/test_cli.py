@@ -60,6 +60,9 @@ SURFACE = {
     "recipe": ["[RECIPE] [FIELD=VALUE ...]"],
     "show": ["DIR", "--stage", "--name", "--index"],
     "doctor": [],
+    "replay": ["SET", "[RECIPE] [FIELD=VALUE ...]", "--out"],
+    "data import": ["SOURCE", "--layout", "--out", "--problems"],
+    "data export": ["SET", "--layout", "--out"],
     "sandbox serve": [
         "[RECIPE] [FIELD=VALUE ...]",
         "--host",

@@ -10,7 +10,9 @@ import click
 
 from aster import __version__
 from aster.cli_arguments import Command, default_folder, folder_option, recipe_or_defaults, run_one_stage, split_arguments
+from aster.cli_data import data_group
 from aster.cli_evaluate import benchmarks_command, budgets_command, compare_command, evaluate_command, merge_command
+from aster.cli_exchange import replay_command
 from aster.cli_sandbox import sandbox_group
 from aster.core.errors import UserError
 
@@ -161,6 +163,8 @@ def doctor_command() -> None:
     click.echo(describe(probe()))
 
 
+main.add_command(replay_command)
+main.add_command(data_group)
 main.add_command(sandbox_group)
 
 

@@ -82,6 +82,7 @@ CHAT_TEMPLATE = """\
 """
 
 _CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|$)", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"<(\||/?(?:tool_response|tool_call|think)>)")
 
 
@@ -130,6 +131,8 @@ class Qwen3Dialect:
         self._header = "<|im_start|>assistant\n" + ("<think>\n" if open_thinking else "")
 
     def _encode(self, text: str) -> list[int]:
+        # Half a surrogate pair, which JSON can hold and no tokenizer takes, is no character.
+        text = text if _is_unicode(text) else whole_characters(text)
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: list[int]) -> str:
@@ -163,8 +166,30 @@ class Qwen3Dialect:
             # A model that was not trained to think writes its content at once; one whose thinking was opened never closed it.
             thinking, rest = (text, "") if self.open_thinking or text.lstrip().startswith("<think>") else ("", text)
         thinking = thinking.strip().removeprefix("<think>").strip()
-        calls = [_parse_call(match[1], closed=bool(match[2])) for match in _CALL.finditer(rest)]
-        return AssistantTurn(thinking, _CALL.sub("", rest).strip(), calls)
+        return AssistantTurn(thinking, *parse_calls(rest))
+
+
+def parse_calls(text: str) -> tuple[str, list[ParsedCall]]:
+    """A text without its ``<tool_call>``s, and these."""
+    calls = [_parse_call(match[1], closed=bool(match[2])) for match in _CALL.finditer(text)]
+    return _CALL.sub("", text).strip(), calls
+
+
+def read_arguments(text: str) -> ParsedCall:
+    """A call's arguments as a server or model gives them: JSON, an object with ``code``.
+
+    Plain text is taken for the code itself: models trained with a Python tool of their own (GPT-OSS) write so. What cannot be
+    read keeps its text, with an error."""
+    if not text.lstrip().startswith(("{", "[", '"')):
+        return ParsedCall(text) if text.strip() else ParsedCall("", "the arguments are empty")
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return ParsedCall(text, f"the arguments are not valid JSON: {error}")
+    code = arguments.get("code") if isinstance(arguments, dict) else None
+    if not isinstance(code, str):
+        return ParsedCall(text, 'the arguments must be an object with the text field "code"')
+    return ParsedCall(whole_characters(code))
 
 
 def render_call(code: str) -> str:
@@ -176,6 +201,11 @@ def render_call(code: str) -> str:
 def neutralize(text: str) -> str:
     """Break the control strings in text from outside (a prompt, a tool's output), so that it cannot end its own turn."""
     return _CONTROL.sub(r"< \1", text)
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD in the place of each lone surrogate."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _parse_call(body: str, closed: bool) -> ParsedCall:

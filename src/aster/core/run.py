@@ -3,7 +3,7 @@
     recipe.yaml                     the resolved recipe
     run.json                        versions, machine, the commands that did something
     metrics.jsonl                   one line an optimizer step: {"stage": ..., "step": ..., ...}
-    problems.jsonl                  every problem a trajectory belongs to: id, prompt, answer, source
+    problems.jsonl                  every problem a trajectory belongs to: id, prompt, answer, source, ...
     STAGE/summary.json              written last: its presence means that the stage is finished
     STAGE/trajectories/NAME.jsonl.gz   every trajectory
     STAGE/checkpoints/step_000010/  a transformers folder with optimizer state
@@ -38,6 +38,8 @@ from aster.core.types import Problem, Trajectory
 
 PRELIMINARY = ("run.json", "problems.jsonl", "tokenizer")
 """What a run writes before it does anything that takes time."""
+TAIL = 1 << 16
+"""Bytes read at once in search of a file's last line."""
 VERSIONED = ("aster-tir", "torch", "transformers", "tokenizers", "numpy", "sympy", "math-verify")
 
 
@@ -97,14 +99,44 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def iterate_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSON-lines file, one at a time. Missing file: no lines. UserError where a line is broken."""
+    if not path.exists():
+        return
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON: {error}") from None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line; it is on disk when this returns. After a kill :func:`drop_torn_line` takes away what is left of one."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as stream:
+            stream.write(line.encode("ascii") + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
 def drop_torn_line(path: Path) -> None:
     """Cut off a last line without its newline, so that the next line appended does not continue it."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
+    with open(path, "rb") as stream:
+        # From the end, for the file may be large.
+        position = size = stream.seek(0, os.SEEK_END)
+        whole = 0
+        while position and not whole:
+            position = max(0, position - TAIL)
+            stream.seek(position)
+            newline = stream.read(min(TAIL, size - position)).rfind(b"\n")
+            whole = position + newline + 1 if newline >= 0 else 0
+    if whole != size:
         with writing(path):
-            os.truncate(path, content.rfind(b"\n") + 1)
+            os.truncate(path, whole)
 
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
@@ -256,10 +288,19 @@ class RunFolder:
                 if problem.id in self._problems:
                     continue
                 self._problems.add(problem.id)
-                record = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "source": problem.source}
+                record: dict[str, Any] = {
+                    "id": problem.id,
+                    "prompt": problem.prompt,
+                    "answer": problem.answer,
+                    "source": problem.source,
+                }
+                if problem.setup:
+                    record["setup"] = problem.setup
+                if known := {key: problem.metadata[key] for key in ("difficulty", "topic") if key in problem.metadata}:
+                    record["metadata"] = known
                 stream.write(json.dumps(record) + "\n")
 
-    def problems(self) -> dict[str, dict[str, str]]:
+    def problems(self) -> dict[str, dict[str, Any]]:
         """Remembered problems by id."""
         return {record["id"]: record for record in read_json_lines(self.path / "problems.jsonl")}
 
@@ -337,7 +378,9 @@ def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
     machine = {"patience_seconds", "request_seconds", "vllm_python", "vllm_memory", "vllm_sleep"}
     if recipe.policy.sampler != "endpoint":
         machine.add("base_url")
-    elsewhere = {"sandbox": {"addresses"}, "policy": machine}
+    # A teacher is its model, wherever it is served, however fast and for whatever money.
+    teacher = {"base_url", "concurrency", "request_seconds", "prices", "max_cost", "finish_at_limit", "retry_failed"}
+    elsewhere = {"sandbox": {"addresses"}, "policy": machine, "synthesize": teacher}
     old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
     changed = first_difference(old, new)
     if changed:

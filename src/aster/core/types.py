@@ -37,6 +37,10 @@ class StopReason(enum.StrEnum):
     """The sandbox itself failed (not the code in it); ``Trajectory.error`` says how."""
 
 
+FAULTS = frozenset({StopReason.ENGINE_ERROR, StopReason.SANDBOX_ERROR})
+"""Ends that say nothing about the policy."""
+
+
 class CallStatus(enum.StrEnum):
     """How one tool call ended."""
 

@@ -15,14 +15,13 @@ UserError (then the user must mend something first: other attempts would fail al
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
 from aster.chat import AssistantTurn, ParsedCall, Qwen3Dialect
 from aster.core.errors import UserError
 from aster.core.types import Budget, CallStatus, Problem, StopReason, ToolCall, Trajectory
-from aster.grading import extract_boxed, fast_verdict, verify
+from aster.grading import grade_final
 from aster.policy import Completion, EngineLost, Sampler, SamplingParams
 from aster.sandbox import AnySandbox, AnySession, SandboxFailure
 
@@ -64,21 +63,10 @@ async def rollout(
         sampler.release(sequence)
         await attempt.close()
     trajectory.seconds = round(time.monotonic() - began, 4)
-    await grade(trajectory, problem, attempt.final)
+    grade = await grade_final(attempt.final.content if attempt.final else None, trajectory.stop_reason, problem.answer)
+    trajectory.answer, trajectory.verdict = grade.answer, grade.verdict.reason
+    trajectory.reward = float(grade.verdict.correct)
     return trajectory
-
-
-async def grade(trajectory: Trajectory, problem: Problem, final: AssistantTurn | None) -> None:
-    """Set answer, reward and verdict from the final turn's content (never from thinking, code or tool output)."""
-    if final is None or trajectory.stop_reason is not StopReason.ANSWERED:
-        trajectory.verdict = f"no final answer ({trajectory.stop_reason})"
-        return
-    trajectory.answer = extract_boxed(final.content)
-    verdict = fast_verdict(trajectory.answer, problem.answer)
-    if verdict is None:
-        verdict = await asyncio.to_thread(verify, trajectory.answer, problem.answer)
-    trajectory.reward = float(verdict.correct)
-    trajectory.verdict = verdict.reason
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from aster.core.progress import say
 from aster.core.recipe import Problems, Recipe
 from aster.core.run import RunFolder
 from aster.core.seeds import derive
-from aster.core.types import Problem, StopReason, Trajectory
+from aster.core.types import FAULTS, Problem, Trajectory
 from aster.lab.families import generate
 from aster.policy import EngineLost
 from aster.rollout import Job
@@ -19,8 +19,6 @@ from aster.rollout import Job
 LAB = "lab"
 ENGINE_LOSSES = 3
 """Times the engine may be lost at one step before the stage gives up."""
-FAULTS = frozenset({StopReason.ENGINE_ERROR, StopReason.SANDBOX_ERROR})
-"""Ends that say nothing about the policy."""
 
 
 def training_problems(recipe: Recipe, count: int) -> list[Problem]:

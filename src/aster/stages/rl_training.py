@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from aster.core.recipe import Rl
-from aster.core.types import CallStatus, Trajectory
+from aster.core.types import FAULTS, CallStatus, Trajectory
 from aster.policy import AdamStep, Loss, Policy, TrainingSample
-from aster.stages.common import FAULTS
 from aster.training.advantages import group_advantages
 from aster.training.losses import merge_metrics
 

@@ -18,6 +18,7 @@ from aster.policy.opening import open_policy
 from aster.rollout import Decoding, Job
 from aster.stages.attempts import attempt_all
 from aster.stages.common import LAB, make_jobs, teaching_problems, until_finished
+from aster.stages.teaching import teach
 from aster.teacher import ScriptedTeacher
 
 CHUNK = 64
@@ -34,6 +35,9 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     problems = teaching_problems(recipe, settings.problems)
     folder.remember_problems(problems)
     jobs = make_jobs(problems, settings.attempts, recipe.seed, "synthesize")
+    if settings.teacher == "endpoint":
+        await teach(recipe, folder, jobs)
+        return
     async with _teacher(recipe) as (sampler_for, dialect):
         trajectories = await attempt_all(
             recipe,
@@ -66,8 +70,8 @@ async def _teacher(recipe: Recipe) -> AsyncIterator[tuple[Callable[[Job], Sample
     source = recipe.problems.teach or recipe.problems.train
     if source != LAB:
         raise UserError(
-            f"problems.teach: the scripted experts can teach lab problems alone, not {source}; set problems.teach=lab "
-            "or synthesize.teacher=policy"
+            f"problems.teach: the scripted experts can teach lab problems alone, not {source}; set problems.teach=lab, "
+            "synthesize.teacher=endpoint or synthesize.teacher=policy"
         )
     expert = EXPERTS[recipe.cold_start]
     tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))

@@ -10,10 +10,11 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from aster.core.recipe.data import ColdStart, Curate, Limits, Problems, Synthesize
+from aster.core.recipe.data import ColdStart, Curate, Limits, Problems
 from aster.core.recipe.engine import Model, Policy, Rollout, Sandbox
 from aster.core.recipe.evaluation import Evaluate, EvaluateLimits
 from aster.core.recipe.section import Section
+from aster.core.recipe.synthesis import Prices, Synthesize
 from aster.core.recipe.training import Adam, Rl, RlStage, Sft, SftStage
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Limits",
     "Model",
     "Policy",
+    "Prices",
     "Problems",
     "Recipe",
     "Rl",

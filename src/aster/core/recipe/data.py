@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -65,17 +65,6 @@ class Limits(Section):
     def budget(self) -> Budget:
         """The limits as the core's Budget."""
         return Budget(self.context_tokens, self.turn_tokens, self.tool_calls, self.turns, self.wall_seconds)
-
-
-class Synthesize(Section):
-    teacher: Literal["expert", "policy"] = "expert"
-    """``expert``: the lab's scripted expert for the cold start. ``policy``: the base model itself (rejection sampling)."""
-    problems: Positive = 400
-    """Training problems given to the teacher."""
-    attempts: Positive = 1
-    """Attempts per problem."""
-    limits: Limits = Limits()
-    """What an attempt may spend."""
 
 
 class Curate(Section):

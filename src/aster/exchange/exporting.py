@@ -1,0 +1,34 @@
+"""``aster data export``: a set in the layout of another trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from aster.core.errors import UserError
+from aster.core.transcript import Transcript
+from aster.exchange import LAYOUTS
+from aster.exchange.base import Layout, Row
+from aster.exchange.rows import write_rows
+
+PROMPTS = "verl_prompts"
+
+
+def export_set(transcripts: Iterable[Transcript], layout: str, out: Path) -> int:
+    """Write a set's rows; returns how many. UserError where the layout cannot be written."""
+    how = LAYOUTS.get(layout)
+    if how is None or how.write is None:
+        writable = ", ".join(name for name, each in LAYOUTS.items() if each.write is not None)
+        raise UserError(f"--layout {layout}: cannot be written; there are {writable}")
+    return write_rows(out, how, _rows(transcripts, how))
+
+
+def _rows(transcripts: Iterable[Transcript], layout: Layout) -> Iterator[Row]:
+    assert layout.write is not None
+    seen: set[str] = set()
+    for transcript in transcripts:
+        if layout.name == PROMPTS:
+            if transcript.problem_id in seen:
+                continue
+            seen.add(transcript.problem_id)
+        yield layout.write(transcript)

@@ -1,0 +1,322 @@
+"""A teacher behind any OpenAI-compatible chat endpoint, with our sandbox as its tool.
+
+:class:`ChatAuthor` writes :class:`~aster.core.transcript.Transcript`s: text, whatever tokens the teacher has. Its loop checks
+the budget in the order of :mod:`aster.rollout.loop`, the loop of token policies:
+
+    before a turn   context_tokens, turns, wall_seconds
+    after it        the turn was cut, then tool_calls, call by call
+
+Tokens are counted by the server. Before it has counted a prompt, and for the newest outputs, their number is estimated; a
+server that refuses a request because the estimate was too low says what room there is, and is asked again once.
+
+The reasoning of earlier turns is sent back, in the field in which it came: GPT-OSS loses its thread within a loop of calls
+without it. What fails is recorded on the transcript by name (:data:`aster.teacher.failures.FAILURES`). Raised are cancellation
+and UserErrors: a wrong key or model, a server that is gone, a spending limit that is reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from aster.chat.parsers import WRITINGS
+from aster.chat.qwen3 import TOOL_SCHEMA, ParsedCall
+from aster.core.errors import UserError
+from aster.core.seeds import derive
+from aster.core.transcript import Step, Transcript, Usage
+from aster.core.types import Budget, Problem, StopReason, ToolCall
+from aster.grading import grade_final
+from aster.policy.requests import Server, ServerError
+from aster.rollout import Decoding
+from aster.sandbox import AnySandbox, AnySession, SandboxFailure
+from aster.teacher.failures import Failure, TeacherGone, failed, room_told
+from aster.teacher.messages import (
+    Answer,
+    Calls,
+    SendReasoning,
+    estimate,
+    malformed,
+    read_answer,
+    result_messages,
+    turn_message,
+)
+from aster.teacher.spending import Spending
+
+KEY = "ASTER_TEACHER_KEY"
+"""The environment variable with the server's key."""
+PROBE_SECONDS = 30.0
+PATH = "/v1/chat/completions"
+
+
+class ChatAuthor:
+    """Attempts problems through one server. An asynchronous context manager, which looks whether the server is there."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str = "",
+        *,
+        calls: Calls = "tools",
+        system: str = "",
+        send_reasoning: SendReasoning = "auto",
+        request: dict[str, Any] | None = None,
+        concurrency: int = 16,
+        request_seconds: float = 900.0,
+        spending: Spending | None = None,
+        field: str = "base_url",
+    ) -> None:
+        """``model``: the name it serves; empty: the only one. ``system``: text put before every dialogue, which is no part of
+        the transcript. ``request``: more fields of a request; null takes one of ours away. At most ``concurrency`` attempts are
+        under way. ``field`` names the address in errors."""
+        self.server = Server(base_url, os.environ.get(KEY), field=field)
+        self.model, self.calls, self.system, self.send_reasoning = model, calls, system, send_reasoning
+        self.request = request or {}
+        self.request_seconds, self.spending, self.field = request_seconds, spending or Spending(), field
+        self.longest: int | None = None
+        """The server's context in tokens, where it tells."""
+        self._places = asyncio.Semaphore(concurrency)
+
+    async def __aenter__(self) -> ChatAuthor:
+        try:
+            await self._look()
+        except BaseException:
+            await self.server.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.close()
+
+    async def attempt(
+        self,
+        problem: Problem,
+        sample: int,
+        seed: int,
+        *,
+        sandbox: AnySandbox,
+        budget: Budget,
+        decoding: Decoding,
+        tools: bool = True,
+    ) -> Transcript:
+        """One attempt at a problem, graded. ``tools=False``: no tool is offered, and none is run."""
+        async with self._places:
+            transcript = Transcript(
+                problem.id,
+                sample,
+                problem.prompt,
+                problem.answer,
+                seed=seed,
+                setup=problem.setup,
+                author=self.model,
+                source=problem.source,
+                usage=Usage(),
+                metadata=dict(problem.metadata),
+            )
+            dialogue = _Dialogue(self, problem, transcript, sandbox, budget, decoding, tools)
+            began = time.monotonic()
+            try:
+                transcript.stop_reason = await dialogue.run(began)
+            except SandboxFailure as error:
+                transcript.stop_reason, transcript.error = StopReason.SANDBOX_ERROR, str(error)
+            except Failure as error:
+                full = error.name == "context_length"
+                transcript.stop_reason = StopReason.TOKEN_BUDGET if full else StopReason.ENGINE_ERROR
+                transcript.error = str(error)
+            finally:
+                await dialogue.close()
+            transcript.seconds = round(time.monotonic() - began, 4)
+            last = transcript.steps[-1].text if transcript.steps else None
+            grade = await grade_final(last, transcript.stop_reason, problem.answer)
+            transcript.answer, transcript.verdict = grade.answer, grade.verdict.reason
+            transcript.reward = float(grade.verdict.correct)
+            return transcript
+
+    async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer to a request. ServerError; UserError where no other request would fare better."""
+        try:
+            return await self.server.ask("POST", PATH, body, seconds=self.request_seconds)
+        except ServerError as error:
+            if error.status in (401, 403):
+                raise UserError(f"{self.field}: {error}; set the environment variable {KEY}") from None
+            if error.status == 404:
+                raise UserError(f"{self.field}: {error}; correct the address or the model's name") from None
+            # One request that finds no server may be bad luck. Whether it is still there, the next one shows.
+            if error.kind in ("connection_lost", "timeout") and not await self._alive():
+                raise TeacherGone(f"{self.field}: {self.server.address} no longer answers ({error})") from None
+            raise
+
+    async def _alive(self) -> bool:
+        """Whether the server answers at all, whatever it says."""
+        try:
+            await self.server.ask("GET", "/v1/models", seconds=PROBE_SECONDS, insist=False)
+        except ServerError as error:
+            return error.status is not None
+        return True
+
+    async def _look(self) -> None:
+        """Find the model and its context, where the server lists them. UserError where it is not there."""
+        where = f"{self.field}: {self.server.address}"
+        try:
+            answer = await self.server.ask("GET", "/v1/models", seconds=PROBE_SECONDS)
+            served = {str(model["id"]): model.get("max_model_len") for model in answer["data"]}
+        except ServerError as error:
+            if error.status in (401, 403):
+                raise UserError(f"{where}: it refuses the key; set the environment variable {KEY}") from None
+            if error.status is None:
+                raise UserError(f"{where}: no answer; start the server or correct the address ({error})") from None
+            served = {}
+        except (LookupError, TypeError, AttributeError):
+            served = {}
+        if not self.model:
+            if len(served) != 1:
+                raise UserError(f"{where}: name the model; it serves {', '.join(sorted(served)) or 'none that it lists'}")
+            self.model = next(iter(served))
+        elif served and self.model not in served:
+            raise UserError(f"{where}: it does not serve {self.model}, but {', '.join(sorted(served))}; name one of these")
+        longest = served.get(self.model)
+        self.longest = longest if isinstance(longest, int) else None
+
+
+def _unrun(call: ParsedCall, why: str) -> ToolCall:
+    """A call that is kept and was not run."""
+    return malformed(ParsedCall(call.code, why))
+
+
+@dataclass(slots=True)
+class _Dialogue:
+    author: ChatAuthor
+    problem: Problem
+    transcript: Transcript
+    sandbox: AnySandbox
+    budget: Budget
+    decoding: Decoding
+    tools: bool
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    session: AnySession | None = None
+    counted: int = 0
+    """Tokens of the dialogue so far, as far as the server has counted them."""
+    written: int = 0
+    """Tokens that the model wrote; some servers leave earlier reasoning out when they read the dialogue again."""
+    first_prompt: int = 0
+    fresh: int = 0
+    """Estimate of the tokens that it has not counted yet."""
+
+    @property
+    def used(self) -> int:
+        return max(self.counted, self.first_prompt + self.written) + self.fresh
+
+    async def run(self, began: float) -> StopReason:
+        """The loop. Failure and SandboxFailure are the caller's to record."""
+        budget, transcript = self.budget, self.transcript
+        self._open()
+        for turn_count in range(budget.turns + 1):
+            room = min(budget.context_tokens, self.author.longest or budget.context_tokens) - self.used
+            if room <= 0:
+                return StopReason.TOKEN_BUDGET
+            if turn_count == budget.turns:
+                return StopReason.TURN_BUDGET
+            if time.monotonic() - began > budget.wall_seconds:
+                return StopReason.TIME_BUDGET
+            answer = await self._turn(turn_count, min(room, budget.turn_tokens))
+            step = Step(answer.thinking, answer.text, tokens=answer.completion_tokens)
+            transcript.steps.append(step)
+            if answer.finish_reason == "length":
+                step.calls = [_unrun(call.parsed, "the turn was cut off") for call in answer.calls]
+                return StopReason.TOKEN_BUDGET
+            if not answer.calls:
+                return StopReason.ANSWERED
+            for place, call in enumerate(answer.calls):
+                if len(transcript.calls) >= budget.tool_calls:
+                    step.calls += [_unrun(left.parsed, "the budget of calls is spent") for left in answer.calls[place:]]
+                    return StopReason.CALL_BUDGET
+                step.calls.append(await self._call(call.parsed))
+            told = [turn_message(answer, self.author.calls, self.author.send_reasoning)]
+            results = result_messages(answer, step.calls, self.author.calls)
+            self.messages += told + results
+            self.fresh += estimate(results)
+        raise AssertionError("the loop returns at its last turn")
+
+    async def close(self) -> None:
+        if self.session is not None:
+            await self.session.close()
+
+    def _open(self) -> None:
+        writing = WRITINGS.get(self.author.calls)
+        instructions = writing.instructions if writing is not None and self.tools else ""
+        system = "\n\n".join(text for text in (self.author.system, instructions) if text)
+        if system:
+            self.messages.append({"role": "system", "content": system})
+        self.messages.append({"role": "user", "content": self.problem.prompt})
+        self.fresh = estimate([*self.messages, TOOL_SCHEMA] if self.tools else self.messages)
+
+    async def _turn(self, number: int, max_tokens: int) -> Answer:
+        author, asked = self.author, self.used
+        body = self._body(number, max_tokens)
+        try:
+            answer = await self._ask(body, asked)
+        except ServerError as error:
+            failure, room = failed(error), room_told(error)
+            if failure.name != "context_length" or room is None or not 0 < room < max_tokens:
+                raise failure from None
+            try:
+                answer = await self._ask(self._body(number, room), asked)
+            except ServerError as again:
+                raise failed(again) from None
+        prompt = answer.prompt_tokens if answer.prompt_tokens is not None else asked
+        texts = {"role": "assistant", "content": answer.raw + answer.thinking}
+        completion = answer.completion_tokens if answer.completion_tokens is not None else estimate([texts])
+        if answer.completion_tokens is None and author.spending.limit is not None:
+            raise UserError(f"{author.field}: the server does not say how many tokens a turn had, so a limit cannot be kept")
+        self.first_prompt = self.first_prompt or prompt
+        self.written += completion
+        self.counted, self.fresh = prompt + completion, 0
+        return answer
+
+    async def _ask(self, body: dict[str, Any], prompt_tokens: int) -> Answer:
+        author, transcript = self.author, self.transcript
+        most = int(body.get("max_tokens") or body.get("max_completion_tokens") or self.budget.turn_tokens)
+        async with author.spending.room(prompt_tokens, most):
+            answered = await author.ask(body)
+            usage = answered.get("usage")
+            counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
+            assert transcript.usage is not None
+            # Before it is read: an answer that cannot be used was paid for all the same.
+            author.spending.count(
+                transcript.usage,
+                *(count if isinstance(count, int) else 0 for count in counts),
+                problem_id=transcript.problem_id,
+                sample=transcript.sample,
+            )
+        return read_answer(author.server.address + PATH, answered, author.calls)
+
+    def _body(self, number: int, max_tokens: int) -> dict[str, Any]:
+        author = self.author
+        body: dict[str, Any] = {
+            "model": author.model,
+            "messages": self.messages,
+            "max_tokens": max_tokens,
+            "temperature": self.decoding.temperature,
+            "top_p": self.decoding.top_p,
+            # Of 31 bits: some servers take no more.
+            "seed": derive(self.transcript.seed, "turn", number) & 0x7FFFFFFF,
+            "stream": False,
+        }
+        writing = WRITINGS.get(author.calls)
+        if self.tools and author.calls in ("tools", "harmony"):
+            body |= {"tools": [TOOL_SCHEMA], "tool_choice": "auto"}
+        elif self.tools and writing is not None and writing.stop:
+            body["stop"] = list(writing.stop)
+        body |= author.request
+        return {key: value for key, value in body.items() if value is not None}
+
+    async def _call(self, call: ParsedCall) -> ToolCall:
+        if not self.tools:
+            return malformed(ParsedCall(call.code, "no tool is offered here"))
+        if call.error:
+            return malformed(call)
+        if self.session is None:
+            self.session = await self.sandbox.open(self.transcript.seed, self.problem.setup)
+        return await self.session.run(call.code)

@@ -1,0 +1,144 @@
+"""The chat API's words: what is asked of a server for a turn, what its answer holds, and how a turn is told back to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aster.chat.parsers import WRITINGS
+from aster.chat.parsers.base import split_thinking
+from aster.chat.qwen3 import ParsedCall, read_arguments, whole_characters
+from aster.core.types import CallStatus, ToolCall
+from aster.teacher.failures import Failure, unusable
+
+Calls = Literal["tools", "code", "fenced", "harmony"]
+SendReasoning = Literal["auto", "reasoning_content", "reasoning", "no"]
+TOOL = "python"
+_NAME = re.compile(r"[^A-Za-z0-9_-]")
+BYTES_A_TOKEN = 3
+"""For an estimate, before a server has counted: English and LaTeX have three to four."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedCall:
+    """A call as the turn asked for it."""
+
+    parsed: ParsedCall
+    id: str
+    name: str = TOOL
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One turn as a server gave it."""
+
+    thinking: str
+    text: str
+    raw: str
+    """The message's text as it came, for servers that must see it again."""
+    calls: list[AskedCall] = field(default_factory=list)
+    finish_reason: str = "stop"
+    prompt_tokens: int | None = None
+    """As the server counts them; None where it does not."""
+    completion_tokens: int | None = None
+    reasoning_field: str = "reasoning_content"
+    """Where the server put the reasoning."""
+
+
+def read_answer(where: str, body: dict[str, Any], calls: Calls) -> Answer:
+    """Read a chat completion; Failure where it is none, or an empty one. What the model did wrong is in the calls' errors."""
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        raw = whole_characters(_text(message.get("content")))
+        reason = str(choice.get("finish_reason") or "stop")
+        name = next((key for key in ("reasoning_content", "reasoning") if isinstance(message.get(key), str)), "")
+        thinking = whole_characters(message[name]) if name else ""
+        usage = body.get("usage") or {}
+        prompt_tokens, completion_tokens = (_count(usage.get(key)) for key in ("prompt_tokens", "completion_tokens"))
+        asked = [_asked(call, number) for number, call in enumerate(message.get("tool_calls") or [])]
+    except (LookupError, TypeError, AttributeError):
+        raise unusable(where, body) from None
+    if reason == "content_filter":
+        raise Failure("content_filter", f"{where}: the server withheld the turn")
+    if calls == "tools":
+        within, text = split_thinking(raw) if not thinking else ("", raw.strip())
+    else:
+        writing = WRITINGS[calls]
+        raw = raw if reason == "length" else writing.close(raw)
+        turn = writing.parse(raw)
+        within, text = turn.thinking, turn.content
+        asked += [AskedCall(call, f"call_{number}") for number, call in enumerate(turn.calls, start=len(asked))]
+    thinking = "\n\n".join(part.strip() for part in (thinking, within) if part.strip())
+    # A model that runs into its limit in mid-thought has said nothing yet, and that is no failure of the server's.
+    if not (thinking or text or asked) and reason != "length":
+        raise Failure("empty_answer", f"{where}: a turn without reasoning, text or calls ({reason})")
+    return Answer(thinking, text, raw, asked, reason, prompt_tokens, completion_tokens, name or "reasoning_content")
+
+
+def turn_message(answer: Answer, calls: Calls, send: SendReasoning) -> dict[str, Any]:
+    """The turn told back to the server, as the next request holds it."""
+    if calls in ("code", "fenced"):
+        message: dict[str, Any] = {"role": "assistant", "content": answer.raw}
+    else:
+        message = {"role": "assistant", "content": answer.text}
+        if answer.calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments(call.parsed.code)}}
+                for call in answer.calls
+            ]
+    if send != "no" and answer.thinking and calls not in ("code", "fenced"):
+        message[answer.reasoning_field if send == "auto" else send] = answer.thinking
+    return message
+
+
+def result_messages(answer: Answer, results: list[ToolCall], calls: Calls) -> list[dict[str, Any]]:
+    """The outputs of the turn's calls, as the next request holds them."""
+    if calls in ("code", "fenced"):
+        return [{"role": "user", "content": WRITINGS[calls].results([result.output for result in results])}]
+    return [
+        {"role": "tool", "tool_call_id": call.id, "content": result.output}
+        for call, result in zip(answer.calls, results, strict=True)
+    ]
+
+
+def arguments(code: str) -> str:
+    """The one argument as the API has it: a text of JSON. Templates parse it, so even what was malformed is sent whole."""
+    return json.dumps({"code": code}, ensure_ascii=False)
+
+
+def malformed(call: ParsedCall) -> ToolCall:
+    """The result of a call that could not be read."""
+    return ToolCall(call.code, CallStatus.MALFORMED, f"Error: {call.error}", 0.0)
+
+
+def estimate(messages: list[dict[str, Any]]) -> int:
+    """About how many tokens messages are, for a server that has not counted them."""
+    return sum(len(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")) for message in messages) // BYTES_A_TOKEN
+
+
+def _asked(call: dict[str, Any], number: int) -> AskedCall:
+    function = call["function"]
+    name, given = function.get("name"), function.get("arguments")
+    text = given if isinstance(given, str) else "" if given is None else json.dumps(given)
+    identity = call["id"] if isinstance(call.get("id"), str) and call["id"] else f"call_{number}"
+    if name == TOOL:
+        return AskedCall(read_arguments(whole_characters(text)), identity)
+    shown = _NAME.sub("_", str(name))[:64] or "unnamed"
+    error = f"there is no tool named {shown}; the one tool is {TOOL}, with the text argument code"
+    return AskedCall(ParsedCall(whole_characters(text), error), identity, shown)
+
+
+def _text(content: Any) -> str:
+    """A message's text: some servers give it in parts."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part.get("type", "text") in ("text", "output_text"))
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

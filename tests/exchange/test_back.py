@@ -1,0 +1,191 @@
+"""What is exported for other trainers comes back as it was, and is what they expect."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aster.core.errors import UserError
+from aster.core.sets import iterate_set, write_set
+from aster.core.transcript import Step, Transcript, Usage
+from aster.core.types import CallStatus, StopReason, ToolCall
+from aster.exchange import LAYOUTS
+from aster.exchange.exporting import export_set
+from aster.exchange.importing import import_set
+from aster.exchange.rows import read_rows
+
+CODE = "v = 6*7\nprint(v)"
+
+TEXT = st.lists(
+    st.sampled_from(
+        [
+            *(
+                "<think>",
+                "</think>",
+                "\n</think>\n\n",
+                "<tool_call>",
+                "</tool_call>",
+                "<tool_response>",
+                "\n</tool_response>\n",
+            ),
+            *("<|im_end|>", "\ud800", "\udfff", "\x00", "\u2028", "{", '"', "\\", "\\boxed{1}", "\n", " ", "x"),
+        ]
+    )
+    | st.text(max_size=5),
+    max_size=4,
+).map("".join)
+CALLS = st.builds(ToolCall, TEXT, st.sampled_from(CallStatus), TEXT, st.floats(0, 10))
+STEPS = st.builds(Step, TEXT, TEXT, st.lists(CALLS, max_size=3), st.none() | st.integers(0, 9))
+TRANSCRIPTS = st.builds(
+    Transcript,
+    TEXT,
+    st.integers(0, 9),
+    TEXT,
+    TEXT,
+    st.lists(STEPS, max_size=3),
+    st.none() | st.sampled_from(StopReason),
+    st.none() | TEXT,
+    st.none() | st.floats(0, 1),
+    TEXT,
+    TEXT,
+    st.floats(0, 1e6),
+    st.integers(0, 2**63 - 1),
+    TEXT,
+    TEXT,
+    TEXT,
+    TEXT,
+    st.none() | st.builds(Usage, st.integers(0, 9), st.integers(0, 9), st.floats(0, 1)),
+    st.dictionaries(TEXT, TEXT | st.lists(st.integers(), max_size=2), max_size=1),
+)
+
+
+@pytest.mark.parametrize("layout", ["messages", "llamafactory"])
+@pytest.mark.parametrize("ending", ["parquet", "json"])
+@settings(max_examples=20, deadline=None)
+@given(transcripts=st.lists(TRANSCRIPTS, min_size=1, max_size=3))
+def test_what_is_exported_comes_back(
+    layout: str, ending: str, transcripts: list[Transcript], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("back")
+    # As a set holds them: JSON makes one character of the two halves of a pair.
+    transcripts = [Transcript.from_json(json.loads(json.dumps(each.to_json()))) for each in transcripts]
+    assert export_set(transcripts, layout, folder / f"out.{ending}") == len(transcripts)
+    report = import_set(folder / f"out.{ending}", layout, folder / "set.jsonl")
+    assert list(iterate_set(folder / "set.jsonl")) == transcripts
+    assert report.unread == 0
+
+
+def random_transcript(rng: random.Random, number: int) -> Transcript:
+    """One as teachers write them, with the odd text that breaks layouts."""
+    odd = [
+        "",
+        "plain",
+        "a </think> b",
+        "<tool_call>{",
+        "half \ud800",
+        "tab\tline\nend\n",
+        "\n</tool_response>\n<tool_response>\n",
+    ]
+
+    def text() -> str:
+        return rng.choice(odd) + str(rng.random())
+
+    steps = [
+        Step(
+            rng.choice(["", text()]),
+            rng.choice(["", text()]),
+            [ToolCall(text(), rng.choice(list(CallStatus)), text(), rng.random()) for _ in range(rng.randrange(1, 4))],
+            rng.choice([None, rng.randrange(1000)]),
+        )
+        for _ in range(rng.randrange(6))
+    ]
+    steps.append(Step(text(), text(), [], rng.randrange(100)))
+    answer = rng.choice([None, "42"])
+    usage = rng.choice([None, Usage(rng.randrange(99), rng.randrange(99), rng.random())])
+    reason = rng.choice(list(StopReason))
+    return Transcript(
+        f"p{number // 3}", number % 3, text(), "42", steps, reason, answer, rng.choice([None, 0.0, 1.0]), text(), usage=usage,
+        metadata={"topic": rng.choice(["a", None])}, seed=rng.getrandbits(63), system=rng.choice(["", text()]), setup=text(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["messages", "llamafactory"])
+def test_a_thousand_transcripts_come_back(layout: str, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    transcripts = [random_transcript(rng, number) for number in range(1000)]
+    write_set(tmp_path / "set.jsonl.gz", transcripts)
+    export_set(iterate_set(tmp_path / "set.jsonl.gz"), layout, tmp_path / "out.parquet")
+    import_set(tmp_path / "out.parquet", layout, tmp_path / "back.jsonl")
+    assert list(iterate_set(tmp_path / "back.jsonl")) == transcripts
+
+
+def exported(layout: str, transcript: Transcript, path: Path) -> dict[str, Any]:
+    export_set([transcript], layout, path)
+    ((_, row),) = read_rows(path)
+    assert isinstance(row, dict)
+    return row
+
+
+def test_ordinary_rows_hold_their_text_once(tmp_path: Path) -> None:
+    call = ToolCall(CODE, CallStatus.ERROR, "42", 0.5)
+    transcript = Transcript(
+        "p", 0, "6*7?", "42", [Step("a", "", [call, call], 5), Step("b", "\\boxed{42}")], StopReason.ANSWERED
+    )
+    for layout in ("messages", "llamafactory"):
+        row = exported(layout, transcript, tmp_path / f"{layout}.jsonl")
+        assert "exact" not in json.loads(row["aster"])
+        assert CODE not in row["aster"]
+
+
+@pytest.mark.parametrize("layout", ["messages", "llamafactory"])
+def test_a_row_that_somebody_changed_says_what_it_says_now(layout: str, tmp_path: Path) -> None:
+    transcript = Transcript(
+        "p", 3, "6*7? \ud800", "42", [Step("a </think>", "\\boxed{42}")], StopReason.ANSWERED, "42", 1.0, seed=5
+    )
+    row = exported(layout, transcript, tmp_path / "out.jsonl")
+    assert LAYOUTS[layout].read is not None
+    (tmp_path / "same.jsonl").write_text(json.dumps(row))
+    # The dialogue alone: the column beside it, which holds all of this attempt, stays as it was.
+    others = {key: json.loads(json.dumps(value).replace("6*7?", "6 times 7?")) for key, value in row.items() if key != "aster"}
+    assert "exact" in json.loads(row["aster"])
+    (tmp_path / "other.jsonl").write_text(json.dumps({**others, "aster": row["aster"]}))
+    import_set(tmp_path / "same.jsonl", layout, tmp_path / "a.jsonl")
+    import_set(tmp_path / "other.jsonl", layout, tmp_path / "b.jsonl")
+    assert list(iterate_set(tmp_path / "a.jsonl")) == [transcript]
+    (changed,) = iterate_set(tmp_path / "b.jsonl")
+    assert changed.prompt.startswith("6 times 7?")
+    assert (changed.sample, changed.seed, changed.reward) == (3, 5, 1.0)
+
+
+def test_exported_messages_are_rendered_by_the_student_s_own_template(tmp_path: Path) -> None:
+    """What another trainer makes of them is what our dialect makes of the transcript."""
+    from aster.chat import Qwen3Dialect
+    from aster.chat.transcripts import render
+    from aster.lab.tokenizer import build_tokenizer
+
+    call = ToolCall("v=6*7\nv", CallStatus.OK, "42", 0.1)
+    steps = [Step("a", "", [call]), Step("b", "", [call, call]), Step("c", "\\boxed{42}")]
+    transcript = Transcript("p", 0, "6*7?", "42", steps, StopReason.ANSWERED, "42", 1.0)
+    row = exported("messages", transcript, tmp_path / "out.parquet")
+    tokenizer = build_tokenizer()
+    theirs = tokenizer.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False)
+    dialect = Qwen3Dialect(tokenizer)
+    assert dialect.decode(render(transcript, dialect).token_ids) == theirs.removesuffix("\n")
+
+
+def test_prompts_for_verl_s_rl(tmp_path: Path) -> None:
+    transcripts = [Transcript(f"p{n // 2}", n % 2, f"What is {n // 2}*7?", str(7 * (n // 2)), source="s") for n in range(6)]
+    assert export_set(transcripts, "verl_prompts", tmp_path / "out.parquet") == 3
+    rows = [row for _, row in read_rows(tmp_path / "out.parquet") if isinstance(row, dict)]
+    assert rows[1]["reward_model"] == {"style": "rule", "ground_truth": "7"}
+    assert rows[1]["prompt"][0]["content"].startswith("What is 1*7?\nPlease reason")
+    with pytest.raises(UserError, match="cannot be written; there are messages, llamafactory, verl_prompts"):
+        export_set(transcripts, "tora", tmp_path / "out.parquet")
+    with pytest.raises(UserError, match="its name must end in"):
+        export_set(transcripts, "messages", tmp_path / "out.csv")

@@ -1,0 +1,308 @@
+"""Layouts of others: rows in each one's documented form are all read, and what we write is read back as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from aster.chat.qwen3 import TOOL_SCHEMA
+from aster.core.errors import UserError
+from aster.core.problems import BOX_REQUEST
+from aster.core.sets import iterate_set
+from aster.core.types import CallStatus, StopReason
+from aster.exchange.base import guess_status
+from aster.exchange.importing import Imported, describe, import_set
+from aster.exchange.rows import read_rows
+
+CODE = "v = 6*7\nprint(v)"
+CALL = {"type": "function", "function": {"name": "code_interpreter", "arguments": json.dumps({"code": CODE})}}
+RETOOL_PROMPT = (
+    "Solve the following problem step by step. You now have the ability to selectively write executable Python code to enhance "
+    "your reasoning process. [...]\n\n*user question:*\nAnswer the following Math Problem and put the answer in the format of "
+    "\\boxed{answer}\n\nWhat is 6*7?\n\n\nRemember to place the final answer in the last part using the format: \n<answer>\n"
+    "\\boxed{'The final answer goes here.'}\n</answer>"
+)
+QWEN_SYSTEM = (
+    "You are careful.\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n<tools>\n</tools>"
+)
+ROLLOUT = (
+    "Compute.\n</think>\n\n<tool_call>\n" + json.dumps({"name": "python", "arguments": {"code": CODE}}) + "\n</tool_call>"
+    "<|im_end|>\n<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\nSo.\n</think>"
+    "\n\nIt is \\boxed{42}.<|im_end|>"
+)
+
+
+def bare(text: str) -> str:
+    """As decoded without special tokens."""
+    return text.replace("<|im_start|>", "").replace("<|im_end|>", "")
+
+
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "OpenAI's messages, arguments as text": (
+        "messages",
+        {
+            "messages": [
+                {"role": "system", "content": "You are careful."},
+                {"role": "user", "content": "What is 6*7?"},
+                {"role": "assistant", "content": None, "reasoning_content": "Compute.", "tool_calls": [{"id": "a", **CALL}]},
+                {"role": "tool", "tool_call_id": "a", "name": "code_interpreter", "content": "42"},
+                {"role": "assistant", "content": [{"type": "text", "text": "It is \\boxed{42}."}], "reasoning": "So."},
+            ],
+            "tools": [TOOL_SCHEMA],
+            "answer": "42",
+        },
+    ),
+    "Open-AgentRL's messages, thinking in the content, arguments as an object": (
+        "messages",
+        {
+            "messages": [
+                {"role": "system", "content": "You are careful.", "tool_calls": None},
+                {"role": "user", "content": "What is 6*7?", "tool_calls": None},
+                {
+                    "role": "assistant",
+                    "content": "<think>\nCompute.\n</think>\n",
+                    "tool_calls": [{"function": {"arguments": {"code": CODE}, "name": "code_interpreter"}, "type": "function"}],
+                },
+                {"role": "tool", "content": "42", "tool_calls": None},
+                {"role": "assistant", "content": "<think>\nSo.\n</think>\nIt is \\boxed{42}.", "tool_calls": None},
+            ],
+            "tools": [{"type": "function", "function": {"name": "code_interpreter"}}],
+            "reward_model": {"ground_truth": "42"},
+        },
+    ),
+    "LLaMA-Factory's conversations": (
+        "llamafactory",
+        {
+            "conversations": [
+                {"from": "human", "value": "What is 6*7?"},
+                {
+                    "from": "function_call",
+                    "value": "<think>\nCompute.\n</think>\n\n" + json.dumps({"name": "python", "arguments": {"code": CODE}}),
+                },
+                {"from": "observation", "value": "42"},
+                {"from": "gpt", "value": "<think>\nSo.\n</think>\n\nIt is \\boxed{42}."},
+            ],
+            "system": "You are careful.",
+            "tools": json.dumps([TOOL_SCHEMA]),
+            "answer": 42,
+        },
+    ),
+    "the reproduction's roles function and tool": (
+        "llamafactory",
+        {
+            "conversations": [
+                {"role": "system", "content": "You are careful."},
+                {"role": "user", "content": "What is 6*7?"},
+                {
+                    "role": "function",
+                    "content": "<think>Compute.</think>\n<tool_call>\n"
+                    + json.dumps({"name": "python", "arguments": {"code": CODE}})
+                    + "\n</tool_call>",
+                },
+                {"role": "tool", "content": "<tool_response>\n42\n</tool_response>"},
+                {"role": "assistant", "content": "<think>So.</think>\nIt is \\boxed{42}."},
+            ],
+            "ground_truth": "42",
+        },
+    ),
+    "ReTool-SFT": (
+        "retool",
+        {
+            "messages": [
+                {"role": "user", "content": RETOOL_PROMPT},
+                {
+                    "role": "assistant",
+                    "content": f"Compute.\n<code>\n```python\n{CODE}\n```\n</code>\n<interpreter>\n42\n</interpreter>\n"
+                    "<think>So.</think>It is \\boxed{42}.",
+                },
+            ],
+            "answer": "42",
+        },
+    ),
+    "ToRA's output": (
+        "tora",
+        {
+            "idx": 7,
+            "question": "What is 6*7?",
+            "gt_cot": "...",
+            "gt": "42",
+            "code": [f"Compute.\n\n```python\n{CODE}\n```\n```output\n42\n```\n<think>So.</think>It is \\boxed{{42}}."],
+            "pred": ["42"],
+            "report": [["Done"]],
+            "score": [True],
+        },
+    ),
+    "a rollout of verl, with special tokens": (
+        "verl_rollout",
+        {
+            "input": f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\nWhat is 6*7?<|im_end|>\n"
+            "<|im_start|>assistant\n<think>\n",
+            "output": ROLLOUT,
+            "gts": "42",
+            "score": 1.0,
+            "step": 3,
+        },
+    ),
+    "a rollout of verl, without special tokens": (
+        "verl_rollout",
+        {
+            "input": f"system\n{QWEN_SYSTEM}\nuser\nWhat is 6*7?\nassistant\n<think>\n",
+            "output": bare(ROLLOUT),
+            "gts": "42",
+            "score": 1.0,
+            "step": 3,
+            "acc": True,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_documented_rows_are_read_whole(name: str, ending: str, tmp_path: Path) -> None:
+    layout, row = ROWS[name]
+    source, out = tmp_path / f"source.{ending}", tmp_path / "set.jsonl"
+    if ending == "parquet":
+        # Parquet has one type a column: content is text there.
+        row = json.loads(
+            json.dumps(row).replace('[{"type": "text", "text": "It is \\\\boxed{42}."}]', '"It is \\\\boxed{42}."')
+        )
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), source)
+    else:
+        source.write_text(json.dumps(row if ending == "jsonl" else [row]))
+    report = import_set(source, layout, out)
+    (found,) = iterate_set(out)
+    assert report.unread == 0
+    assert (found.prompt, found.expected) == ("What is 6*7?", "42")
+    assert [(s.thinking, s.text) for s in found.steps] == [("Compute.", ""), ("So.", "It is \\boxed{42}.")]
+    assert [(c.code, c.status, c.output) for c in found.calls] == [(CODE, CallStatus.OK, "42")]
+    assert (found.answer, found.reward, found.stop_reason) == ("42", 1.0, StopReason.ANSWERED)
+    assert found.system == ("You are careful." if layout not in ("retool", "tora") else "")
+    assert report.notes == {"answer verified: right": 1}
+
+
+def test_a_row_of_tora_holds_several_attempts_and_programs_alone(tmp_path: Path) -> None:
+    row = {
+        "question": "6*7?",
+        "gt": "42",
+        "code": ["print(6*7)", "print(6*8)"],
+        "report": ["Done", "Done"],
+        "pred": ["42", "48"],
+    }
+    (tmp_path / "tora.jsonl").write_text(json.dumps(row))
+    import_set(tmp_path / "tora.jsonl", "tora", tmp_path / "set.jsonl")
+    first, second = iterate_set(tmp_path / "set.jsonl")
+    assert [(t.sample, t.answer, t.reward, t.tool_calls) for t in (first, second)] == [(0, "42", 1.0, 1), (1, "48", 0.0, 1)]
+
+
+def test_what_cannot_be_read_is_counted_with_its_lines(tmp_path: Path) -> None:
+    user, turn = {"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "\\boxed{42}"}
+    calling = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    searching = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "x"}}}]}
+    result = {"role": "tool", "content": "NameError: name 'v' is not defined"}
+    dialogues: list[Any] = [
+        [user, calling, result, turn],
+        [user, calling, turn],
+        [user, result],
+        [turn, user, turn],
+        [user, turn, user, turn],
+        [user, searching],
+        [user, turn, turn],
+        [user],
+        None,
+        [user, calling],
+    ]
+    lines = [json.dumps({"messages": messages, "id": number}) for number, messages in enumerate(dialogues)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{", "3"]) + "\n")
+    report = import_set(tmp_path / "rows.jsonl", "messages", tmp_path / "set.jsonl")
+    found = list(iterate_set(tmp_path / "set.jsonl"))
+    assert [t.problem_id for t in found] == ["rows-0", "rows-9"]
+    assert [c.status for c in found[0].calls] == [CallStatus.ERROR]
+    assert dict(report.unreadable) == {
+        "a call without a result": 1,
+        "a result without a call": 1,
+        "the user speaks after the first turn": 2,
+        "a call of another tool than Python (search)": 1,
+        "a turn that does not call is followed by another": 1,
+        "no turn of the assistant": 1,
+        "no messages": 1,
+        "not JSON": 1,
+        "no JSON object": 1,
+    }
+    text = describe(report, Path("rows.jsonl"), "messages")
+    assert "read 2 of 12 rows as messages: 2 attempts at 2 problems, 2 tool calls" in text
+    assert "line 4, line 5" in text
+    assert "ends in a call without a result" in text
+
+
+def test_problems_give_the_answers(tmp_path: Path) -> None:
+    asking = f"What is 2+2?\n{BOX_REQUEST}"
+    problems = [
+        {"id": "by-id", "prompt": "What is 6*7?", "answer": "42"},
+        {"id": "by-prompt", "prompt": asking, "answer": "4"},
+    ]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
+    rows = [
+        {"id": "by-id", "messages": [{"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "\\boxed{42}"}]},
+        {"messages": [{"role": "user", "content": "What is  2+2?"}, {"role": "assistant", "content": "\\boxed{5}"}]},
+        {"messages": [{"role": "user", "content": "And 1+1?"}, {"role": "assistant", "content": "\\boxed{2}"}]},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    report = import_set(tmp_path / "rows.json", "messages", tmp_path / "set.jsonl", tmp_path / "problems.jsonl")
+    found = list(iterate_set(tmp_path / "set.jsonl"))
+    assert [(t.problem_id, t.expected, t.reward) for t in found[:2]] == [("by-id", "42", 1.0), ("by-prompt", "4", 0.0)]
+    assert found[2].reward is None
+    assert report.notes == {"answer verified: right": 1, "answer verified: wrong": 1, "the right answer is not known": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "layout", "message"),
+    [
+        ("none.jsonl", None, "messages", "no such file"),
+        ("rows.csv", "a,b", "messages", "rows are read from files that end in"),
+        ("rows.jsonl", '{"text": "x"}\n', "messages", r"no row of it can be read as messages \(no messages\)"),
+        ("rows.jsonl", "", "messages", "it is empty"),
+        ("rows.json", '{"a": 1}', "messages", "must hold an array of rows"),
+        ("rows.json", '[{"a": 1}, {"a": ', "messages", "not JSON after row 1"),
+        ("rows.jsonl", "{}", "verl_prompts", "cannot be read; there are messages, llamafactory, retool, tora, verl_rollout"),
+    ],
+)
+def test_what_is_no_set_is_refused(name: str, content: str | None, layout: str, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    (tmp_path / "set.jsonl").write_text("what was here before")
+    with pytest.raises(UserError, match=message):
+        import_set(tmp_path / name, layout, tmp_path / "set.jsonl")
+    assert (tmp_path / "set.jsonl").read_text() == "what was here before"
+    with pytest.raises(UserError, match="the name of a set ends in"):
+        import_set(tmp_path / name, "messages", tmp_path / "set.json")
+
+
+@pytest.mark.parametrize(
+    ("output", "status"),
+    [
+        ("42", CallStatus.OK),
+        ("Error rate: 0.5", CallStatus.OK),
+        ("1\nZeroDivisionError: division by zero", CallStatus.ERROR),
+        ("sympy.core.sympify.SympifyError: x", CallStatus.ERROR),
+        ("Traceback (most recent call last):\n  ...\nOops", CallStatus.ERROR),
+        ("TimeoutError: Timed out after 10 s", CallStatus.TIMEOUT),
+    ],
+)
+def test_how_a_call_ended_is_read_from_its_output(output: str, status: CallStatus) -> None:
+    assert guess_status(output) is status
+
+
+def test_a_large_array_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aster.exchange.rows.PIECE", 7)
+    rows = [{"n": number, "text": "]},{[é\\" * number} for number in range(20)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
+    assert [row for _, row in read_rows(tmp_path / "rows.json")] == rows
+
+
+def test_the_report_of_nothing_odd_is_short() -> None:
+    assert describe(Imported(rows=1, attempts=1, problems=1), Path("x"), "tora").count("\n") == 0

@@ -1,0 +1,232 @@
+"""A scripted fake in the place of a teacher's server, behind real HTTP on loopback. What it plays, the problem's text says.
+
+A problem reads ``What is A*B? [PART]``. The good teacher reasons, computes in one call, looks at the variable in the next, and
+answers with what the tool gave back: so its answers are right only where its calls really ran, in one session.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ANSWERED = "I get \\boxed{%s}."
+SLOW_SECONDS = 60.0
+
+
+@dataclass
+class Reply:
+    """What goes out."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+    """The connection breaks in the middle of the body."""
+
+
+@dataclass
+class FakeTeacher:
+    """What it plays; every field may be changed while it serves."""
+
+    models: dict[str, int | None] = field(default_factory=lambda: {"teacher": None})
+    key: str = ""
+    reasoning_field: str = "reasoning_content"
+    seconds: float = 0.0
+    """Before each answer."""
+    dead: bool = False
+    """Closes every connection without an answer."""
+    counts_tokens: bool = True
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    played: Counter[str] = field(default_factory=Counter)
+    """Requests by problem."""
+    under_way: int = 0
+    most: int = 0
+    address: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reply(self, body: dict[str, Any]) -> Reply:
+        """The answer to a request."""
+        prompt = next(m["content"] for m in body["messages"] if m["role"] == "user")
+        part = "".join(re.findall(r"\[([\w ]+)\]", prompt))
+        factors = [int(n) for n in re.findall(r"\d+", prompt)[:2]]
+        results = [m["content"] for m in body["messages"] if m["role"] == "tool"]
+        with self.lock:
+            self.played[prompt] += 1
+            nth = self.played[prompt]
+        playing = getattr(self, f"play_{part.replace(' ', '_') or 'good'}")
+        played: Reply | dict[str, Any] = playing(factors, results, nth)
+        if isinstance(played, Reply):
+            return played
+        usage = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": len(json.dumps(played)) // 4}
+        finish = played.pop("finish_reason", "tool_calls" if played.get("tool_calls") else "stop")
+        answer: dict[str, Any] = {"choices": [{"message": {"role": "assistant", **played}, "finish_reason": finish}]}
+        return Reply(body=json.dumps(answer | ({"usage": usage} if self.counts_tokens else {})).encode())
+
+    def turn(self, thinking: str, content: str | None, *calls: tuple[str, str]) -> dict[str, Any]:
+        """A message; each call is a name and its arguments."""
+        asked = [
+            {"id": f"id{n}", "type": "function", "function": {"name": name, "arguments": text}}
+            for n, (name, text) in enumerate(calls)
+        ]
+        return {self.reasoning_field: thinking, "content": content, "tool_calls": asked}
+
+    def code(self, thinking: str, code: str) -> dict[str, Any]:
+        """A message with one good call."""
+        return self.turn(thinking, None, ("python", json.dumps({"code": code})))
+
+    # -- the parts
+
+    def play_good(self, factors: list[int], results: list[str], _: int) -> dict[str, Any]:
+        if not results:
+            return self.code("First the product.", f"product = {factors[0]} * {factors[1]}")
+        if len(results) == 1:
+            return self.code("Now I look at it.", "print(product)")
+        return self.turn("That is it.", ANSWERED % results[-1])
+
+    def play_slow(self, factors: list[int], results: list[str], nth: int) -> dict[str, Any]:
+        time.sleep(SLOW_SECONDS)
+        return self.play_good(factors, results, nth)
+
+    def play_garbled(self, *_: Any) -> Reply:
+        return Reply(body=b'{"choices": [{"mess')
+
+    def play_no_completion(self, *_: Any) -> Reply:
+        return Reply(body=b'{"object": "list", "choices": "none"}')
+
+    def play_torn_arguments(self, factors: list[int], results: list[str], nth: int) -> dict[str, Any]:
+        if not results:
+            return self.turn("Oops.", "", ("python", '{"code": "print(1'))
+        return self.play_good(factors, results[1:], nth)
+
+    def play_wrong_tool(self, factors: list[int], results: list[str], nth: int) -> dict[str, Any]:
+        if not results:
+            return self.turn("Oops.", "", ("browser.search<|channel|>", '{"query": "x"}'))
+        return self.play_good(factors, results[1:], nth)
+
+    def play_busy(self, *_: Any) -> Reply:
+        return Reply(429, b'{"error": {"message": "slow down"}}', {"Retry-After": "30"})
+
+    def play_busy_at_first(self, factors: list[int], results: list[str], nth: int) -> Reply | dict[str, Any]:
+        if nth == 1:
+            return Reply(429, b'{"error": {"message": "slow down"}}', {"Retry-After": "1"})
+        return self.play_good(factors, results, nth)
+
+    def play_broken(self, *_: Any) -> Reply:
+        return Reply(502, b"<html>Bad Gateway</html>")
+
+    def play_cut(self, *_: Any) -> Reply:
+        return Reply(body=b'{"choices": [{"message": {"content": "I was abo', cut=True)
+
+    def play_cut_once(self, factors: list[int], results: list[str], nth: int) -> Reply | dict[str, Any]:
+        return self.play_cut() if nth == 1 else self.play_good(factors, results, nth)
+
+    def play_silent(self, *_: Any) -> dict[str, Any]:
+        return {"content": None}
+
+    def play_withheld(self, *_: Any) -> dict[str, Any]:
+        return {"content": "", "finish_reason": "content_filter"}
+
+    def play_too_long(self, factors: list[int], results: list[str], nth: int) -> Reply | dict[str, Any]:
+        if results:
+            text = "This model's maximum context length is 100 tokens. However, your request has 101 input tokens."
+            return Reply(400, json.dumps({"error": {"message": text}}).encode())
+        return self.play_good(factors, results, nth)
+
+    def play_refused(self, *_: Any) -> Reply:
+        return Reply(400, b'{"error": {"message": "unknown field: reasoning_content"}}')
+
+    def play_endless(self, _factors: list[int], results: list[str], _nth: int) -> dict[str, Any]:
+        return self.code("Once more.", f"print({len(results)})")
+
+    def play_long_output(self, _factors: list[int], results: list[str], _nth: int) -> dict[str, Any]:
+        return self.turn("Enough.", ANSWERED % "42") if results else self.code("Much.", "print('x' * 390)")
+
+    def play_cut_short(self, *_: Any) -> dict[str, Any]:
+        return self.turn("I think and", "") | {"finish_reason": "length"}
+
+    def play_cut_in_a_call(self, *_: Any) -> dict[str, Any]:
+        return {"content": "So.\n<code>\nprint(1", "finish_reason": "length"}
+
+    def play_wrong(self, *_: Any) -> dict[str, Any]:
+        return self.turn("A guess.", ANSWERED % "1")
+
+    def play_in_text(self, _factors: list[int], _results: list[str], nth: int) -> dict[str, Any]:
+        """ReTool's way; the server stops at </code>."""
+        return {"content": "I compute.\n<code>\nprint(6 * 7)\n" if nth == 1 else "<think>Fine.</think>So \\boxed{42}."}
+
+
+@contextmanager
+def serving(teacher: FakeTeacher) -> Iterator[FakeTeacher]:
+    """Serve it on a free port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def answer(self, reply: Reply) -> None:
+            self.send_response(reply.status)
+            self.send_header("Content-Length", str(len(reply.body) + (100 if reply.cut else 0)))
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(reply.body)
+            self.close_connection = self.close_connection or reply.cut
+
+        def allowed(self) -> bool:
+            if teacher.dead:
+                self.close_connection = True
+                return False
+            if teacher.key and self.headers.get("Authorization") != f"Bearer {teacher.key}":
+                self.answer(Reply(401, b'{"error": "Unauthorized"}'))
+                return False
+            return True
+
+        def do_GET(self) -> None:
+            if self.allowed():
+                listed = [{"id": name, "max_model_len": longest} for name, longest in teacher.models.items()]
+                self.answer(Reply(body=json.dumps({"data": listed}).encode()))
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not self.allowed():
+                return
+            with teacher.lock:
+                teacher.asked.append(body)
+                teacher.times.append(time.monotonic())
+                teacher.under_way += 1
+                teacher.most = max(teacher.most, teacher.under_way)
+            try:
+                time.sleep(teacher.seconds)
+                if teacher.dead:
+                    self.close_connection = True
+                    return
+                self.answer(teacher.reply(body))
+            except ConnectionError:
+                pass  # the client has gone
+            finally:
+                with teacher.lock:
+                    teacher.under_way -= 1
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    teacher.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield teacher
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
