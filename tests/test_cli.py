@@ -27,6 +27,8 @@ SURFACE = {
     "recipe": ["[RECIPE] [FIELD=VALUE ...]"],
     "show": ["RUN", "--stage", "--name", "--index"],
     "doctor": [],
+    "data curate": ["SET... [FIELD=VALUE ...]", "--out", "--recipe", "--dropped", "--html", "--json"],
+    "data stats": ["SET...", "--tokenizer", "--json", "--html"],
     "sandbox serve": [
         "[RECIPE] [FIELD=VALUE ...]",
         "--host",
@@ -110,7 +112,7 @@ def test_version() -> None:
         (["sft", "good.yaml", "sft.stages.7.epochs=1"], "override 'sft.stages.7.epochs=1'"),
         (["evaluate", "good.yaml", "rl.steps"], "override 'rl.steps': write it as field=value"),
         (["report", "--run", "nowhere"], "nowhere: not a run folder"),
-        (["report", "good.yaml"], "runs/good-dense-s1: not a run folder"),
+        (["report", "good.yaml"], "runs/good-aster-s1: not a run folder"),
         (["show", "nowhere"], "nowhere: not a run folder"),
         (["recipe", "seed=one"], "overrides: field 'seed'"),
         (["run", "good.yaml", "--run", "good.yaml/x"], "good.yaml/x: cannot be written"),

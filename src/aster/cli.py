@@ -11,6 +11,7 @@ import click
 
 from aster import __version__
 from aster.cli_arguments import recipe_or_defaults, split_arguments
+from aster.cli_data import data_group
 from aster.cli_sandbox import sandbox_group
 from aster.core.errors import UserError
 
@@ -21,7 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 STAGES = {
     "synthesize": "Have the teacher write trajectories for training problems.",
-    "curate": "Keep the correct trajectories of the cold start's density.",
+    "curate": "Keep the trajectories that pass the recipe's chain of filters.",
     "sft": "Fine-tune the base model on the curated trajectories.",
     "rl": "Train with GRPO from the cold start.",
     "evaluate": "Measure avg@k of the base, SFT and RL policies.",
@@ -69,7 +70,9 @@ _FOLDER_HELP = "The run folder. Default: runs/NAME-COLD_START-sSEED, from the re
 
 
 def _default_folder(recipe: Recipe) -> Path:
-    return Path("runs") / f"{recipe.name}-{recipe.cold_start.value}-s{recipe.seed}"
+    from aster.core.recipe import cold_start_name
+
+    return Path("runs") / f"{recipe.name}-{cold_start_name(recipe.cold_start)}-s{recipe.seed}"
 
 
 @main.command("run")
@@ -171,6 +174,7 @@ def doctor_command() -> None:
     click.echo(describe(probe()))
 
 
+main.add_command(data_group)
 main.add_command(sandbox_group)
 
 

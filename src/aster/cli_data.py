@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
+from aster.cli_data_sets import curate_command, stats_command
+
 
 @click.group("data")
 def data_group() -> None:
     """Problems and sets of trajectories: what a cold start is made of."""
+
+
+data_group.add_command(curate_command)
+data_group.add_command(stats_command)

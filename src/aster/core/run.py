@@ -3,7 +3,7 @@
     recipe.yaml                     the resolved recipe
     run.json                        versions, machine, the commands that did something
     metrics.jsonl                   one line an optimizer step: {"stage": ..., "step": ..., ...}
-    problems.jsonl                  every problem a trajectory belongs to: id, prompt, answer, source
+    problems.jsonl                  every problem a trajectory belongs to: id, prompt, answer, source, ...
     STAGE/summary.json              written last: its presence means that the stage is finished
     STAGE/trajectories/NAME.jsonl.gz   every trajectory
     STAGE/checkpoints/step_000010/  a transformers folder with optimizer state
@@ -256,10 +256,19 @@ class RunFolder:
                 if problem.id in self._problems:
                     continue
                 self._problems.add(problem.id)
-                record = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "source": problem.source}
+                record: dict[str, Any] = {
+                    "id": problem.id,
+                    "prompt": problem.prompt,
+                    "answer": problem.answer,
+                    "source": problem.source,
+                }
+                if problem.setup:
+                    record["setup"] = problem.setup
+                if known := {key: problem.metadata[key] for key in ("difficulty", "topic") if key in problem.metadata}:
+                    record["metadata"] = known
                 stream.write(json.dumps(record) + "\n")
 
-    def problems(self) -> dict[str, dict[str, str]]:
+    def problems(self) -> dict[str, dict[str, Any]]:
         """Remembered problems by id."""
         return {record["id"]: record for record in read_json_lines(self.path / "problems.jsonl")}
 

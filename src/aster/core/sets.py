@@ -7,42 +7,58 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 from aster.core.errors import UserError
 from aster.core.run import replacing
 from aster.core.transcript import Transcript
 
+ENDINGS = (".jsonl", ".jsonl.gz")
+"""Of the names of sets."""
+
 
 def write_set(path: Path, transcripts: Iterable[Transcript]) -> int:
     """Write a set, whole or not at all; compressed where the name ends in ``.gz``. Returns how many were written."""
+    # ASCII: a model or a cell may produce lone surrogates, which UTF-8 cannot hold.
+    return write_lines(path, (json.dumps(each.to_json(), separators=(",", ":")).encode() + b"\n" for each in transcripts))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> int:
+    """As :func:`write_set`, of lines of other sets, as they are."""
     count = 0
-    with replacing(path) as partial, _open_to_write(partial, path.suffix == ".gz") as stream:
-        for transcript in transcripts:
-            # ASCII: a model or a cell may produce lone surrogates, which UTF-8 cannot hold.
-            stream.write(json.dumps(transcript.to_json(), separators=(",", ":")) + "\n")
+    with (
+        replacing(path) as partial,
+        gzip.open(partial, "wb", compresslevel=1) if path.suffix == ".gz" else open(partial, "wb") as stream,
+    ):
+        for line in lines:
+            stream.write(line)
             count += 1
     return count
 
 
 def iterate_set(path: Path) -> Iterator[Transcript]:
     """Read a set, one transcript at a time. UserError where the file is missing or broken, with the line."""
-    place = str(path)
+    for place, line in read_lines(path):
+        yield parse_line(place, line)
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a set as they are, each ending in a newline and with the words that say where it stands."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as stream:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             for number, line in enumerate(stream, start=1):
-                place = f"{path}, line {number}"
                 if line.strip():
-                    yield Transcript.from_json(json.loads(line))
+                    yield f"{path}, line {number}", line if line.endswith(b"\n") else line + b"\n"
     except FileNotFoundError:
         raise UserError(f"{path}: no such set") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{place}: not a transcript ({type(error).__name__}: {error}); other layouts are read with `aster data import`"
-        ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def _open_to_write(path: Path, compressed: bool) -> IO[str]:
-    return gzip.open(path, "wt", compresslevel=1, encoding="utf-8") if compressed else open(path, "w", encoding="utf-8")
+def parse_line(place: str, line: bytes) -> Transcript:
+    """The transcript of a line. UserError, with its place, where it is none."""
+    try:
+        return Transcript.from_json(json.loads(line))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{place}: not a transcript ({type(error).__name__}: {error}); other layouts are read with `aster data import`"
+        ) from None

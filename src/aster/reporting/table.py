@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,22 @@ def render_table(summary: Mapping[str, Mapping[str, Any]], report: Path | None =
         ks = sorted({int(summary[policy]["k"]) for policy in POLICIES if policy in summary})
         measure = f"avg@{ks[0]}" if len(ks) == 1 else "avg@k"
         header = ("policy", measure, "95% interval", "problems", "tool calls")
-        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-        lines = [
-            "  ".join(_pad(cell, width, column) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in (header, *rows)
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = [text_table(header, rows)]
     else:
         lines = ["no policy has been evaluated"]
     if report is not None:
         lines.append(f"report: {report}")
+    return "\n".join(lines)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = [
+        "  ".join(_pad(cell, width, column) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in (header, *rows)
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ def turn_texts(run: RunFolder, trajectory: Trajectory) -> list[str]:
 
     Raises UserError where the run folder holds no tokenizer (``tokenizer/tokenizer.json``).
     """
-    tokenizer = _tokenizer(run.path / "tokenizer" / "tokenizer.json")
+    tokenizer = run_tokenizer(run)
     return [
         tokenizer.decode(trajectory.token_ids[turn.start : turn.end], skip_special_tokens=False) for turn in trajectory.turns
     ]
@@ -50,8 +50,14 @@ def split_assistant(text: str) -> list[tuple[Kind, str]]:
     return [(kind, block.strip("\n")) for kind, block in blocks if block.strip()]
 
 
+def run_tokenizer(run: RunFolder) -> Tokenizer:
+    """The tokenizer that a run folder keeps. UserError where it has none."""
+    return load_tokenizer_file(run.path / "tokenizer" / "tokenizer.json")
+
+
 @functools.lru_cache(maxsize=4)
-def _tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer_file(path: Path) -> Tokenizer:
+    """A ``tokenizer.json``. UserError where it is missing or broken."""
     from tokenizers import Tokenizer
 
     if not path.exists():

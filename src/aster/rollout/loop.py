@@ -44,10 +44,13 @@ async def rollout(
     sandbox: AnySandbox,
     budget: Budget,
     decoding: Decoding,
+    system: str = "",
+    prefix: str = "",
 ) -> Trajectory:
-    """One attempt at a problem, graded. ``sequence`` names it to the sampler, which must know it (``sampler.open``)."""
+    """One attempt at a problem, graded. ``sequence`` names it to the sampler, which must know it (``sampler.open``);
+    ``system`` is a text for the system turn, before the tool's schema, ``prefix`` one before the problem."""
     trajectory = Trajectory(problem.id, sample, seed)
-    attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, sandbox, budget, decoding)
+    attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, sandbox, budget, decoding, system, prefix)
     began = time.monotonic()
     try:
         trajectory.stop_reason = await attempt.run(began)
@@ -88,12 +91,14 @@ class _Attempt:
     sandbox: AnySandbox
     budget: Budget
     decoding: Decoding
+    system: str = ""
+    prefix: str = ""
     session: AnySession | None = None
     final: AssistantTurn | None = None
 
     async def run(self, began: float) -> StopReason:
         trajectory, budget = self.trajectory, self.budget
-        trajectory.append("prompt", self.dialect.prompt_ids(self.problem.prompt))
+        trajectory.append("prompt", self.dialect.prompt_ids(self.prefix + self.problem.prompt, system=self.system))
         for turn_count in range(budget.turns + 1):
             room = budget.context_tokens - len(trajectory.token_ids)
             if room <= 0:

@@ -101,7 +101,7 @@ def final_checkpoint(folder: RunFolder, stage: str) -> Path | None:
 
 
 def starting_point(folder: RunFolder) -> Path | None:
-    """Where RL starts: the SFT checkpoint, or None for the base model (cold start zero)."""
+    """Where RL starts: the SFT checkpoint, or None for the base model (a cold start without SFT)."""
     return final_checkpoint(folder, "sft")
 
 

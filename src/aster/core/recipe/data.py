@@ -1,27 +1,13 @@
-"""The sections of the cold-start data: problems, the teacher, the choice among its trajectories."""
+"""The sections of the cold-start data: problems and the teacher."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from aster.core.recipe.section import Positive, PositiveFloat, Section
 from aster.core.types import Budget
-
-
-class ColdStart(StrEnum):
-    """Where RL starts from."""
-
-    DENSE = "dense"
-    """SFT on interaction-dense trajectories: ASTER."""
-    PROGRAM = "program"
-    """SFT on trajectories that write the whole computation as one program, in one call."""
-    SPARSE = "sparse"
-    """SFT on trajectories that work half in the head and call the tool once or twice."""
-    ZERO = "zero"
-    """No SFT: RL straight from the base model."""
 
 
 class Problems(Section):
@@ -76,18 +62,3 @@ class Synthesize(Section):
     """Attempts per problem."""
     limits: Limits = Limits()
     """What an attempt may spend."""
-
-
-class Curate(Section):
-    min_calls: Annotated[int, Field(ge=0)] | None = None
-    """Keep trajectories with at least so many tool calls. Paper: more than 9. None: by cold start (dense 5, else 1)."""
-    max_calls: Annotated[int, Field(ge=0)] | None = None
-    """Keep trajectories with at most so many tool calls. None: by cold start (sparse and program 2, else no limit)."""
-    size: Positive | None = None
-    """Keep at most so many, chosen by the seed. Paper: 4,000. None: all."""
-
-    def band(self, cold_start: ColdStart) -> tuple[int, int | None]:
-        """The density band ``(fewest, most)`` in force for a cold start."""
-        dense = cold_start is ColdStart.DENSE
-        few = self.min_calls if self.min_calls is not None else (5 if dense else 1)
-        return few, self.max_calls if self.max_calls is not None or dense else 2

@@ -1,0 +1,121 @@
+"""Where transcripts come from: sets, and run folders, whose trajectories are read back as text.
+
+No torch: a run folder keeps its tokenizer as a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from aster.chat import Qwen3Dialect
+from aster.chat.transcripts import transcribe
+from aster.core.errors import UserError
+from aster.core.run import RunFolder, iterate_trajectories
+from aster.core.sets import ENDINGS, parse_line, read_lines
+from aster.core.transcript import Transcript
+from aster.core.types import Problem, Trajectory
+from aster.reporting.text import run_tokenizer
+
+STAGES = ("curate", "synthesize", "evaluate/rl")
+"""Whose trajectories stand for a run folder: of the first of these that has some."""
+
+
+class Source:
+    """The transcripts behind one path, read one by one as often as they are asked for.
+
+    ``path`` is a set (``.jsonl`` or ``.jsonl.gz``), a run folder (its curated set, else what was synthesized), or a stage's
+    folder in one (``RUN/synthesize``, ``RUN/evaluate/rl``). UserError where it is none of them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run: RunFolder | None = None
+        self.files: list[Path] = []
+        if path.is_dir():
+            self.run, self.files = _in_run(path)
+        elif not path.name.endswith(ENDINGS):
+            raise UserError(f"{path}: not a set: its name must end in {' or '.join(ENDINGS)}, or it must be a run folder")
+        elif not path.is_file():
+            raise UserError(f"{path}: no such set")
+
+    def lines(self) -> Iterator[tuple[str, bytes]]:
+        """Each transcript as its line of a set, with the words that say where it stands."""
+        if self.run is None:
+            yield from read_lines(self.path)
+            return
+        for number, transcript in enumerate(self, start=1):
+            yield f"{self.path}, trajectory {number}", json.dumps(transcript.to_json(), separators=(",", ":")).encode() + b"\n"
+
+    def __iter__(self) -> Iterator[Transcript]:
+        if self.run is None:
+            for place, line in read_lines(self.path):
+                yield parse_line(place, line)
+            return
+        problems = self.run.problems()
+        dialects = _Dialects(self.run)
+        for file in self.files:
+            for trajectory in iterate_trajectories(file):
+                record = problems.get(trajectory.problem_id) or {}
+                problem = Problem(
+                    trajectory.problem_id,
+                    record.get("prompt", ""),
+                    record.get("answer", ""),
+                    record.get("source", ""),
+                    record.get("setup", ""),
+                    record.get("metadata", {}),
+                )
+                yield transcribe(trajectory, problem, dialects.of(trajectory), self.run.recipe.model.path)
+
+
+def _in_run(path: Path) -> tuple[RunFolder, list[Path]]:
+    """The run folder at or above a path, and the files of trajectories that are meant."""
+    top = next((folder for folder in (path, *path.absolute().parents[:3]) if (folder / "recipe.yaml").exists()), None)
+    if top is None:
+        raise UserError(f"{path}: not a run folder (it has no recipe.yaml), nor a stage's folder in one")
+    stages = STAGES if top is path else (str(path.absolute().relative_to(top.absolute())),)
+    for stage in stages:
+        files = sorted((top / stage / "trajectories").glob("*.jsonl.gz"))
+        if files:
+            return RunFolder.load(top), files
+    raise UserError(f"{path}: no trajectories in it (looked in {', '.join(f'{stage}/trajectories' for stage in stages)})")
+
+
+class _Dialects:
+    """The run's dialect; whether its headers open the thinking is seen from the trajectories."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.tokenizer = _FileTokenizer(run)
+        self.known: dict[bool, Qwen3Dialect] = {}
+
+    def of(self, trajectory: Trajectory) -> Qwen3Dialect:
+        prompt = trajectory.turns[0] if trajectory.turns else None
+        ending = self.tokenizer.decode(trajectory.token_ids[: prompt.end][-8:]) if prompt is not None else ""
+        opened = ending.endswith("<think>\n")
+        if opened not in self.known:
+            self.known[opened] = Qwen3Dialect(self.tokenizer, open_thinking=opened)
+        return self.known[opened]
+
+
+class _FileTokenizer:
+    """A run folder's tokenizer file in the form in which a dialect asks for it."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.tokenizer = run_tokenizer(run)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(
+        self,
+        token_ids: list[int],
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,  # noqa: ARG002 - what transformers' tokenizers take
+    ) -> str:
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def convert_tokens_to_ids(self, tokens: str) -> int | None:
+        found: int | None = self.tokenizer.token_to_id(tokens)
+        return found
