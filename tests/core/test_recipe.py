@@ -283,7 +283,7 @@ recipes = st.builds(
     Recipe,
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,9}\Z"),
     seed=st.integers(-(2**70), 2**70),
-    cold_start=st.sampled_from(ColdStart),
+    cold_start=st.sampled_from([*ColdStart, "sets/own.jsonl.gz", "runs/other"]),
     model=st.builds(Model, path=texts, gradient_checkpointing=st.booleans(), threads=st.integers(0, 99)),
     problems=st.builds(
         Problems,

@@ -47,7 +47,7 @@ def _problems(settings: Problems, source: str, split: str, count: int, seed: int
             return generate(settings.families, (fewest, most), "test" if split == "test" else "train", count, seed)
         except ValueError as error:
             raise UserError(f"problems: {error}") from None
-    found = load_problems(source, settings.prompt_suffix)
+    found = load_problems(source, settings.prompt_suffix, {str(name): column for name, column in settings.columns.items()})
     if len(found) <= count:
         return found
     chosen = set(random.Random(derive(seed, "problems")).sample(range(len(found)), count))

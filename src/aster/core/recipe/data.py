@@ -12,15 +12,19 @@ from aster.core.types import Budget
 
 class Problems(Section):
     train: str = "lab"
-    """Problems to train on: ``lab``, or a file (.jsonl or .parquet)."""
+    """Problems to train on: ``lab``, a file (.jsonl or .parquet), or a data set of the Hugging Face hub:
+    ``hf:OWNER/NAME[@CONFIG][:SPLIT]``."""
     teach: str = ""
     """Problems for the teacher; empty: those of ``train``. The scripted experts can teach ``lab`` problems alone."""
     evaluate: str = "lab"
-    """Held-out problems: ``lab`` (its test split), or a file."""
+    """Held-out problems: ``lab`` (its test split), or as ``train``."""
     families: dict[str, PositiveFloat] = {"chain": 1.0}
     """Lab alone: families and their weights in the mixture."""
     levels: list[int] = [6, 10]
     """Lab alone: fewest and most steps of a problem."""
+    columns: dict[Literal["prompt", "answer", "id", "source", "difficulty", "topic"], str] = {}
+    """Files and data sets: the names of columns, dotted where they are in another, for instance ``{answer: meta.final}``. Those
+    of the layouts that the field uses are known."""
     prompt_suffix: str = ""
     """Text appended to every prompt of a file, for instance a request for ``\\boxed{}``."""
 
