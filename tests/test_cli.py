@@ -27,6 +27,18 @@ SURFACE = {
     "recipe": ["[RECIPE] [FIELD=VALUE ...]"],
     "show": ["RUN", "--stage", "--name", "--index"],
     "doctor": [],
+    "data problems": [
+        "SOURCE...",
+        "--out",
+        "--against",
+        "--columns",
+        "--prompt-suffix",
+        "--limit",
+        "--any-language",
+        "--keep-duplicates",
+        "--json",
+        "--html",
+    ],
     "data curate": ["SET... [FIELD=VALUE ...]", "--out", "--recipe", "--dropped", "--html", "--json"],
     "data stats": ["SET...", "--tokenizer", "--json", "--html"],
     "sandbox serve": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from aster.cli_data_problems import problems_command
 from aster.cli_data_sets import curate_command, stats_command
 
 
@@ -12,5 +13,6 @@ def data_group() -> None:
     """Problems and sets of trajectories: what a cold start is made of."""
 
 
+data_group.add_command(problems_command)
 data_group.add_command(curate_command)
 data_group.add_command(stats_command)

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from aster import __version__
 from aster.core.run import replacing
 from aster.curation.chain import Funnel
+from aster.curation.contamination import Hit
 from aster.reporting.table import text_table
 
 ROWS: tuple[tuple[str, str, str], ...] = (
@@ -64,12 +65,25 @@ def funnel_table(funnel: Sequence[Funnel]) -> str:
     return text_table(("filter", "kept", "of those before", "of all"), rows)
 
 
+def contamination_table(hits: Sequence[Hit]) -> str:
+    """The offending pairs, the beginning of each problem below the numbers."""
+    rows = [
+        (hit.problem_id, f"{hit.benchmark}: {hit.benchmark_id}", hit.method, f"{hit.overlap:.0%}", f"{hit.similarity:.0f}")
+        for hit in hits
+    ]
+    table = text_table(("problem", "is of", "found by", "overlap", "similarity"), rows).splitlines()
+    lines = table[:2]
+    for row, hit in zip(table[2:], hits, strict=True):
+        lines += [row, f"    {_beginning(hit.prompt)}", f"    {_beginning(hit.benchmark_prompt)}"]
+    return "\n".join(lines)
+
+
 def write_sets_page(path: Path, title: str, *, results: Sequence[dict[str, Any]] = (), funnel: Sequence[Funnel] = ()) -> None:
     """Write a self-contained HTML page with the statistics, the funnel, or both."""
     # matplotlib takes half a second to import.
     from aster.reporting import charts
 
-    drawn = [Markup(charts.funnel_chart("Trajectories left after each filter", funnel))] if funnel else []
+    drawn = [Markup(charts.funnel_chart("Left after each filter", funnel))] if funnel else []
     if results:
         calls = {result["name"]: result["calls_histogram"] for result in results}
         lengths = {result["name"]: result["tokens_histogram"] for result in results}
@@ -97,6 +111,11 @@ def write_sets_page(path: Path, title: str, *, results: Sequence[dict[str, Any]]
     )
     with replacing(path) as partial:
         partial.write_text(html, encoding="utf-8", errors="replace")
+
+
+def _beginning(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 110 else line[:109] + "…"
 
 
 def _cell(value: Any, form: str) -> str:
