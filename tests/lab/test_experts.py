@@ -101,3 +101,36 @@ def test_text_only_works_every_step_out_in_the_base_models_format(family: str) -
         assert answer == lines[-1].rpartition("=")[2] == to_problem(walk).answer
         ids = DIALECT.turn_ids(thinking, f"\\boxed{{{answer}}}", [])
         assert DIALECT._encode(DIALECT.decode(ids)) == ids
+
+
+def play(cold_start: ColdStart, problem: Problem, seed: int, wrong: int | None = None) -> tuple[list[str], str]:
+    """The codes of an expert that gets its cells' values, the ``wrong``-th one off by one; and its answer."""
+    session: dict[str, object] = {}
+    exec(problem.setup, session)
+    script = EXPERTS[cold_start](problem.metadata["walk"], random.Random(seed))
+    codes: list[str] = []
+    try:
+        _, code = next(script)
+        while True:
+            *lines, last = code.split("\n")
+            exec("\n".join(lines), session)
+            value = eval(last, session)
+            if len(codes) == wrong:
+                assert isinstance(value, int)
+                session["v"] = value = value + 1
+            codes.append(code)
+            _, code = script.send(str(value))
+    except StopIteration as ending:
+        return codes, str(ending.value[1])
+
+
+@pytest.mark.parametrize("cold_start", [ColdStart.RETOOL, ColdStart.DEMYAGENT])
+def test_every_call_of_a_sparse_expert_is_needed_for_its_answer(cold_start: ColdStart) -> None:
+    numbers = set()
+    for seed, problem in enumerate(generate({"chain": 1.0}, (6, 10), "train", 12, seed=9)):
+        codes, answer = play(cold_start, problem, seed)
+        assert answer == problem.answer
+        numbers.add(len(codes))
+        changed = [play(cold_start, problem, seed, wrong)[1] != answer for wrong in range(len(codes))]
+        assert all(changed), problem.prompt
+    assert numbers == {1, 2}

@@ -20,7 +20,7 @@ LEAST_DIGITS = 3
 """Digits of a number that is taken to tell where it comes from: shorter ones meet by chance."""
 
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
-_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w]|\.\d)")
+_NUMBER = re.compile(r"(?<![\w.])(?=\d[\d.]{2})\d+(?:\.\d+)?(?!\w|\.\d)")
 
 
 @dataclass(slots=True)
@@ -172,10 +172,19 @@ def _scope(node: ast.AST, cell: Cell) -> None:
     """A comprehension or lambda: names it binds are its own."""
     own: set[str] = set()
     read: set[str] = set()
-    for child in ast.walk(node):
-        if isinstance(child, ast.Name):
-            (read if isinstance(child.ctx, ast.Load) else own).add(child.id)
-        elif isinstance(child, ast.arg):
+    stack = [node]
+    while stack:
+        child = stack.pop()
+        if type(child) is ast.Name:
+            (read if type(child.ctx) is ast.Load else own).add(child.id)
+            continue
+        if type(child) is ast.arg:
             own.add(child.arg)
+        for name in child._fields:
+            value = getattr(child, name)
+            if isinstance(value, ast.AST):
+                stack.append(value)
+            elif isinstance(value, list):
+                stack += [item for item in value if isinstance(item, ast.AST)]
     for name in read - own:
         _read(name, cell)

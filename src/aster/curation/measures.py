@@ -110,19 +110,17 @@ class Measures:
         somewhere as one candidate among others, so that a search for it is taken for a check. A checked guess that would have
         been revised counts as a check. Answers are compared as text: other forms of the same value are not seen.
         """
-        answer = self.transcript.answer or ""
-        announced, telling = _patterns(answer, self.transcript.prompt)
+        answer = _Answer(self.transcript.answer or "", self.transcript.prompt)
         found = []
         known = False
         for step in self.transcript.steps:
             text = f"{step.thinking}\n{step.text}"
-            known = known or bool(announced is not None and announced.search(text))
-            known = known or bool(telling is not None and telling.search(text))
+            known = known or answer.is_announced(text) or answer.is_shown(text)
             for call in step.calls:
                 if call.status is CallStatus.MALFORMED:
                     continue
                 found.append(known)
-                known = known or bool(telling is not None and telling.search(call.output))
+                known = known or answer.is_shown(call.output)
         return found
 
     @property
@@ -156,14 +154,31 @@ class Measures:
         return sum(map(self.count, (step.thinking, step.text, *(call.code for call in step.calls))))
 
 
-def _patterns(answer: str, prompt: str) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
-    """What announces an answer, and what shows one that is long enough to tell; None where there is nothing to look for."""
-    answer = _SPACES.sub(" ", answer.strip().strip("$").strip())
-    if not answer:
-        return None, None
-    # Neither part of a longer number or word, nor the beginning of a decimal.
-    whole = rf"(?<![\w.]){re.escape(answer)}(?!\w|\.\d)"
-    announced = re.compile(rf"{_ANNOUNCED}{whole}|\\boxed\{{\s*{re.escape(answer)}\s*\}}", re.IGNORECASE)
-    shown = re.compile(whole)
-    long = len(answer.replace(".", "").strip("0-")) >= LEAST_DIGITS
-    return announced, shown if long and not shown.search(prompt) else None
+class _Answer:
+    """A final answer, to be looked for in texts."""
+
+    def __init__(self, answer: str, prompt: str) -> None:
+        self.text = _SPACES.sub(" ", answer.strip().strip("$").strip())
+        self.folded = self.text.casefold()
+        long = len(self.text.replace(".", "").strip("0-")) >= LEAST_DIGITS
+        self.telling = long and not (self.text in prompt and self.whole.search(prompt))
+
+    @cached_property
+    def whole(self) -> re.Pattern[str]:
+        """The answer, neither part of a longer number or word nor the beginning of a decimal."""
+        return re.compile(rf"(?<![\w.]){re.escape(self.text)}(?!\w|\.\d)")
+
+    @cached_property
+    def announced(self) -> re.Pattern[str]:
+        """The answer where it is called so, or in a box."""
+        box = rf"\\boxed\{{\s*{re.escape(self.text)}\s*\}}"
+        return re.compile(rf"{_ANNOUNCED}{self.whole.pattern}|{box}", re.IGNORECASE)
+
+    def is_announced(self, text: str) -> bool:
+        """Whether a text of the model calls it the answer."""
+        # Most texts do not hold it at all, which is seen sooner than a pattern is compiled.
+        return bool(self.text) and self.folded in text.casefold() and self.announced.search(text) is not None
+
+    def is_shown(self, text: str) -> bool:
+        """Whether it stands in a text and is no coincidence there."""
+        return self.telling and self.text in text and self.whole.search(text) is not None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import render, transcribe
 from aster.core.errors import UserError
 from aster.core.recipe import Recipe, cold_start_name
@@ -20,33 +23,25 @@ from aster.curation.sources import Source
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.stages.common import teaching_problems
 
-Attempt = tuple[Transcript, Callable[[], Trajectory]]
-"""An attempt as text, and a way to its tokens."""
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt as text and as tokens, each made when it is asked for."""
+
+    text: Callable[[], Transcript]
+    tokens: Callable[[], Trajectory]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Filter the synthesized trajectories, or render the given set."""
     tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))
-    dialect = make_dialect(tokenizer)
-
-    def attempts() -> Iterator[Attempt]:
-        """In two passes over the same attempts, not all of which need fit into memory."""
-        if recipe.cold_start_set is not None:
-            for transcript in Source(Path(recipe.cold_start_set)):
-                # What is asked for again is rendered when it is kept.
-                yield transcript, lambda transcript=transcript: render(transcript, dialect)  # type: ignore[misc]
-            return
-        problems = {problem.id: problem for problem in teaching_problems(recipe, recipe.synthesize.problems)}
-        files = sorted((folder.path / "synthesize" / "trajectories").glob("chunk_*.jsonl.gz"))
-        author = recipe.model.path if recipe.synthesize.teacher == "policy" else cold_start_name(recipe.cold_start)
-        for file in files:
-            for trajectory in iterate_trajectories(file):
-                problem = problems[trajectory.problem_id]
-                yield transcribe(trajectory, problem, dialect, author), lambda trajectory=trajectory: trajectory  # type: ignore[misc]
-
+    attempts = functools.partial(_attempts, recipe, folder, make_dialect(tokenizer))
     chain = Chain(recipe.curate, recipe.cold_start)
     dropped: list[Dropped] = []
-    selection = choose((chain.judge(each) for each, _ in attempts()), chain, derive(recipe.seed, "curate"), dropped.append)
+    judged = (chain.judge(attempt.text()) for attempt in attempts())
+    selection = choose(judged, chain, derive(recipe.seed, "curate"), dropped.append)
     if not selection.kept:
         counts = ", ".join(f"{step.filter}: {step.kept}" for step in selection.funnel)
         raise UserError(f"curate: no trajectory is left ({counts}); synthesize more, or widen the recipe's section curate")
@@ -54,13 +49,14 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     totals = {"tool_calls": 0, "trained_tokens": 0}
 
     def kept() -> Iterator[Trajectory]:
+        """A second pass over the same attempts, not all of which need fit into memory."""
         places = set(selection.kept)
-        for place, (transcript, tokens) in enumerate(attempts()):
+        for place, attempt in enumerate(attempts()):
             if place not in places:
                 continue
             if recipe.cold_start_set is not None:
-                folder.remember_problems([_problem(transcript)])
-            trajectory = tokens()
+                folder.remember_problems([_problem(attempt.text())])
+            trajectory = attempt.tokens()
             totals["tool_calls"] += trajectory.tool_calls
             totals["trained_tokens"] += trajectory.sampled_tokens
             yield trajectory
@@ -75,6 +71,24 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             "trained_tokens": totals["trained_tokens"],
         },
     )
+
+
+def _attempts(recipe: Recipe, folder: RunFolder, dialect: Qwen3Dialect) -> Iterator[Attempt]:
+    """The attempts of the set that is the cold start, or of the run's synthesis, in order."""
+    if recipe.cold_start_set is not None:
+        for transcript in Source(Path(recipe.cold_start_set)):
+            yield Attempt(functools.partial(_itself, transcript), functools.partial(render, transcript, dialect))
+        return
+    problems = {problem.id: problem for problem in teaching_problems(recipe, recipe.synthesize.problems)}
+    author = recipe.model.path if recipe.synthesize.teacher == "policy" else cold_start_name(recipe.cold_start)
+    for file in sorted((folder.path / "synthesize" / "trajectories").glob("chunk_*.jsonl.gz")):
+        for trajectory in iterate_trajectories(file):
+            text = functools.partial(transcribe, trajectory, problems[trajectory.problem_id], dialect, author)
+            yield Attempt(text, functools.partial(_itself, trajectory))
+
+
+def _itself(value: Value) -> Value:
+    return value
 
 
 def write_dropped(path: Path, dropped: list[Dropped]) -> None:
