@@ -137,7 +137,7 @@ def choose(judged: Iterable[Judged], chain: Chain, seed: int, dropped: Callable[
         (f"at most {settings.per_problem} of a problem", settings.per_problem, _problem_of, _first),
         (_choice_name(settings), settings.size, _all, _balanced),
     ):
-        if limit is None:
+        if limit is None or (group is _all and len(passed) <= limit):
             continue
         kept = {place for members in _grouped(passed, group).values() for place in share(members, limit, seed)}
         for place, each in passed:
