@@ -113,15 +113,15 @@ class Curate(Section):
     """Tokens written in the whole trajectory, where its author counted them; else words."""
     thinking_per_call: Band = Band()
     """Tokens of thinking (or words, see ``tokens``) for each tool call. One without a call counts as if it had one."""
-    repeated_text: Share = 1.0
-    """At most this share of the eight-word sequences of the thinking is there for a second time: loops. 1: off."""
     repeated_cells: Share = 1.0
     """At most this share of the calls is code that an earlier call has run already, but for spacing. 1: off."""
+    repeated_text: Share = 1.0
+    """At most this share of the eight-word sequences of the thinking is there for a second time: loops. 1: off."""
+    rechecks: Share = 1.0
+    """At most this share of the calls comes after the answer is known: post-hoc verification. 1: off."""
     causal: Share = 0.0
     """At least this share of the calls after the first uses what an earlier call left: a name it bound, a number it printed.
     0: off."""
-    rechecks: Share = 1.0
-    """At most this share of the calls comes after the answer is known: post-hoc verification. 1: off."""
     per_problem: Positive | None = None
     """Keep at most so many trajectories of a problem, chosen by the seed. None: all."""
     size: Positive | None = None
