@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 def pss_below() -> float:
     """Of all processes below this one together. PermissionError where they may not be looked at."""
+    return sum(map(pss, processes_below()))
+
+
+def processes_below() -> list[int]:
+    """The processes that this one started, and those that they did."""
     parents = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -27,7 +32,7 @@ def pss_below() -> float:
         some = children[below.pop()]
         found += some
         below += some
-    return sum(map(pss, found))
+    return found
 
 
 def pss(process: int) -> float:

@@ -6,8 +6,8 @@ Runs ``aster run recipes/lab.yaml`` for every family, cold start and seed, as ma
 thread. Runs that are finished are not run again, so an interrupted study goes on. The last table is in docs/results/lab.md.
 
 Prints a Markdown table to stdout, each seed's value and their mean: avg@k and tool calls per trajectory on held-out problems
-before and after RL (before: the cold start; for zero the base model), and the entropy in nats per sampled token in RL's first
-and last five steps.
+before and after RL (before: the cold start; for the zero arms the base), and the entropy in nats per sampled token in the first
+and last five steps of RL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from aster.core.run import read_json_lines
 
-ARMS = ("dense", "program", "sparse", "zero")
+ARMS = ("aster", "program", "retool", "demyagent", "zero", "zero_force_tool")
 
 
 def command(family: str, arm: str, seed: int, folder: Path, overrides: list[str]) -> list[str]:
@@ -64,7 +64,7 @@ def read_run(folder: Path, arm: str) -> dict[str, float] | None:
     if not (folder / "summary.json").exists():
         return None
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    before, after = summary["base" if arm == "zero" else "sft"], summary["rl"]
+    before, after = summary["base" if arm.startswith("zero") else "sft"], summary["rl"]
     entropy = [line["entropy"] for line in read_json_lines(folder / "metrics.jsonl") if line["stage"] == "rl"]
     return {
         "accuracy before": before["accuracy"],

@@ -18,7 +18,7 @@ from aster.core.errors import UserError
 
 STAGES = {
     "synthesize": "Have the teacher write trajectories for training problems.",
-    "curate": "Keep the correct trajectories of the cold start's density.",
+    "curate": "Keep the trajectories that pass the recipe's chain of filters.",
     "sft": "Fine-tune the base model on the curated trajectories.",
     "rl": "Train with GRPO from the cold start.",
     "evaluate": "Measure avg@k.",

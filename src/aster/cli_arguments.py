@@ -23,7 +23,9 @@ def folder_option(command: Command) -> Command:
 
 def default_folder(recipe: Recipe) -> Path:
     """Where a recipe's run goes."""
-    return Path("runs") / f"{recipe.name}-{recipe.cold_start.value}-s{recipe.seed}"
+    from aster.core.recipe import cold_start_name
+
+    return Path("runs") / f"{recipe.name}-{cold_start_name(recipe.cold_start)}-s{recipe.seed}"
 
 
 def run_one_stage(name: str, recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
+from aster.cli_data_problems import problems_command
+from aster.cli_data_sets import curate_command, stats_command
+
 
 @click.group("data")
 def data_group() -> None:
     """Problems and sets of trajectories: what a cold start is made of."""
+
+
+data_group.add_command(problems_command)
+data_group.add_command(curate_command)
+data_group.add_command(stats_command)

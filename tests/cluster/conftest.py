@@ -36,14 +36,14 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Pat
 
 RECIPE = """\
 name: cluster
-cold_start: dense
+cold_start: aster
 model: {path: lab, threads: 1}
 policy: {kind: tinker, base_url: SERVER, lora_rank: 16, patience_seconds: 300}
 problems: {families: {chain: 1.0}, levels: [2, 3]}
 sandbox: {cell_seconds: 2.0, output_characters: 200, preload: []}
 rollout: {slots: 32}
 synthesize: {problems: 60, limits: {context_tokens: 512, turn_tokens: 256, tool_calls: 8, turns: 10}}
-curate: {min_calls: 1}
+curate: {dense_calls: 1}
 sft:
   checkpoint_every: 4
   stages: [{epochs: 2, batch: 8, learning_rate: 2.0e-3, context_tokens: 384}]

@@ -166,7 +166,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert complaint(tmp_path / "none.jsonl") == ": no such file"
     assert "is a folder" in complaint(tmp_path)
     (tmp_path / "a.csv").write_text("x")
-    assert complaint(tmp_path / "a.csv") == ": problems are read from .jsonl and .parquet files, not from .csv"
+    assert complaint(tmp_path / "a.csv") == (
+        ": problems are read from .jsonl and .parquet files, not from .csv; a data set of the Hugging Face hub is written "
+        "hf:OWNER/NAME"
+    )
     (tmp_path / "a.parquet").write_text("not parquet")
     assert "cannot be read as parquet" in complaint(tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}\n')

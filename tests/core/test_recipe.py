@@ -17,6 +17,7 @@ from aster.core.recipe import (
     Adam,
     ColdStart,
     Curate,
+    Density,
     Evaluate,
     EvaluateLimits,
     Limits,
@@ -28,6 +29,7 @@ from aster.core.recipe import (
     Section,
     Sft,
     SftStage,
+    cold_start_name,
 )
 from aster.core.recipe_file import apply_override, load_recipe, validate_recipe
 
@@ -85,8 +87,13 @@ def test_every_field_has_a_description(section: type[Section]) -> None:
         ({"rl": 3}, "here: field 'rl': .*\\(got 3\\)"),
         (
             {"cold_start": "warm"},
-            "here: field 'cold_start': Input should be 'dense', 'program', 'sparse' or 'zero' \\(got 'warm'\\)",
+            "here: field 'cold_start': must be zero, zero_force_tool, .*, program, or a set: .*\\(got 'warm'",
         ),
+        ({"cold_start": 3}, "here: field 'cold_start': must be zero"),
+        ({"cold_start": "dense"}, "'dense' is now aster"),
+        ({"cold_start": "sparse"}, "'sparse' is now retool or demyagent"),
+        ({"curate": {"min_calls": 3}}, "here: unknown field 'curate.min_calls'"),
+        ({"curate": {"density": {"min": 3, "max": 1}}}, "here: section 'curate.density': min: 3 is above max"),
         ({"name": "../elsewhere"}, "here: field 'name': String should match"),
         ({"rl": {"learning_rate": float("nan")}}, "here: field 'rl.learning_rate': Input should be a finite number"),
         ({"problems": {"levels": [9, 3]}}, "here: section 'problems': levels: must be two whole numbers"),
@@ -148,7 +155,8 @@ def test_overrides_reach_every_kind_of_field() -> None:
     recipe = overridden(
         "rl.learning_rate=1e-6",
         "rl.steps=20",
-        "cold_start=sparse",
+        "cold_start=retool",
+        "curate.density={min: 1, max: 2}",
         "curate.size=4000",
         "sft.stages.1.epochs=2",
         "rl.stages=[{steps: 7}]",
@@ -160,7 +168,8 @@ def test_overrides_reach_every_kind_of_field() -> None:
     )
     assert recipe.rl.learning_rate == 1e-6
     assert recipe.rl.steps == 20
-    assert recipe.cold_start is ColdStart.SPARSE
+    assert recipe.cold_start is ColdStart.RETOOL
+    assert recipe.curate.density == Density(min=1, max=2)
     assert recipe.curate.size == 4000
     assert [stage.epochs for stage in recipe.sft.stages] == [3, 2]
     assert [stage.steps for stage in recipe.rl.stages] == [7]
@@ -219,23 +228,41 @@ def test_an_override_below_a_value_of_the_file_is_named() -> None:
 @pytest.mark.parametrize(
     ("cold_start", "curate", "band"),
     [
-        (ColdStart.DENSE, Curate(), (5, None)),
-        (ColdStart.SPARSE, Curate(), (1, 2)),
+        (ColdStart.ASTER, Curate(), (10, None)),  # the paper's more than nine
+        (ColdStart.ASTER, Curate(dense_calls=5), (5, None)),
+        (ColdStart.RETOOL, Curate(), (1, 2)),
+        (ColdStart.DEMYAGENT, Curate(), (1, 2)),
         (ColdStart.PROGRAM, Curate(), (1, 2)),
-        (ColdStart.DENSE, Curate(min_calls=10, max_calls=20), (10, 20)),
-        (ColdStart.SPARSE, Curate(min_calls=0, max_calls=5), (0, 5)),
-        (ColdStart.DENSE, Curate(min_calls=0), (0, None)),
+        ("a/set.jsonl", Curate(), (None, None)),
+        ("a/set.jsonl", Curate(density=Density(min=3)), (3, None)),
+        (ColdStart.ASTER, Curate(density=Density(min=10, max=20)), (10, 20)),
+        (ColdStart.RETOOL, Curate(density=Density(max=5)), (None, 5)),
     ],
 )
-def test_density_bands(cold_start: ColdStart, curate: Curate, band: tuple[int, int | None]) -> None:
-    assert curate.band(cold_start) == band
+def test_density_bands(cold_start: ColdStart | str, curate: Curate, band: tuple[int | None, int | None]) -> None:
+    density = curate.resolved(cold_start).density
+    assert (density.min, density.max) == band
+
+
+def test_a_set_is_taken_as_it_is_unless_the_recipe_says_otherwise() -> None:
+    assert (Curate().resolved("a/set.jsonl").verified, Curate().resolved("a/set.jsonl").succeeded) == (False, False)
+    assert Curate(verified=True).resolved("a/set.jsonl").verified
+    assert (Curate().resolved(ColdStart.ASTER).verified, Curate().resolved(ColdStart.ASTER).succeeded) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [("sets/retool sft.jsonl.gz", "retool-sft"), ("runs/lab-aster-s1/", "lab-aster-s1"), ("../..", "set"), ("aster", "aster")],
+)
+def test_a_cold_start_has_a_name_that_a_folder_can_have(value: str, name: str) -> None:
+    assert cold_start_name(overridden(f"cold_start={value}").cold_start) == name
 
 
 def test_description_shows_value_type_default_and_meaning() -> None:
     text = describe(overridden("rl.steps=3", "rl.stages.1.limits.tool_calls=9"))
     assert "rl.steps = 3   (int > 0; default 30)\n    Steps of each stage that names none of its own." in text
     assert "rl.stages.1.limits.tool_calls = 9   (int >= 0; default 50)" in text
-    assert 'cold_start = "dense"   (dense | program | sparse | zero)' in text
+    assert 'cold_start = "aster"   (zero | zero_force_tool | retool | demyagent | aster | program | str)' in text
     assert "curate.size = null   (int > 0 | null)" in text
     assert 'problems.families = {"chain": 1.0}   (dict[str, float > 0])' in text
     assert "``" not in text
@@ -256,7 +283,7 @@ recipes = st.builds(
     Recipe,
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,9}\Z"),
     seed=st.integers(-(2**70), 2**70),
-    cold_start=st.sampled_from(ColdStart),
+    cold_start=st.sampled_from([*ColdStart, "sets/own.jsonl.gz", "runs/other"]),
     model=st.builds(Model, path=texts, gradient_checkpointing=st.booleans(), threads=st.integers(0, 99)),
     problems=st.builds(
         Problems,

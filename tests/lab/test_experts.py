@@ -32,7 +32,7 @@ def teach(shop: Shop, cold_start: ColdStart, problems: list[Problem], budget: Bu
 
 def expected_calls(cold_start: ColdStart, problem: Problem) -> set[int]:
     steps = problem.metadata["steps"]
-    if cold_start is ColdStart.DENSE:
+    if cold_start is ColdStart.ASTER:
         return {steps if problem.source == "lab/chain" else steps + 1}
     return {1} if cold_start is ColdStart.PROGRAM else {1, 2}
 
@@ -50,12 +50,12 @@ def test_every_expert_solves_every_problem(shop: Shop, cold_start: ColdStart, fa
         # A loader may tokenise the text again: it must find the same tokens.
         assert DIALECT._encode(DIALECT.decode(trajectory.token_ids)) == trajectory.token_ids
         assert max(turn.end - turn.start for turn in trajectory.turns if turn.role == "assistant") < 500
-    if cold_start is ColdStart.SPARSE and family == "chain":
+    if cold_start in (ColdStart.RETOOL, ColdStart.DEMYAGENT) and (cold_start, family) != (ColdStart.RETOOL, "hunt"):
         assert {trajectory.tool_calls for trajectory in trajectories} == {1, 2}
 
 
 def test_dense_turns_are_short(shop: Shop) -> None:
-    trajectories = teach(shop, ColdStart.DENSE, generate({"chain": 1.0, "hunt": 1.0}, (6, 10), "train", 20, seed=4))
+    trajectories = teach(shop, ColdStart.ASTER, generate({"chain": 1.0, "hunt": 1.0}, (6, 10), "train", 20, seed=4))
     lengths = [turn.end - turn.start for t in trajectories for turn in t.turns if turn.role == "assistant"]
     assert sum(lengths) / len(lengths) < 40
 
@@ -64,7 +64,7 @@ def test_the_dense_expert_reads_what_the_sandbox_says(shop: Shop) -> None:
     """It follows the tool's output, not the hidden path: another oracle leads it elsewhere."""
     problem = next(p for p in generate({"hunt": 1.0}, (6, 6), "train", 5, seed=5))
     misled = Problem(problem.id, problem.prompt, "0", setup="def ask(value):\n    return 'end'", metadata=problem.metadata)
-    [trajectory] = teach(shop, ColdStart.DENSE, [misled])
+    [trajectory] = teach(shop, ColdStart.ASTER, [misled])
     assert trajectory.answer == str(problem.metadata["walk"].start)
     assert trajectory.tool_calls == 1
 
@@ -72,7 +72,7 @@ def test_the_dense_expert_reads_what_the_sandbox_says(shop: Shop) -> None:
 def test_output_that_an_expert_cannot_read_is_recorded(shop: Shop) -> None:
     problem = generate({"hunt": 1.0}, (6, 6), "train", 1, seed=5)[0]
     broken = Problem(problem.id, problem.prompt, "0", setup="", metadata=problem.metadata)
-    [trajectory] = teach(shop, ColdStart.DENSE, [broken])
+    [trajectory] = teach(shop, ColdStart.ASTER, [broken])
     assert trajectory.stop_reason is StopReason.ENGINE_ERROR
     assert trajectory.error.startswith("ValueError: ")
     assert trajectory.calls[0].status is CallStatus.ERROR
@@ -101,3 +101,36 @@ def test_text_only_works_every_step_out_in_the_base_models_format(family: str) -
         assert answer == lines[-1].rpartition("=")[2] == to_problem(walk).answer
         ids = DIALECT.turn_ids(thinking, f"\\boxed{{{answer}}}", [])
         assert DIALECT._encode(DIALECT.decode(ids)) == ids
+
+
+def play(cold_start: ColdStart, problem: Problem, seed: int, wrong: int | None = None) -> tuple[list[str], str]:
+    """The codes of an expert that gets its cells' values, the ``wrong``-th one off by one; and its answer."""
+    session: dict[str, object] = {}
+    exec(problem.setup, session)
+    script = EXPERTS[cold_start](problem.metadata["walk"], random.Random(seed))
+    codes: list[str] = []
+    try:
+        _, code = next(script)
+        while True:
+            *lines, last = code.split("\n")
+            exec("\n".join(lines), session)
+            value = eval(last, session)
+            if len(codes) == wrong:
+                assert isinstance(value, int)
+                session["v"] = value = value + 1
+            codes.append(code)
+            _, code = script.send(str(value))
+    except StopIteration as ending:
+        return codes, str(ending.value[1])
+
+
+@pytest.mark.parametrize("cold_start", [ColdStart.RETOOL, ColdStart.DEMYAGENT])
+def test_every_call_of_a_sparse_expert_is_needed_for_its_answer(cold_start: ColdStart) -> None:
+    numbers = set()
+    for seed, problem in enumerate(generate({"chain": 1.0}, (6, 10), "train", 12, seed=9)):
+        codes, answer = play(cold_start, problem, seed)
+        assert answer == problem.answer
+        numbers.add(len(codes))
+        changed = [play(cold_start, problem, seed, wrong)[1] != answer for wrong in range(len(codes))]
+        assert all(changed), problem.prompt
+    assert numbers == {1, 2}

@@ -55,7 +55,7 @@ def test_report_shows_every_part_of_a_complete_run(filled_page: str) -> None:
         "84.4%",
         "[81.4, 87.4]",
         "8.61",
-        "filled, cold start dense, seed 1",
+        "filled, cold start aster, seed 1",
         "aster run recipe.yaml",
         "85.8",
         "53.9",
@@ -88,7 +88,7 @@ def test_text_of_the_model_is_escaped_and_nothing_is_loaded_from_elsewhere(fille
 
 def test_charts_are_well_formed_and_share_no_id(filled_page: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", filled_page, re.DOTALL)
-    assert len(charts) == 7
+    assert len(charts) == 8
     seen: set[str] = set()
     for chart in charts:
         ids = {element.get("id") for element in ElementTree.fromstring(chart).iter()} - {None}

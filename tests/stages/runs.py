@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "sandbox": {"preload": []},
     "rollout": {"slots": 16, "deterministic": True},
     "synthesize": {"problems": 96, "limits": {**LIMITS, "context_tokens": 400}},
-    "curate": {"min_calls": 1, "size": 16},
+    "curate": {"dense_calls": 1, "size": 16},
     "sft": {
         "stages": [
             {"epochs": 2, "batch": 8, "learning_rate": 1e-5},

@@ -230,7 +230,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
 
 
 def test_curation_that_leaves_nothing_says_where_it_went(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:
-    changes = {"curate.min_calls": 2, "synthesize.problems": 4}
+    changes = {"curate.dense_calls": 2, "synthesize.problems": 4}
     ended = commands.run("run", tiny.file(tmp_path / "tiny.yaml", changes), "--run", tmp_path / "run")
     assert ended.code == 2
     assert ended.err.splitlines()[-1].startswith(

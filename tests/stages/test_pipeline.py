@@ -50,7 +50,7 @@ def test_the_funnel_and_the_density_are_in_the_summaries(tiny: Tiny, tmp_path: P
             "synthesize.problems": 20,
             "synthesize.attempts": 2,
             "problems.levels": [1, 3],
-            "curate.min_calls": 2,
+            "curate.dense_calls": 2,
             "synthesize.limits": {"context_tokens": 1000, "turn_tokens": 200},
         }
     )
@@ -66,7 +66,7 @@ def test_the_funnel_and_the_density_are_in_the_summaries(tiny: Tiny, tmp_path: P
             "answer verified",
             "every call succeeded",
             "at least 2 tool calls",
-            "chosen by seed",
+            "16 chosen by seed, balanced over difficulty and topic",
         ]
         assert [step["kept"] for step in kept["funnel"]][-1] == kept["kept"] == 16
         assert 2 <= kept["tool_calls"] <= 3
@@ -79,7 +79,7 @@ def test_the_funnel_and_the_density_are_in_the_summaries(tiny: Tiny, tmp_path: P
 
 def test_the_policy_can_be_its_own_teacher(tiny: Tiny, coin_problems: Path, tmp_path: Path) -> None:
     changes = {"synthesize.teacher": "policy", "problems.teach": str(coin_problems), "synthesize.attempts": 4}
-    recipe = tiny.recipe({**changes, "synthesize.limits": tiny.settings["evaluate"]["limits"], "curate.min_calls": 0})
+    recipe = tiny.recipe({**changes, "synthesize.limits": tiny.settings["evaluate"]["limits"], "curate.dense_calls": 0})
     with RunFolder.open(tmp_path / "run", recipe, []) as run:
         pipeline.run_stage("synthesize", recipe, run)
         pipeline.run_stage("curate", recipe, run)
@@ -132,7 +132,7 @@ two_cores = pytest.mark.skipif(
 @two_cores
 def test_a_cold_start_beside_dies_with_the_run_and_resumes_with_it(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = ("run", tiny.file(tmp_path / "tiny.yaml", {"beside": ["zero", "dense"]}), "--run", run)
+    command = ("run", tiny.file(tmp_path / "tiny.yaml", {"beside": ["zero", "aster"]}), "--run", run)
     zero = run / "beside" / "zero"
     killed = commands.killed(lambda: steps(zero, "rl") >= 1, *command)
     assert killed.code == -signal.SIGKILL

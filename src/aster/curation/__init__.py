@@ -1,5 +1,5 @@
-"""Curation: which trajectories teach."""
+"""Curation: which problems are asked, and which trajectories teach."""
 
-from aster.curation.filters import Funnel, curate
+from aster.curation.chain import Chain, Dropped, Funnel, Selection, choose
 
-__all__ = ["Funnel", "curate"]
+__all__ = ["Chain", "Dropped", "Funnel", "Selection", "choose"]

@@ -17,12 +17,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from aster.core.errors import UserError
-from aster.core.problems import BOX_REQUEST, load_problems
+from aster.core.problems import BOX_REQUEST, HUB, load_problems
 from aster.core.progress import say
 from aster.core.types import Problem
 
@@ -210,22 +209,9 @@ def _from_hub(entry: Benchmark, source: str | None = None) -> list[Problem]:
         f"network: huggingface-cli download --repo-type dataset {entry.dataset} --local-dir FOLDER/{entry.repository})"
     )
     try:
-        import datasets
-    except ModuleNotFoundError as error:
-        if error.name != "datasets":
-            raise
-        raise UserError(
-            f"{entry.name}: no local copy, and the library datasets is missing (pip install 'aster-tir[hub]'); or {advice}"
-        ) from None
-    try:
-        rows = datasets.load_dataset(source or entry.dataset, split=entry.split)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{entry.name}: {entry.dataset} cannot be had from the hub: {reason}; {advice}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{entry.name}.parquet"
-        rows.to_parquet(path)
-        return load_problems(path)
+        return load_problems(f"{HUB}{source or entry.dataset}:{entry.split}")
+    except UserError as error:
+        raise UserError(f"{entry.name}: no local copy, and {error}; or {advice}") from error
 
 
 def _bare(name: str, problems: list[Problem]) -> list[Problem]:

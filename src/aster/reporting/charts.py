@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from aster.curation.chain import Funnel
 from aster.dynamics import smooth
 
 COLOURS = ("#1f5fa8", "#c2571a", "#2e8b57", "#8a4fa3", "#7a7a7a", "#b8860b", "#333333")
@@ -86,6 +87,24 @@ def histogram_chart(title: str, x_label: str, groups: Mapping[str, Sequence[int]
         axes.set_xticks(range(bins), labels, rotation=0 if width == 1 else 60, fontsize=8)
         axes.grid(axis="x", visible=False)
         axes.legend(frameon=False)
+        return _svg(figure, title)
+
+
+def funnel_chart(title: str, steps: Sequence[Funnel]) -> str:
+    """What each filter of a curation leaves, as horizontal bars from the first to the last, as an SVG element."""
+    with matplotlib.rc_context(_STYLE):
+        # Names of filters are long: they stand above their bars.
+        figure = Figure(figsize=(5.4, 0.9 + 0.42 * len(steps)))
+        axes = figure.add_axes((0.02, 0.02, 0.84, 1 - 0.5 / (0.9 + 0.42 * len(steps))))
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.axis("off")
+        most = max((step.kept for step in steps), default=0) or 1
+        axes.barh(range(len(steps)), [step.kept / most for step in steps], height=0.45, color=COLOURS[0])
+        for place, step in enumerate(steps):
+            axes.text(0, place - 0.28, step.filter, fontsize=8, va="bottom")
+            axes.text(step.kept / most, place, f" {step.kept:,}", fontsize=8, va="center")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(len(steps) - 0.5, -0.8)
         return _svg(figure, title)
 
 

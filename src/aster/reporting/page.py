@@ -13,8 +13,10 @@ import jinja2
 from markupsafe import Markup
 
 from aster import __version__
+from aster.core.recipe import cold_start_name
 from aster.core.run import RunFolder, iterate_trajectories, read_json, replacing
 from aster.core.types import Trajectory
+from aster.curation.chain import Funnel
 from aster.dynamics import collapse_alarm, tool_use
 from aster.dynamics.collapse import BASELINE_STEPS, SUSTAINED_STEPS
 from aster.evaluation.published import BENCHMARKS, ROWS
@@ -40,6 +42,7 @@ def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
     about = read_json(run.path / "run.json") if (run.path / "run.json").exists() else {}
     results = read_json(run.path / "summary.json") if (run.path / "summary.json").exists() else {}
     rl = run.metrics("rl")
+    funnel = [Funnel(**step) for step in (run.summary("curate") or {}).get("funnel", [])]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
         importlib.resources.files("aster.reporting").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
@@ -47,6 +50,7 @@ def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
     html = template.render(
         version=__version__,
         recipe=run.recipe,
+        cold_start=cold_start_name(run.recipe.cold_start),
         about=about,
         results=[(POLICIES[policy], results[policy]) for policy in POLICIES if policy in results],
         published=ROWS,
@@ -57,7 +61,8 @@ def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
         distribution=_distribution(evaluated),
         uses=[(POLICIES[policy], read.use) for policy, read in evaluated.items()],
         sft_chart=_sft_chart(run.metrics("sft")),
-        funnel=(run.summary("curate") or {}).get("funnel", []),
+        funnel=funnel,
+        funnel_chart=Markup(charts.funnel_chart("Trajectories left after each filter", funnel)) if funnel else None,
         samples=_samples(run, evaluated),
     )
     path = run.path / "report.html"

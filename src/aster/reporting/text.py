@@ -51,7 +51,7 @@ def split_assistant(text: str) -> list[tuple[Kind, str]]:
     return [(kind, block.strip("\n")) for kind, block in blocks if block.strip()]
 
 
-def run_tokenizer(run: RunFolder) -> Tokenizer:
+def run_tokenizer(run: RunFolder | EvaluationFolder) -> Tokenizer:
     """The tokenizer that a run folder keeps. UserError where it has none."""
     return load_tokenizer_file(run.path / "tokenizer" / "tokenizer.json")
 

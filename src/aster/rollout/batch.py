@@ -40,6 +40,10 @@ class Workshop:
     """Trajectories under way at once."""
     deterministic: bool = False
     """Waves instead of a stream: which trajectories are decoded together never depends on how long a tool took."""
+    system: str = ""
+    """Text for the system turn of every prompt, before the tool's schema."""
+    prefix: str = ""
+    """Text before the problem in every prompt."""
 
     def waves(self, items: list[Item]) -> Iterator[list[Item]]:
         """Everything at once; or, deterministic, as many as fit at a time."""
@@ -103,6 +107,8 @@ class Rollouts:
                 sandbox=self.workshop.sandbox,
                 budget=budget,
                 decoding=decoding,
+                system=self.workshop.system,
+                prefix=self.workshop.prefix,
             )
             done(trajectory)
             return trajectory

@@ -45,11 +45,14 @@ async def rollout(
     sandbox: AnySandbox | None,
     budget: Budget,
     decoding: Decoding,
+    system: str = "",
+    prefix: str = "",
 ) -> Trajectory:
-    """One attempt at a problem, graded. ``sequence`` names it to the sampler, which must know it (``sampler.open``). Without a
-    ``sandbox`` the policy has no tool."""
+    """One attempt at a problem, graded. ``sequence`` names it to the sampler, which must know it (``sampler.open``); ``system``
+    is a text for the system turn, before the tool's schema, ``prefix`` one before the problem. Without a ``sandbox`` the policy
+    has no tool."""
     trajectory = Trajectory(problem.id, sample, seed)
-    attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, sandbox, budget, decoding)
+    attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, sandbox, budget, decoding, system, prefix)
     began = time.monotonic()
     try:
         trajectory.stop_reason = await attempt.run(began)
@@ -79,12 +82,15 @@ class _Attempt:
     sandbox: AnySandbox | None
     budget: Budget
     decoding: Decoding
+    system: str = ""
+    prefix: str = ""
     session: AnySession | None = None
     final: AssistantTurn | None = None
 
     async def run(self, began: float) -> StopReason:
         trajectory, budget = self.trajectory, self.budget
-        trajectory.append("prompt", self.dialect.prompt_ids(self.problem.prompt, tools=self.sandbox is not None))
+        prompt = self.prefix + self.problem.prompt
+        trajectory.append("prompt", self.dialect.prompt_ids(prompt, tools=self.sandbox is not None, system=self.system))
         for turn_count in range(budget.turns + 1):
             room = budget.context_tokens - len(trajectory.token_ids)
             if room <= 0:

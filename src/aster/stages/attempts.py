@@ -40,7 +40,15 @@ async def attempt_all(
     trajectories: list[Trajectory] = []
     with Progress(label, len(jobs), "attempt", done=before) as progress:
         async with make_sandbox(recipe.sandbox) as sandbox:
-            workshop = Workshop(sampler_for, dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
+            workshop = Workshop(
+                sampler_for,
+                dialect,
+                sandbox,
+                recipe.rollout.slots,
+                recipe.rollout.deterministic,
+                recipe.demand.system,
+                recipe.demand.prompt,
+            )
             for part, file in zip(chunks, files, strict=True):
                 if not file.exists():
                     made = await rollout_batch(

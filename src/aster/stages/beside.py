@@ -30,7 +30,7 @@ class Beside:
     @staticmethod
     def folders(recipe: Recipe, folder: RunFolder) -> list[tuple[str, Path]]:
         """The cold starts beside this one and their run folders."""
-        names = [name for name in dict.fromkeys(recipe.beside) if name is not recipe.cold_start]
+        names = [name for name in dict.fromkeys(recipe.beside) if name != recipe.cold_start]
         return [(str(name), folder.path / "beside" / str(name)) for name in names]
 
     def __enter__(self) -> Beside:

@@ -44,7 +44,8 @@ def _problems(settings: Problems, source: str, split: str, count: int, seed: int
             return generate(settings.families, (fewest, most), "test" if split == "test" else "train", count, seed)
         except ValueError as error:
             raise UserError(f"problems: {error}") from None
-    return choose_problems(load_problems(source, settings.prompt_suffix), count, seed)
+    columns = {str(name): column for name, column in settings.columns.items()}
+    return choose_problems(load_problems(source, settings.prompt_suffix, columns), count, seed)
 
 
 def make_jobs(problems: list[Problem], samples: int, *seed_parts: int | str) -> list[Job]:
@@ -94,7 +95,7 @@ def final_checkpoint(folder: RunFolder, stage: str) -> Path | None:
 
 
 def starting_point(folder: RunFolder) -> Path | None:
-    """Where RL starts: the SFT checkpoint, or None for the base model (cold start zero)."""
+    """Where RL starts: the SFT checkpoint, or None for the base model (a cold start without SFT)."""
     return final_checkpoint(folder, "sft")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 from aster.core.errors import UserError
 from aster.core.progress import say
-from aster.core.recipe import ColdStart, Recipe
+from aster.core.recipe import Recipe, cold_start_name
 from aster.core.run import RunFolder, read_json, replacing
 from aster.sandbox import SandboxFailure
 from aster.stages.beside import Beside
@@ -19,8 +20,10 @@ COLD_START_STAGES = ("synthesize", "curate", "sft")
 
 
 def stages_of(recipe: Recipe) -> list[str]:
-    """The stages a recipe has: cold start zero has no cold start."""
-    return [name for name in STAGES if recipe.cold_start is not ColdStart.ZERO or name not in COLD_START_STAGES]
+    """The stages a recipe has: no cold start without SFT, and nothing to synthesize where a set is given."""
+    if recipe.cold_start_set is not None:
+        return [name for name in STAGES if name != "synthesize"]
+    return [name for name in STAGES if recipe.has_sft or name not in COLD_START_STAGES]
 
 
 def run_all(recipe: Recipe, folder: RunFolder) -> None:
@@ -46,7 +49,7 @@ def run_all(recipe: Recipe, folder: RunFolder) -> None:
 def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
     """One stage alone. UserError where the one before it has not finished."""
     if name not in stages_of(recipe):
-        raise UserError(f"{name}: cold start {recipe.cold_start} has no such stage")
+        raise UserError(f"{name}: cold start {cold_start_name(recipe.cold_start)} has no such stage")
     needed = NEEDS.get(name)
     if needed in stages_of(recipe) and folder.summary(str(needed)) is None:
         if name != "evaluate":
@@ -92,6 +95,13 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
 
         require_peft()
     contexts: dict[str, int] = {}
+    if "curate" in stages and recipe.cold_start_set is not None:
+        from aster.curation.sources import Source
+
+        try:
+            Source(Path(recipe.cold_start_set))
+        except UserError as error:
+            raise UserError(f"cold_start: {error}") from None
     if "synthesize" in stages:
         teaching_problems(recipe, recipe.synthesize.problems)
         if recipe.synthesize.teacher == "policy":
@@ -140,7 +150,7 @@ def print_results(recipe: Recipe, folder: RunFolder) -> None:
     """The table of this run and of those beside it, and where the report is; to stdout."""
     from aster.reporting import render_table
 
-    shown = [(str(recipe.cold_start), folder.path), *Beside.folders(recipe, folder)]
+    shown = [(cold_start_name(recipe.cold_start), folder.path), *Beside.folders(recipe, folder)]
     for name, path in shown:
         if (path / "summary.json").exists():
             print(f"\ncold start: {name}")

@@ -48,7 +48,15 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
         ) as policy,
         make_sandbox(recipe.sandbox) as sandbox,
         Rollouts(
-            Workshop(lambda _: policy, policy.dialect, sandbox, recipe.rollout.slots, recipe.rollout.deterministic)
+            Workshop(
+                lambda _: policy,
+                policy.dialect,
+                sandbox,
+                recipe.rollout.slots,
+                recipe.rollout.deterministic,
+                recipe.demand.system,
+                recipe.demand.prompt,
+            )
         ) as rollouts,
     ):
         groups = GroupSampler(recipe, problems, rollouts)

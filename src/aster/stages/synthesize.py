@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from aster.chat import Qwen3Dialect
 from aster.core.errors import UserError
-from aster.core.recipe import Recipe
+from aster.core.recipe import ColdStart, Recipe
 from aster.core.run import RunFolder
 from aster.core.seeds import derive
 from aster.lab.experts import EXPERTS
@@ -73,7 +73,7 @@ async def _teacher(recipe: Recipe) -> AsyncIterator[tuple[Callable[[Job], Sample
             f"problems.teach: the scripted experts can teach lab problems alone, not {source}; set problems.teach=lab, "
             "synthesize.teacher=endpoint or synthesize.teacher=policy"
         )
-    expert = EXPERTS[recipe.cold_start]
+    expert = EXPERTS[ColdStart(recipe.cold_start)]
     tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))
     dialect = make_dialect(tokenizer)
     yield (lambda job: ScriptedTeacher(expert, job.problem, derive(job.seed, "expert"), dialect)), dialect

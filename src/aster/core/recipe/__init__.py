@@ -10,8 +10,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from aster.core.recipe.data import ColdStart, Curate, Limits, Problems
-from aster.core.recipe.engine import Model, Policy, Rollout, Sandbox
+from aster.core.recipe.curation import WITHOUT_SFT, Band, ColdStart, ColdStartOrSet, Curate, Density, cold_start_name
+from aster.core.recipe.data import Limits, Problems
+from aster.core.recipe.engine import ForceTool, Model, Policy, Rollout, Sandbox
 from aster.core.recipe.evaluation import Evaluate, EvaluateLimits
 from aster.core.recipe.section import Section
 from aster.core.recipe.synthesis import Prices, Synthesize
@@ -19,10 +20,13 @@ from aster.core.recipe.training import Adam, Rl, RlStage, Sft, SftStage
 
 __all__ = [
     "Adam",
+    "Band",
     "ColdStart",
     "Curate",
+    "Density",
     "Evaluate",
     "EvaluateLimits",
+    "ForceTool",
     "Limits",
     "Model",
     "Policy",
@@ -37,6 +41,7 @@ __all__ = [
     "Sft",
     "SftStage",
     "Synthesize",
+    "cold_start_name",
 ]
 
 
@@ -48,8 +53,9 @@ class Recipe(Section):
     Letters, digits, dots, underscores and hyphens."""
     seed: int = 1
     """Every random choice of the run derives from it."""
-    cold_start: ColdStart = ColdStart.DENSE
-    """Where RL starts from: dense (ASTER), program, sparse or zero."""
+    cold_start: ColdStartOrSet = ColdStart.ASTER
+    """Where RL starts from: one of the paper's five, our rival ``program``, or a set of trajectories by its path: a file of
+    transcripts, or a run folder."""
     beside: list[ColdStart] = []
     """Cold starts to run beside this one, each in a process and folder of its own, where a core is free for it."""
     model: Model = Model()
@@ -73,6 +79,21 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     """avg@k on held-out problems."""
 
+    @property
+    def has_sft(self) -> bool:
+        """Whether there is a cold start to train on."""
+        return self.cold_start not in WITHOUT_SFT
+
+    @property
+    def cold_start_set(self) -> str | None:
+        """The path of the set that is the cold start; None for a preset."""
+        return None if isinstance(self.cold_start, ColdStart) else self.cold_start
+
+    @property
+    def demand(self) -> ForceTool:
+        """The texts that demand the tool in every prompt of RL and evaluation: empty but for ``zero_force_tool``."""
+        return self.rollout.force_tool if self.cold_start is ColdStart.ZERO_FORCE_TOOL else ForceTool(system="")
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.policy.kind == "tinker" and self.rollout.deterministic:
@@ -85,7 +106,7 @@ class Recipe(Section):
                 f"rollout.deterministic: with policy.sampler={self.policy.sampler} the server decides which sequences it "
                 "decodes together, so a run cannot repeat to the bit; leave it at false, or use sampler=local"
             )
-        others = [name for name in self.beside if name is not self.cold_start]
+        others = [name for name in self.beside if name != self.cold_start]
         if others and self.policy.sampler == "vllm":
             raise ValueError(
                 "beside: each run would start a vLLM on the same GPU; leave it empty, and run the others afterwards"

@@ -1,9 +1,8 @@
-"""The sections of the cold-start data: problems, the teacher, the choice among its trajectories."""
+"""The sections of the cold-start data: problems and the teacher."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,30 +10,21 @@ from aster.core.recipe.section import Positive, PositiveFloat, Section
 from aster.core.types import Budget
 
 
-class ColdStart(StrEnum):
-    """Where RL starts from."""
-
-    DENSE = "dense"
-    """SFT on interaction-dense trajectories: ASTER."""
-    PROGRAM = "program"
-    """SFT on trajectories that write the whole computation as one program, in one call."""
-    SPARSE = "sparse"
-    """SFT on trajectories that work half in the head and call the tool once or twice."""
-    ZERO = "zero"
-    """No SFT: RL straight from the base model."""
-
-
 class Problems(Section):
     train: str = "lab"
-    """Problems to train on: ``lab``, or a file (.jsonl or .parquet)."""
+    """Problems to train on: ``lab``, a file (.jsonl or .parquet), or a data set of the Hugging Face hub:
+    ``hf:OWNER/NAME[@CONFIG][:SPLIT]``."""
     teach: str = ""
     """Problems for the teacher; empty: those of ``train``. The scripted experts can teach ``lab`` problems alone."""
     evaluate: str = "lab"
-    """Held-out problems: ``lab`` (its test split), or a file."""
+    """Held-out problems: ``lab`` (its test split), or as ``train``."""
     families: dict[str, PositiveFloat] = {"chain": 1.0}
     """Lab alone: families and their weights in the mixture."""
     levels: list[int] = [6, 10]
     """Lab alone: fewest and most steps of a problem."""
+    columns: dict[Literal["prompt", "answer", "id", "source", "difficulty", "topic"], str] = {}
+    """Files and data sets: the names of columns, dotted where they are in another, for instance ``{answer: meta.final}``. Those
+    of the layouts that the field uses are known."""
     prompt_suffix: str = ""
     """Text appended to every prompt of a file, for instance a request for ``\\boxed{}``."""
 
@@ -65,18 +55,3 @@ class Limits(Section):
     def budget(self) -> Budget:
         """The limits as the core's Budget."""
         return Budget(self.context_tokens, self.turn_tokens, self.tool_calls, self.turns, self.wall_seconds)
-
-
-class Curate(Section):
-    min_calls: Annotated[int, Field(ge=0)] | None = None
-    """Keep trajectories with at least so many tool calls. Paper: more than 9. None: by cold start (dense 5, else 1)."""
-    max_calls: Annotated[int, Field(ge=0)] | None = None
-    """Keep trajectories with at most so many tool calls. None: by cold start (sparse and program 2, else no limit)."""
-    size: Positive | None = None
-    """Keep at most so many, chosen by the seed. Paper: 4,000. None: all."""
-
-    def band(self, cold_start: ColdStart) -> tuple[int, int | None]:
-        """The density band ``(fewest, most)`` in force for a cold start."""
-        dense = cold_start is ColdStart.DENSE
-        few = self.min_calls if self.min_calls is not None else (5 if dense else 1)
-        return few, self.max_calls if self.max_calls is not None or dense else 2

@@ -139,6 +139,18 @@ class Sandbox(Section):
     Their token comes from the environment variable ASTER_SANDBOX_TOKEN."""
 
 
+class ForceTool(Section):
+    """What every prompt of RL and evaluation says under the cold start ``zero_force_tool``. The paper's words are unknown."""
+
+    system: str = (
+        "Solve the problem with the python tool. You must call the tool at least once before you give the final answer, and "
+        "compute with it instead of in your head."
+    )
+    """Text for the system turn, before the tool's schema."""
+    prompt: str = ""
+    """Text before the problem, in the user's turn."""
+
+
 class Rollout(Section):
     slots: Positive = 96
     """Trajectories decoded together; more wait their turn."""
@@ -146,3 +158,5 @@ class Rollout(Section):
     """Most tokens the key-value cache may hold over all slots; bounds its memory."""
     deterministic: bool = False
     """A fixed schedule: the batch waits for every tool call, so that a run repeats to the bit. For tests and debugging."""
+    force_tool: ForceTool = ForceTool()
+    """How the cold start ``zero_force_tool`` demands the tool."""

@@ -1,0 +1,76 @@
+"""Sets through the chain: read in one process, judged in several, in an order that does not depend on how many there are."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+from aster.core.recipe import ColdStart, Curate
+from aster.core.sets import parse_line
+from aster.curation.chain import Chain, Judged
+from aster.curation.sources import Source
+
+BATCH = 64
+"""Transcripts a process is handed at once."""
+SMALL = 4 * BATCH
+"""Sets of fewer are not worth the start of processes."""
+WAITING = 4
+"""Batches of each process under way: what bounds the memory."""
+
+Line = tuple[str, bytes]
+Result = TypeVar("Result")
+
+
+def judge_sources(
+    sources: Sequence[Source], settings: Curate, cold_start: ColdStart | str, processes: int | None = None
+) -> Iterator[Judged]:
+    """The chain's verdict on every transcript of the sources, in order. ``processes``: by default one a core.
+
+    UserError where a line is no transcript.
+    """
+    lines = (line for source in sources for line in source.lines())
+    chain = (settings.model_dump_json(), str(cold_start), isinstance(cold_start, ColdStart))
+    for batch in in_batches(lines, functools.partial(_judge, chain), processes):
+        yield from batch
+
+
+def in_batches(lines: Iterable[Line], work: Callable[[list[Line]], Result], processes: int | None = None) -> Iterator[Result]:
+    """``work`` on batches of lines, the results in order; few lines are worked on here."""
+    processes = processes or len(os.sched_getaffinity(0))
+    batches = _batches(lines)
+    first = list(itertools.islice(batches, SMALL // BATCH))
+    if processes == 1 or len(first) < SMALL // BATCH:
+        for batch in itertools.chain(first, batches):
+            yield work(batch)
+        return
+    # Not forked: the caller may have threads.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for batch in itertools.chain(first, batches):
+            waiting.append(pool.submit(work, batch))
+            if len(waiting) >= WAITING * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    stream = iter(lines)
+    while batch := list(itertools.islice(stream, BATCH)):
+        yield batch
+
+
+@functools.lru_cache(maxsize=1)
+def _chain(settings: str, cold_start: str, preset: bool) -> Chain:
+    return Chain(Curate.model_validate_json(settings), ColdStart(cold_start) if preset else cold_start)
+
+
+def _judge(chain: tuple[str, str, bool], lines: list[Line]) -> list[Judged]:
+    judge = _chain(*chain).judge
+    return [judge(parse_line(place, line)) for place, line in lines]

@@ -1,0 +1,134 @@
+"""Sets side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from aster.cli import main
+from aster.core.recipe import ColdStart, Curate
+from aster.core.sets import iterate_set, write_set
+from aster.core.transcript import Transcript
+from aster.core.types import CallStatus
+from aster.curation.judging import judge_sources
+from aster.curation.sources import Source
+from aster.curation.statistics import statistics_of
+from tests.curation.transcripts import calls, step, transcript
+
+DENSE = [
+    transcript(f"d{n}", step("think", ("a = 1", "")), step("on", ("b = a + 1", "")), step("so", ("b * 2", "4")), answer="4")
+    for n in range(4)
+]
+CHECKS = [transcript(f"c{n}", step("a long thought; the answer is 4", ("2 * 2", "4")), answer="4") for n in range(4)]
+NEEDED = [transcript(f"n{n}", step("compute", ("2 * 2", "4")), answer="4") for n in range(4)]
+POST_HOC = [transcript(f"p{n}", *(step("the answer is 4", "2 + 2") for _ in range(5)), answer="4") for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("transcripts", "beginning"),
+    [
+        (DENSE, "no sign of risk: 100% of the trajectories have 3 calls or more; 0% of the calls come after"),
+        (CHECKS, "high risk: sparse and post-hoc (100% of the trajectories have fewer than 3 calls; 100% of the calls"),
+        (NEEDED, "some risk: sparse"),
+        (POST_HOC, "some risk: post-hoc"),
+        ([calls("none", 0)], "no trajectory calls the tool"),
+        ([], "nothing to say"),
+    ],
+)
+def test_what_a_set_says_about_collapse(transcripts: list[Transcript], beginning: str) -> None:
+    assert statistics_of("set", transcripts)["verdict"].startswith(beginning)
+
+
+def test_the_numbers_of_a_set() -> None:
+    mixed = [
+        *DENSE[:2],
+        calls("d0", 1, status=CallStatus.ERROR, reward=0.0),
+        transcript("m", step("", "?", status=CallStatus.MALFORMED), reward=None),
+    ]
+    result = statistics_of("mixed", mixed)
+    assert (result["trajectories"], result["problems"]) == (4, 3)
+    assert (result["verified"], result["unverified"]) == (0.5, 0.25)
+    assert result["calls_histogram"] == [1, 1, 0, 2]
+    assert (result["calls_mean"], result["calls_median"], result["sparse"]) == (7 / 4, 2, 0.5)
+    assert (result["call_success"], result["malformed"]) == (6 / 7, 1 / 8)
+    assert result["causal"] == 1.0
+    assert result["unit"] == "words"
+    assert sum(result["call_places"]) == pytest.approx(1.0)
+    assert result["thinking_per_call"] == pytest.approx((1 + 1 + 0) / 3)
+    assert statistics_of("counted", [transcript("p", step("a", "b", tokens=70))])["unit"] == "tokens"
+    assert statistics_of("own", mixed, len, "characters")["unit"] == "characters"
+
+
+def test_where_in_the_thinking_the_calls_are() -> None:
+    early = transcript("e", step("one", "f()"), step("word " * 99))
+    late = transcript("l", step("word " * 99, "f()"), step("end"))
+    places = [statistics_of("set", [each])["call_places"] for each in (early, late)]
+    assert [place.index(1.0) for place in places] == [0, 9]
+
+
+def test_stats_on_the_command_line(tmp_path: Path) -> None:
+    write_set(tmp_path / "dense.jsonl.gz", DENSE)
+    write_set(tmp_path / "checks.jsonl", CHECKS)
+    arguments = ["data", "stats", str(tmp_path / "dense.jsonl.gz"), str(tmp_path / "checks.jsonl")]
+    result = CliRunner().invoke(main, [*arguments, "--json", str(tmp_path / "s.json"), "--html", str(tmp_path / "s.html")])
+    assert result.exit_code == 0, result.output
+    assert "tool calls, mean" in result.output
+    assert "3.00" in result.output
+    assert f"{tmp_path}/checks.jsonl: high risk: sparse and post-hoc" in result.output
+    assert [each["calls_mean"] for each in json.loads((tmp_path / "s.json").read_text())] == [3.0, 1.0]
+    page = (tmp_path / "s.html").read_text()
+    assert page.count("<svg") == 3
+    assert "high risk" in page
+
+
+def test_curate_on_the_command_line(tmp_path: Path) -> None:
+    write_set(tmp_path / "a.jsonl", [*DENSE, *CHECKS])
+    write_set(tmp_path / "b.jsonl.gz", NEEDED)
+    out = tmp_path / "kept.jsonl.gz"
+    arguments = ["data", "curate", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz"), "--out", str(out)]
+    extra = ["--dropped", str(tmp_path / "d.jsonl"), "--html", str(tmp_path / "f.html"), "--json", str(tmp_path / "f.json")]
+    result = CliRunner().invoke(main, [*arguments, *extra, "density.min=3", "size=2", "seed=4"])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.output.splitlines()[2:7]] == ["attempts", "answer", "every", "at", "2"]
+    kept = list(iterate_set(out))
+    assert len(kept) == 2
+    assert all(each in DENSE for each in kept)
+    dropped = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    assert len(dropped) == 10
+    assert {each["filter"] for each in dropped if each["problem_id"].startswith("c")} == {"at least 3 tool calls"}
+    assert "<svg" in (tmp_path / "f.html").read_text()
+    again = CliRunner().invoke(main, [*arguments, "density.min=3", "size=2", "seed=4"])
+    assert again.exit_code == 0
+    assert list(iterate_set(out)) == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.jsonl"], "none.jsonl: no such set"),
+        (["set.csv"], "set.csv: not a set: its name must end in .jsonl or .jsonl.gz, or it must be a run folder"),
+        (["."], ".: not a run folder"),
+        (["broken.jsonl"], "broken.jsonl, line 2: not a transcript"),
+        (["good.jsonl", "densty.min=3"], "unknown field 'curate.densty'; the nearest valid name is 'density'"),
+    ],
+)
+def test_errors_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "good.jsonl", DENSE)
+    (tmp_path / "broken.jsonl").write_bytes((tmp_path / "good.jsonl").read_bytes().splitlines(keepends=True)[0] + b"{}\n")
+    result = CliRunner().invoke(main, ["data", "curate", *arguments, "--out", "out.jsonl"])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_several_processes_judge_as_one_does(tmp_path: Path) -> None:
+    many = [calls(f"p{number}", number % 13, reward=float(number % 5 > 0)) for number in range(700)]
+    write_set(tmp_path / "many.jsonl.gz", many)
+    sources = [Source(tmp_path / "many.jsonl.gz")]
+    verdicts = [list(judge_sources(sources, Curate(), ColdStart.ASTER, processes)) for processes in (1, 2)]
+    assert verdicts[0] == verdicts[1]
+    assert [judged.problem_id for judged in verdicts[0]] == [each.problem_id for each in many]

@@ -1,0 +1,95 @@
+"""Cold starts other than the scripted ones: a given set, and none with the tool demanded by the prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aster.core.errors import UserError
+from aster.core.run import RunFolder, read_json_lines, read_trajectories
+from aster.core.sets import write_set
+from aster.curation.sources import Source
+from aster.stages import pipeline
+from tests.curation.transcripts import calls, step, transcript
+from tests.stages.runs import Tiny
+
+
+def texts(run: RunFolder, stage: str, name: str, turn: int = 0) -> set[str]:
+    """One turn of every trajectory of a file, as text."""
+    from aster.reporting.text import turn_texts
+
+    return {turn_texts(run, trajectory)[turn] for trajectory in read_trajectories(run.trajectory_file(stage, name))}
+
+
+def test_a_set_is_rendered_filtered_as_the_recipe_says_and_trained_on(tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "brought.jsonl.gz"
+    attempts = [
+        transcript(f"p{n}", step("run", ("v=1\nv", "1")), answer="1", reward=None, system="Be brief.") for n in range(9)
+    ]
+    write_set(path, [*attempts, calls("none", 0)])
+    changes = {"cold_start": str(path), "curate.size": None, "curate.density": {"min": 1}}
+    with RunFolder.open(tmp_path / "run", tiny.recipe(changes), []) as run:
+        with pytest.raises(UserError, match="synthesize: cold start brought has no such stage"):
+            pipeline.run_stage("synthesize", run.recipe, run)
+        pipeline.run_stage("curate", run.recipe, run)
+        pipeline.run_stage("sft", run.recipe, run)
+        curated, sft = run.summary("curate"), run.summary("sft")
+        assert curated is not None
+        assert sft is not None
+        # Nobody verified these answers: a set is taken as it is but for what the recipe asks.
+        assert [step["filter"] for step in curated["funnel"]] == ["attempts", "at least 1 tool calls"]
+        assert (curated["kept"], curated["tool_calls"], sft["trajectories"]) == (9, 1.0, 9)
+        assert curated["trained_tokens"] == sum(
+            t.sampled_tokens for t in read_trajectories(run.trajectory_file("curate", "kept"))
+        )
+        [prompt] = texts(run, "curate", "kept")
+        assert "Be brief." in prompt
+        assert "What is it?" in prompt
+        assert [line["problem_id"] for line in read_json_lines(run.path / "curate" / "dropped.jsonl")] == ["none"]
+        read = list(Source(run.path))
+        assert [(t.problem_id, t.prompt, t.calls[0].code, t.answer) for t in read] == [
+            (t.problem_id, t.prompt, t.calls[0].code, t.answer) for t in attempts
+        ]
+
+
+def test_a_run_folder_is_a_set_too(tiny: Tiny, tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path / "first", tiny.recipe({"synthesize.problems": 8}), []) as first:
+        pipeline.run_stage("synthesize", first.recipe, first)
+        pipeline.run_stage("curate", first.recipe, first)
+    assert len(list(Source(tmp_path / "first" / "synthesize"))) == 8
+    changes = {"cold_start": str(tmp_path / "first"), "curate.size": None}
+    with RunFolder.open(tmp_path / "second", tiny.recipe(changes), []) as second:
+        pipeline.run_stage("curate", second.recipe, second)
+    kept = [read_trajectories(run.trajectory_file("curate", "kept")) for run in (first, second)]
+    assert [t.token_ids for t in kept[0]] == [t.token_ids for t in kept[1]]
+    assert [t.loss_mask for t in kept[0]] == [t.loss_mask for t in kept[1]]
+
+
+def test_a_set_that_is_not_there_is_said_before_anything_is_done(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny.recipe({"cold_start": str(tmp_path / "none.jsonl")})
+    with (
+        RunFolder.open(tmp_path / "run", recipe, []) as run,
+        pytest.raises(UserError, match=r"cold_start: .*none\.jsonl: no such set"),
+    ):
+        pipeline.run_all(recipe, run)
+
+
+def test_the_demand_for_the_tool_is_in_every_prompt_of_rl_and_evaluation(tiny: Tiny, tmp_path: Path) -> None:
+    limits = {**tiny.settings["rl"]["stages"][0]["limits"], "context_tokens": 400}
+    changes = {
+        "cold_start": "zero_force_tool",
+        "rollout.force_tool": {"system": "You must call the tool.", "prompt": "Run "},
+        "rl.stages": [{"steps": 1, "limits": limits}],
+        "evaluate.limits": limits,
+    }
+    recipe = tiny.recipe(changes)
+    with RunFolder.open(tmp_path / "run", recipe, []) as run:
+        with pytest.raises(UserError, match="sft: cold start zero_force_tool has no such stage"):
+            pipeline.run_stage("sft", recipe, run)
+        pipeline.run_stage("rl", recipe, run)
+        pipeline.run_stage("evaluate", recipe, run)
+        for stage, name in (("rl", "step_000001"), ("evaluate/base", "all"), ("evaluate/rl", "all")):
+            for prompt in texts(run, stage, name):
+                assert prompt.startswith("<|im_start|>system\nYou must call the tool.\n\n# Tools")
+                assert "<|im_start|>user\nRun Toss" in prompt

@@ -1,0 +1,95 @@
+"""Every command of docs/data.md, run in order in one folder with small files of the names that the page uses.
+
+A command stands in an indented block under a line ``<!-- run -->``. A page's new commands need no change here but, where they
+read files that no earlier command wrote, a file in :func:`prepare`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from aster.cli import main
+from aster.core.run import read_trajectories
+from aster.core.sets import iterate_set, write_set
+from tests.curation.transcripts import calls, step, transcript
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
+
+
+def commands() -> list[list[str]]:
+    """The commands of the page, as lists of arguments; a line that ends in a backslash goes on in the next."""
+    found = []
+    for block in re.findall(r"<!-- run -->\n((?:    .*\n)+)", PAGE.read_text(encoding="utf-8")):
+        text = re.sub(r"\\\n\s*", "", "\n".join(line[4:] for line in block.splitlines()))
+        found += [shlex.split(line) for line in text.splitlines() if line.strip()]
+    return found
+
+
+def prepare(folder: Path) -> None:
+    """What the page takes for granted: files of problems, a teacher's set, another set, a recipe."""
+    import pyarrow
+    import pyarrow.parquet
+
+    bases = "Find the sum of all integer bases $b>9$ for which $17_b$ is a divisor of $97_b$."
+    asked = [bases, "What is the value of $6 \\cdot 7$?"]
+    rows = [
+        {"data_source": "own", "prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": "42"}}
+        for text in (asked[1], asked[0])
+    ]
+    for name, row in zip(("train", "aime25"), rows, strict=True):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / f"{name}.parquet")
+    lines: dict[str, list[dict[str, object]]] = {
+        "more.jsonl": [{"problem": asked[0], "answer": "70"}, {"problem": asked[1], "answer": "42"}],
+        "hmmt25.jsonl": [{"problem": "Compute the sum of those divisors of $9!$ that end in the digit $1$.", "answer": 103}],
+        "mine.jsonl": [{"task": {"text": "What is $1+1$?", "final": "2"}}],
+    }
+    for name, records in lines.items():
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    dense = [
+        transcript(f"p{number}", step("run", "a = 2"), *(step("on", f"a = a + {n}") for n in range(11)), answer="57")
+        for number in range(24)
+    ]
+    write_set(folder / "teacher.jsonl.gz", [*dense, calls("wrong", 12, reward=0.0), calls("sparse", 2)])
+    write_set(folder / "other.jsonl.gz", [transcript("q", step("The answer is 4.", ("2 * 2", "4")), answer="4")])
+    recipe = {"name": "lab", "model": {"path": "lab"}, "sandbox": {"preload": []}}
+    (folder / "lab.yaml").write_text(yaml.safe_dump(recipe))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all commands of the page have been run."""
+    place = tmp_path_factory.mktemp("page")
+    prepare(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for command in commands():
+            assert command[0] == "aster"
+            result = CliRunner().invoke(main, command[1:])
+            assert result.exit_code == 0, f"{shlex.join(command)}\n{result.output}"
+    return place
+
+
+def test_the_page_has_commands() -> None:
+    assert {" ".join(command[1:3]) for command in commands()} >= {"data problems", "data curate", "data stats"}
+
+
+def test_what_the_commands_leave(folder: Path) -> None:
+    report = json.loads((folder / "problems.json").read_text())
+    assert [step["kept"] for step in report["funnel"]] == [3, 3, 3, 2, 2, 1]
+    assert [hit["benchmark"] for hit in report["contaminated"]] == ["aime25.parquet"]
+    assert json.loads((folder / "mine-problems.jsonl").read_text())["answer"] == "2"
+    assert len(list(iterate_set(folder / "cold-start.jsonl.gz"))) == 24
+    assert len((folder / "dropped.jsonl").read_text().splitlines()) == 2
+    assert len(list(iterate_set(folder / "chosen.jsonl.gz"))) == 20
+    verdicts = [result["verdict"].partition(":")[0] for result in json.loads((folder / "stats.json").read_text())]
+    assert verdicts == ["no sign of risk", "high risk"]
+    kept = read_trajectories(folder / "runs" / "brought" / "curate" / "trajectories" / "kept.jsonl.gz")
+    assert len(kept) == 20
+    assert all(trajectory.tool_calls == 12 for trajectory in kept)
