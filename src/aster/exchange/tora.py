@@ -43,10 +43,11 @@ def _attempt(text: str, report: Any, answer: Any) -> list[Exchange]:
         if last.turn.calls and not last.outputs and report is not None:
             last.outputs.append(_plain(report))
         return exchanges
-    # A program alone, as for PAL: its report is its result, and what it printed is its answer.
-    exchanges = [Exchange(AssistantTurn("", "", [ParsedCall(text.strip("\n"))]), [_plain(report)])]
-    if isinstance(answer, str | int | float) and str(answer).strip():
-        exchanges.append(Exchange(AssistantTurn("", f"\\boxed{{{answer}}}")))
+    # A program alone, as for PAL: what it printed is its answer, and where it failed the report says how.
+    printed = str(answer).strip() if isinstance(answer, str | int | float) else ""
+    exchanges = [Exchange(AssistantTurn("", "", [ParsedCall(text.strip("\n"))]), [printed or _plain(report)])]
+    if printed:
+        exchanges.append(Exchange(AssistantTurn("", f"\\boxed{{{printed}}}")))
     return exchanges
 
 
