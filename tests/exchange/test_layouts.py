@@ -117,7 +117,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                 {
                     "role": "assistant",
                     "content": f"Compute.\n<code>\n```python\n{CODE}\n```\n</code>\n<interpreter>\n42\n</interpreter>\n"
-                    "<think>So.</think>It is \\boxed{42}.",
+                    "<think>So.</think><answer>\nIt is \\boxed{42}.\n</answer>",
                 },
             ],
             "answer": "42",
