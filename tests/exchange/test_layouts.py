@@ -117,7 +117,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                 {
                     "role": "assistant",
                     "content": f"Compute.\n<code>\n```python\n{CODE}\n```\n</code>\n<interpreter>\n42\n</interpreter>\n"
-                    "<think>So.</think>It is \\boxed{42}.",
+                    "<think>So.</think><answer>\nIt is \\boxed{42}.\n</answer>",
                 },
             ],
             "answer": "42",
@@ -186,16 +186,13 @@ def test_documented_rows_are_read_whole(name: str, ending: str, tmp_path: Path) 
 
 
 def test_a_row_of_tora_holds_several_attempts_and_programs_alone(tmp_path: Path) -> None:
-    row = {
-        "question": "6*7?",
-        "gt": "42",
-        "code": ["print(6*7)", "print(6*8)"],
-        "report": ["Done", "Done"],
-        "pred": ["42", "48"],
-    }
+    cut = "Go.\n```python\nprint(6*7)\n```\n```output\n42\n```\n\nReach max function call limit."
+    codes = ["print(6*7)", "print(6*8)", cut]
+    row = {"question": "6*7?", "gt": "42", "code": codes, "report": ["Done", "Done", "Done"], "pred": ["42", "48", "42"]}
     (tmp_path / "tora.jsonl").write_text(json.dumps(row))
     import_set(tmp_path / "tora.jsonl", "tora", tmp_path / "set.jsonl")
-    first, second = iterate_set(tmp_path / "set.jsonl")
+    first, second, third = iterate_set(tmp_path / "set.jsonl")
+    assert (third.stop_reason, third.answer, third.reward, third.calls[0].output) == (StopReason.TOKEN_BUDGET, None, 0.0, "42")
     assert [(t.sample, t.answer, t.reward, t.tool_calls) for t in (first, second)] == [(0, "42", 1.0, 1), (1, "48", 0.0, 1)]
 
 

@@ -27,6 +27,9 @@ def read(row: Row) -> list[Transcript]:
         raise Unreadable("not one prompt and one answer")
     transcript = blank(row, problem(prompts[0]))
     add_exchanges(transcript, CODE.dialogue(answers[0]))
+    for step in transcript.steps:
+        # As the instructions ask for these tags, and they are taken off, so are the tags.
+        step.text = step.text.replace("<answer>", "").replace("</answer>", "").strip()
     return [finish(transcript)]
 
 

@@ -13,6 +13,8 @@ from aster.core.transcript import Transcript
 from aster.exchange.base import Layout, Row, Unreadable, add_exchanges, blank, finish
 
 PROMPTS = ("question", "problem", "input", "prompt")
+CUT = "Reach max function call limit."
+"""What ends an attempt that was stopped after its last call."""
 TEXTS = ("code", "output", "generation", "trajectory", "solution")
 
 
@@ -36,15 +38,16 @@ def read(row: Row) -> list[Transcript]:
 
 def _attempt(text: str, report: Any, answer: Any) -> list[Exchange]:
     if "```" in text:
-        exchanges = FENCED.dialogue(text)
-    else:
-        # A program alone, as for PAL: its report is its result.
-        exchanges = [Exchange(AssistantTurn("", "", [ParsedCall(text.strip("\n"))]), [_plain(report)])]
-    last = exchanges[-1]
-    if last.turn.calls and not last.outputs and report is not None:
-        last.outputs.append(_plain(report))
-    if last.turn.calls and last.outputs and isinstance(answer, str | int | float) and str(answer).strip():
-        exchanges.append(Exchange(AssistantTurn("", f"\\boxed{{{answer}}}")))
+        exchanges = FENCED.dialogue(text.rstrip().removesuffix(CUT))
+        last = exchanges[-1]
+        if last.turn.calls and not last.outputs and report is not None:
+            last.outputs.append(_plain(report))
+        return exchanges
+    # A program alone, as for PAL: what it printed is its answer, and where it failed the report says how.
+    printed = str(answer).strip() if isinstance(answer, str | int | float) else ""
+    exchanges = [Exchange(AssistantTurn("", "", [ParsedCall(text.strip("\n"))]), [printed or _plain(report)])]
+    if printed:
+        exchanges.append(Exchange(AssistantTurn("", f"\\boxed{{{printed}}}")))
     return exchanges
 
 
