@@ -71,7 +71,8 @@ def test_neither_a_copy_nor_a_name_is_one_line_that_says_what_to_do(tmp_path: Pa
         load_benchmark("aime24", tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        UserError, match=r"no local copy, and the library datasets is missing \(pip install 'aster-tir\[hub\]'\)"
+        UserError,
+        match=r"no local copy, and hf:HuggingFaceH4/aime_2024:train: needs the package datasets; install it .*; or put a copy as aime24",
     ):
         load_benchmark("aime24", tmp_path)
     for part in ("one", "two"):
@@ -88,7 +89,7 @@ def test_the_hubs_library_reads_what_it_is_given(tmp_path: Path, monkeypatch: py
     write(tmp_path / "set" / "train.jsonl")
     problems = benchmarks._from_hub(ENTRY, str(tmp_path / "set"))
     assert (len(problems), problems[3].answer) == (30, "6")
-    with pytest.raises(UserError, match=r"aime24: HuggingFaceH4/aime_2024 cannot be had from the hub: .*put a copy as aime24"):
+    with pytest.raises(UserError, match=r"aime24: no local copy, and hf:.*none:train: no such folder; or put a copy as aime24"):
         benchmarks._from_hub(ENTRY, str(tmp_path / "none"))
 
 
