@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import render, transcribe
 from aster.core.errors import UserError
+from aster.core.progress import say
 from aster.core.recipe import Recipe, cold_start_name
 from aster.core.run import RunFolder, iterate_trajectories, replacing, write_trajectories
 from aster.core.seeds import derive
@@ -21,6 +22,7 @@ from aster.core.types import Problem, Trajectory
 from aster.curation import Chain, Dropped, choose
 from aster.curation.sources import Source
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
+from aster.reporting.sets import funnel_table
 from aster.stages.common import teaching_problems
 
 Value = TypeVar("Value")
@@ -42,6 +44,8 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     dropped: list[Dropped] = []
     judged = (chain.judge(attempt.text()) for attempt in attempts())
     selection = choose(judged, chain, derive(recipe.seed, "curate"), dropped.append)
+    for line in funnel_table(selection.funnel).splitlines():
+        say(f"curate: {line}")
     if not selection.kept:
         counts = ", ".join(f"{step.filter}: {step.kept}" for step in selection.funnel)
         raise UserError(f"curate: no trajectory is left ({counts}); synthesize more, or widen the recipe's section curate")
@@ -80,7 +84,8 @@ def _attempts(recipe: Recipe, folder: RunFolder, dialect: Qwen3Dialect) -> Itera
             yield Attempt(functools.partial(_itself, transcript), functools.partial(render, transcript, dialect))
         return
     problems = {problem.id: problem for problem in teaching_problems(recipe, recipe.synthesize.problems)}
-    author = recipe.model.path if recipe.synthesize.teacher == "policy" else cold_start_name(recipe.cold_start)
+    authors = {"policy": recipe.model.path, "endpoint": recipe.synthesize.model}
+    author = authors.get(recipe.synthesize.teacher) or cold_start_name(recipe.cold_start)
     for file in sorted((folder.path / "synthesize" / "trajectories").glob("chunk_*.jsonl.gz")):
         for trajectory in iterate_trajectories(file):
             text = functools.partial(transcribe, trajectory, problems[trajectory.problem_id], dialect, author)
