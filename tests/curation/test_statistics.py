@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,3 +135,20 @@ def test_several_processes_judge_as_one_does(tmp_path: Path) -> None:
     verdicts = [list(judge_sources(sources, Curate(), ColdStart.ASTER, processes)) for processes in (1, 2)]
     assert verdicts[0] == verdicts[1]
     assert [judged.problem_id for judged in verdicts[0]] == [each.problem_id for each in many]
+
+
+def test_workers_end_with_the_command_that_is_killed(tmp_path: Path) -> None:
+    write_set(tmp_path / "many.jsonl", (calls(f"p{number}", 12) for number in range(3000)))
+    out = tmp_path / "o.jsonl"
+    command = [sys.executable, "-m", "aster", "data", "curate", str(tmp_path / "many.jsonl"), "--out", str(out), "causal=0.1"]
+    # Whoever has the pipe open still lives: it ends when all of them have.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def children(of: int) -> list[int]:
+        return [int(child) for child in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+
+    while process.poll() is None and not any(children(child) for child in children(process.pid)):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=20)
+    assert not out.exists()

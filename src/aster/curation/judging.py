@@ -6,6 +6,8 @@ import functools
 import itertools
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -50,7 +52,8 @@ def in_batches(lines: Iterable[Line], work: Callable[[list[Line]], Result], proc
             yield work(batch)
         return
     # Not forked: the caller may have threads.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
         waiting: deque[Future[Result]] = deque()
         for batch in itertools.chain(first, batches):
             waiting.append(pool.submit(work, batch))
@@ -58,6 +61,19 @@ def in_batches(lines: Iterable[Line], work: Callable[[list[Line]], Result], proc
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the process that hands out the work is killed, which no queue tells. Ctrl-C is its alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
