@@ -64,7 +64,7 @@ def test_logprobs_are_untempered() -> None:
 
 def test_greedy_takes_the_largest_logit() -> None:
     logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(3))
-    tokens, _ = choose(logits, [request(temperature=0.0)] * 200, list(range(200)))
+    tokens, _ = choose(logits, [request(temperature=0)] * 200, list(range(200)))  # a whole number, as YAML may give it
     assert tokens == logits.argmax(-1).tolist()
 
 

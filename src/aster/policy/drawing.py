@@ -39,7 +39,7 @@ def choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) -
     temperatures = [each.temperature for each in params]
     tempered = any(value != 1.0 for value in temperatures)
     if tempered:
-        weights /= torch.tensor(temperatures, device=logits.device).clamp_min_(1e-6)[:, None]
+        weights /= torch.tensor(temperatures, dtype=torch.float32, device=logits.device).clamp_min_(1e-6)[:, None]
     weights.exp_()
     log_total = logits.logsumexp(-1) if tempered else largest[:, 0] + weights.sum(-1).log()
     rows = [row for row, each in enumerate(params) if each.top_p < 1.0 and each.temperature > 0.0]
