@@ -50,7 +50,8 @@ class Scene:
         return all(seen(path) == before for path, before in self.files.items())
 
     def comes_to_rest(self) -> bool:
-        """Whether the victim and places that wait are all there is: keepers, each with a runner and perhaps a savepoint.
+        """Whether the victim and places that wait are all there is: keepers, each with a runner and perhaps savepoints (two from
+        the making of one to the next cell).
 
         The sandbox's loop runs a little first: that a keeper has ended is for the sandbox to hear.
         """
@@ -58,7 +59,7 @@ class Scene:
         known, running = self.running()
         return (
             known == len(running) <= 1 + READY
-            and all(len(pids) <= 2 for pids in running.values())
+            and all(len(pids) <= 3 for pids in running.values())
             and not any(children(pid) for pids in running.values() for pid in pids)
         )
 
