@@ -42,7 +42,7 @@ def test_log_probabilities_are_the_local_engines(recipe_file: Path) -> None:
     found = {}
 
     async def work() -> None:
-        local = load_recipe(recipe_file, ("policy.kind=local", "policy.base_url=", "policy.lora_rank=0"))
+        local = load_recipe(recipe_file, ("policy.kind=local", "policy.base_url=''", "policy.lora_rank=0"))
         for name, recipe in (("local", local), ("remote", remote(recipe_file))):
             async with open_policy(recipe) as policy:
                 found[name] = await policy.forward(samples)

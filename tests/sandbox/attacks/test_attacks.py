@@ -50,8 +50,8 @@ class Scene:
         return all(seen(path) == before for path, before in self.files.items())
 
     def comes_to_rest(self) -> bool:
-        """Whether the victim and places that wait are all there is: keepers, each with a runner and perhaps savepoints (two from
-        the making of one to the next cell).
+        """Whether the victim and places that wait are all there is: keepers, each with a runner and perhaps savepoints (two,
+        from the making of one to the next cell).
 
         The sandbox's loop runs a little first: that a keeper has ended is for the sandbox to hear.
         """
