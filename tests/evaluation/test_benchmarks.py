@@ -98,6 +98,19 @@ def test_any_file_is_a_benchmark(tmp_path: Path) -> None:
     assert [problem.source for problem in problems] == ["mine"] * 3
 
 
+def test_a_problem_that_is_there_twice_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids are made of the text, so attempts at both would be taken for attempts at one."""
+    rows = [{"id": "a", "prompt": "What is 1+1?", "answer": "2"}, {"id": "b", "prompt": "What is 1+1? ", "answer": "2"}]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(load_benchmark(str(path))) == 1
+    assert "1 of 2 problems repeat an earlier one" in capsys.readouterr().err
+    rows[1]["answer"] = "3"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="one problem is there with the answers '2' and '3'"):
+        load_benchmark(str(path))
+
+
 def test_the_table_says_what_is_where(tmp_path: Path) -> None:
     write(tmp_path / "aime24.jsonl")
     write(tmp_path / "aime25.jsonl")

@@ -130,7 +130,8 @@ def test_shards_are_the_whole(whole: Ended, evaluations: Evaluations) -> None:
         assert (refused.code, len(refused.err.splitlines())) == (2, 1)
         assert message in refused.err
         assert not (evaluations.folder / "other").exists()
-    assert "is not empty" in evaluations.commands.run("merge", target, *folders).err
+    assert "is not an empty folder" in evaluations.commands.run("merge", target, *folders).err
+    assert "is not an empty folder" in evaluations.commands.run("merge", target / "summary.json", *folders).err
 
 
 @pytest.mark.usefixtures("whole")
@@ -159,6 +160,20 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(evaluations: Eval
     (evaluations.folder / "taken").mkdir()
     (evaluations.folder / "taken" / "letter").write_text("x")
     assert "holds something that is no evaluation" in evaluations.run("taken").err
+    # Nothing is left in a folder of somebody else's.
+    assert [path.name for path in (evaluations.folder / "taken").iterdir()] == ["letter"]
+
+
+@pytest.mark.usefixtures("whole")
+def test_label_and_prices_of_a_finished_evaluation_may_be_given_anew(evaluations: Evaluations) -> None:
+    path = Path(shutil.copytree(evaluations.folder / "whole", evaluations.folder / "priced"))
+    before = read_json(path / "summary.json")
+    again = evaluations.run("priced", "--price-in", "10", "--price-out", "20", "--label", "dear")
+    assert again.code == 0, again.err
+    assert "only its label and prices are new" in again.err
+    after = read_json(path / "summary.json")
+    assert after["totals"]["cost"] == pytest.approx(10 * before["totals"]["cost"])
+    assert (after["accuracy"], after["notes"]["label"]) == (before["accuracy"], "dear")
 
 
 @pytest.mark.usefixtures("whole")
@@ -189,6 +204,9 @@ def test_faults_are_made_anew(evaluations: Evaluations) -> None:
         (["--shard", "9/9"], "--shard 9/9: there are 8 problems, so this shard has none"),
         (["rl.steps=3"], "override 'rl.steps=3': with --policy, fields of model, policy, sandbox, rollout can be changed"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such folder"),
+        (["--temperature", "nan"], "--temperature nan: Input should be a finite number"),
+        (["--budget", "99999999999999999999"], "99999999999999999999: not a number of tokens"),
+        (["--policy", "chat:http://127.0.0.1:9", "--check-budget", "50"], "gives text alone, so tokens are not known"),
     ],
 )
 def test_bad_input_is_one_line(more: list[str], message: str, evaluations: Evaluations, tmp_path: Path) -> None:

@@ -77,14 +77,18 @@ def evaluate(settings: Settings, problems: Sequence[Problem], request: Request) 
             faults = found["faults"]
             if not (request.retry_faults and faults):
                 hint = f"; --retry-faults makes the {faults} faulty attempts anew" if faults else ""
+                asked = {key: each for key, each in _named(request).items() if each is not None}
+                if any(found["notes"].get(key) != each for key, each in asked.items()):
+                    folder.note(**asked)
+                    say(f"{request.folder}: this evaluation is finished; only its label and prices are new{hint}")
+                    return conclude(folder, jobs_of(settings, problems))
                 say(f"{request.folder}: this evaluation is finished; nothing to do{hint}")
                 return found
             folder.unfinish()
         if settings.kind != "chat":
             settings.recipe(request.rollout)  # what is wrong with it is said before anything is written
         notes = {
-            "label": request.label,
-            "prices": None if request.prices is None else [request.prices.read, request.prices.written],
+            **_named(request),
             "training": training_of(settings),
             "concurrency": request.rollout.slots,
         }
@@ -97,6 +101,12 @@ def evaluate(settings: Settings, problems: Sequence[Problem], request: Request) 
         if missing:
             asyncio.run(_make(folder, settings, request.rollout, missing, len(jobs)))
         return conclude(folder, jobs)
+
+
+def _named(request: Request) -> dict[str, Any]:
+    """The notes that tables show and that may be given anew; None where not given."""
+    prices = request.prices
+    return {"label": request.label, "prices": None if prices is None else [prices.read, prices.written]}
 
 
 def conclude(folder: EvaluationFolder, jobs: Sequence[Job]) -> dict[str, Any]:
