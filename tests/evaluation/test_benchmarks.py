@@ -72,7 +72,7 @@ def test_neither_a_copy_nor_a_name_is_one_line_that_says_what_to_do(tmp_path: Pa
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         UserError,
-        match=r"no local copy, and hf:HuggingFaceH4/aime_2024:train: needs the package datasets; install it .*; or put a copy as aime24",
+        match=r"no local copy, and hf:HuggingFaceH4/aime_2024:train: needs the package datasets; install it .*; or put a copy",
     ):
         load_benchmark("aime24", tmp_path)
     for part in ("one", "two"):

@@ -245,9 +245,9 @@ def test_an_engine_that_is_gone_stops_the_evaluation_and_does_not_count_as_wrong
 
     async def attempt(number: int) -> Trajectory:
         if number < good:
-            return Trajectory("p", number, 0, stop_reason=StopReason.ANSWERED)
+            return Trajectory(f"p{number % 3}", number, 0, stop_reason=StopReason.ANSWERED)
         await asyncio.sleep(0.01)
-        return Trajectory("p", number, 0, stop_reason=StopReason.ENGINE_ERROR, error="gone")
+        return Trajectory(f"p{number % 3}", number, 0, stop_reason=StopReason.ENGINE_ERROR, error="gone")
 
     async def work() -> None:
         with Progress("evaluate", 30, "attempt") as progress:
@@ -256,3 +256,23 @@ def test_an_engine_that_is_gone_stops_the_evaluation_and_does_not_count_as_wrong
     with pytest.raises(UserError, match=r"\d+ attempts in a row failed, the last with engine_error: gone; mend it"):
         asyncio.run(work())
     assert sum(1 for _ in folder.attempts()) == good
+
+
+@pytest.mark.parametrize(
+    ("problems", "first"), [(["bad"] * 20, False), (["bad", "worse"], False), (["good", *["bad"] * 20], True)]
+)
+def test_what_always_fails_does_not_keep_an_evaluation_from_its_end(problems: list[str], first: bool, tmp_path: Path) -> None:
+    """One problem that no engine takes, or what is left of a resumed evaluation: recorded as faults. Made by hand."""
+    folder = EvaluationFolder(tmp_path, Settings(policy="lab", benchmark="lab", problems=30, checksum="x"))
+
+    async def attempt(problem: str, number: int) -> Trajectory:
+        reason = StopReason.ANSWERED if problem == "good" else StopReason.ENGINE_ERROR
+        return Trajectory(problem, number, 0, stop_reason=reason)
+
+    async def work() -> None:
+        with Progress("evaluate", len(problems), "attempt") as progress:
+            tasks = [asyncio.create_task(attempt(problem, number)) for number, problem in enumerate(problems)]
+            await _collect(folder, tasks, progress, first=first)
+
+    asyncio.run(work())
+    assert sum(1 for _ in folder.attempts()) == len(problems)
