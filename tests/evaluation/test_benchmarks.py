@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def test_the_hubs_library_reads_what_it_is_given(tmp_path: Path, monkeypatch: py
     assert (len(problems), problems[3].answer) == (30, "6")
     with pytest.raises(UserError, match=r"aime24: no local copy, and hf:.*none:train: no such folder; or put a copy as aime24"):
         benchmarks._from_hub(ENTRY, str(tmp_path / "none"))
+
+
+def test_a_hub_that_is_not_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A FAKE of the library's call, which warns of each try as the real one does."""
+    datasets = pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
+
+    def unreachable(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"aime24: no local copy, and hf:.*: cannot be read: ConnectionError: no network; or"):
+        benchmarks._from_hub(ENTRY)
+    assert capfd.readouterr().err == "hf:HuggingFaceH4/aime_2024:train: reading\n"
 
 
 def test_any_file_is_a_benchmark(tmp_path: Path) -> None:
