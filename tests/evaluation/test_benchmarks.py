@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -93,9 +94,36 @@ def test_the_hubs_library_reads_what_it_is_given(tmp_path: Path, monkeypatch: py
         benchmarks._from_hub(ENTRY, str(tmp_path / "none"))
 
 
+def test_a_hub_that_is_not_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A FAKE of the library's call, which warns of each try as the real one does."""
+    datasets = pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
+
+    def unreachable(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"aime24: no local copy, and hf:.*: cannot be read: ConnectionError: no network; or"):
+        benchmarks._from_hub(ENTRY)
+    assert capfd.readouterr().err == "hf:HuggingFaceH4/aime_2024:train: reading\n"
+
+
 def test_any_file_is_a_benchmark(tmp_path: Path) -> None:
     problems = load_benchmark(str(write(tmp_path / "mine.jsonl", count=3)))
     assert [problem.source for problem in problems] == ["mine"] * 3
+
+
+def test_a_problem_that_is_there_twice_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids are made of the text, so attempts at both would be taken for attempts at one."""
+    rows = [{"id": "a", "prompt": "What is 1+1?", "answer": "2"}, {"id": "b", "prompt": "What is 1+1? ", "answer": "2"}]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(load_benchmark(str(path))) == 1
+    assert "1 of 2 problems repeat an earlier one" in capsys.readouterr().err
+    rows[1]["answer"] = "3"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="one problem is there with the answers '2' and '3'"):
+        load_benchmark(str(path))
 
 
 def test_the_table_says_what_is_where(tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def test_shards_are_the_whole(whole: Ended, evaluations: Evaluations) -> None:
         assert (refused.code, len(refused.err.splitlines())) == (2, 1)
         assert message in refused.err
         assert not (evaluations.folder / "other").exists()
-    assert "is not empty" in evaluations.commands.run("merge", target, *folders).err
+    assert "is not an empty folder" in evaluations.commands.run("merge", target, *folders).err
+    assert "is not an empty folder" in evaluations.commands.run("merge", target / "summary.json", *folders).err
 
 
 @pytest.mark.usefixtures("whole")
@@ -159,6 +160,20 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(evaluations: Eval
     (evaluations.folder / "taken").mkdir()
     (evaluations.folder / "taken" / "letter").write_text("x")
     assert "holds something that is no evaluation" in evaluations.run("taken").err
+    # Nothing is left in a folder of somebody else's.
+    assert [path.name for path in (evaluations.folder / "taken").iterdir()] == ["letter"]
+
+
+@pytest.mark.usefixtures("whole")
+def test_label_and_prices_of_a_finished_evaluation_may_be_given_anew(evaluations: Evaluations) -> None:
+    path = Path(shutil.copytree(evaluations.folder / "whole", evaluations.folder / "priced"))
+    before = read_json(path / "summary.json")
+    again = evaluations.run("priced", "--price-in", "10", "--price-out", "20", "--label", "dear")
+    assert again.code == 0, again.err
+    assert "only its label and prices are new" in again.err
+    after = read_json(path / "summary.json")
+    assert after["totals"]["cost"] == pytest.approx(10 * before["totals"]["cost"])
+    assert (after["accuracy"], after["notes"]["label"]) == (before["accuracy"], "dear")
 
 
 @pytest.mark.usefixtures("whole")
@@ -189,6 +204,9 @@ def test_faults_are_made_anew(evaluations: Evaluations) -> None:
         (["--shard", "9/9"], "--shard 9/9: there are 8 problems, so this shard has none"),
         (["rl.steps=3"], "override 'rl.steps=3': with --policy, fields of model, policy, sandbox, rollout can be changed"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such folder"),
+        (["--temperature", "nan"], "--temperature nan: Input should be a finite number"),
+        (["--budget", "99999999999999999999"], "99999999999999999999: not a number of tokens"),
+        (["--policy", "chat:http://127.0.0.1:9", "--check-budget", "50"], "gives text alone, so tokens are not known"),
     ],
 )
 def test_bad_input_is_one_line(more: list[str], message: str, evaluations: Evaluations, tmp_path: Path) -> None:
@@ -227,9 +245,9 @@ def test_an_engine_that_is_gone_stops_the_evaluation_and_does_not_count_as_wrong
 
     async def attempt(number: int) -> Trajectory:
         if number < good:
-            return Trajectory("p", number, 0, stop_reason=StopReason.ANSWERED)
+            return Trajectory(f"p{number % 3}", number, 0, stop_reason=StopReason.ANSWERED)
         await asyncio.sleep(0.01)
-        return Trajectory("p", number, 0, stop_reason=StopReason.ENGINE_ERROR, error="gone")
+        return Trajectory(f"p{number % 3}", number, 0, stop_reason=StopReason.ENGINE_ERROR, error="gone")
 
     async def work() -> None:
         with Progress("evaluate", 30, "attempt") as progress:
@@ -238,3 +256,23 @@ def test_an_engine_that_is_gone_stops_the_evaluation_and_does_not_count_as_wrong
     with pytest.raises(UserError, match=r"\d+ attempts in a row failed, the last with engine_error: gone; mend it"):
         asyncio.run(work())
     assert sum(1 for _ in folder.attempts()) == good
+
+
+@pytest.mark.parametrize(
+    ("problems", "first"), [(["bad"] * 20, False), (["bad", "worse"], False), (["good", *["bad"] * 20], True)]
+)
+def test_what_always_fails_does_not_keep_an_evaluation_from_its_end(problems: list[str], first: bool, tmp_path: Path) -> None:
+    """One problem that no engine takes, or what is left of a resumed evaluation: recorded as faults. Made by hand."""
+    folder = EvaluationFolder(tmp_path, Settings(policy="lab", benchmark="lab", problems=30, checksum="x"))
+
+    async def attempt(problem: str, number: int) -> Trajectory:
+        reason = StopReason.ANSWERED if problem == "good" else StopReason.ENGINE_ERROR
+        return Trajectory(problem, number, 0, stop_reason=reason)
+
+    async def work() -> None:
+        with Progress("evaluate", len(problems), "attempt") as progress:
+            tasks = [asyncio.create_task(attempt(problem, number)) for number, problem in enumerate(problems)]
+            await _collect(folder, tasks, progress, first=first)
+
+    asyncio.run(work())
+    assert sum(1 for _ in folder.attempts()) == len(problems)

@@ -13,9 +13,11 @@ from aster.core.errors import UserError
 from aster.core.recipe import Policy, Rollout, Sandbox
 from aster.core.run import read_json
 from aster.core.types import Problem
+from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import Request, evaluate
 from aster.evaluation.settings import Settings
 from aster.lab.base import BASE_MODEL
+from aster.reporting.evaluation_page import write_evaluation_page
 from tests.policy.fake_engine import TOKENIZER, FakeEngine, serving
 from tests.policy.fake_tinker_server import FakeTinkerServer
 from tests.rollout.scripted import turn
@@ -80,10 +82,13 @@ def test_an_endpoint_that_fails_now_and_then_leaves_faults_that_can_be_made_anew
     assert (first["faults"], first["stop_reasons"]["engine_error"]) == (2, 2)
     again = evaluate(settings(engine.address), PROBLEMS, asked)
     assert again == first
+    page = write_evaluation_page(EvaluationFolder.load(asked.folder)).read_text()
+    assert "WARNING: 2 attempts failed through no doing of the policy" in page
     assert "--retry-faults makes the 2 faulty attempts anew" in capsys.readouterr().err
     answers["broken"] = False
     mended = evaluate(settings(engine.address), PROBLEMS, Request(asked.folder, asked.rollout, retry_faults=True))
     assert (mended["faults"], mended["attempts"], mended["stop_reasons"]) == (0, 4, {"answered": 4})
+    assert "WARNING" not in write_evaluation_page(EvaluationFolder.load(asked.folder)).read_text()
 
 
 def test_a_tinker_server(lab_folder: Path, tmp_path: Path) -> None:

@@ -223,3 +223,66 @@ def test_a_polynomial_equals_its_factors(roots: list[int], wrong: int) -> None:
     assert verify(factors, expanded).correct
     assert verify(expanded, factors).correct
     assert not verify(factors, f"{expanded}+{wrong}").correct
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer"),
+    [
+        # A list of two numbers is no number with thousands.
+        ("2100", "2, 100"),
+        ("2, 100", "2100"),
+        ("1, 234, 567", "1234567"),
+        ("57", "5  7"),
+        ("5 \n 7", "57"),
+        ("$5$ $7$", "57"),
+        (r"5\quad100", "5100"),
+        (r"5\text{ }7", "57"),
+        # What TeX reads is not what was meant; and an exponent without braces ends with its digits.
+        (r"\sqrt 12", "2"),
+        (r"\sqrt12", "2"),
+        (r"\frac123", r"\frac{3}{2}"),
+        (r"4^3\frac{1}{2}", "128"),
+        ("2^2 1/2", r"4\sqrt{2}"),
+        # What differs by region.
+        ("|x-3|", "3-x"),
+        ("|x+5|", "x+5"),
+        (r"\sqrt{(x-2025)^2}", "2025-x"),
+        ("|x|+|y|", "|x+y|"),
+        ("|(x-y)(y-z)(z-x)|", "(x-y)(y-z)(z-x)"),
+        (r"\frac{a+b+|a-b|}{2}", "a"),
+        # How often a value is there.
+        ("1, 2, 2", "1, 1, 2"),
+        ("1, 1, 2", "1, 2"),
+    ],
+)
+def test_no_false_positive_of_known_kinds(prediction: str, answer: str) -> None:
+    assert not verify(prediction, answer).correct
+    assert not verify(answer, prediction).correct
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer"),
+    [
+        ("1, 234", "1,234"),
+        (r"4^3\frac{1}{2}", "32"),
+        (r"x^2\frac{1}{2}", r"\frac{x^2}{2}"),
+        (r"\sqrt2\sqrt{3}", r"\sqrt{6}"),
+        (r"\frac12 x", "x/2"),
+        ("2, 1, 1", "1, 1, 2"),
+        (r"\{1, 1, 2\}", r"\{1, 2\}"),
+        (r"\cosh x + \sinh x", "e^x"),
+        ("2^{n+1} - 1", r"2 \cdot 2^n - 1"),
+        ("x^{2025} - x", "x(x^{2024} - 1)"),
+    ],
+)
+def test_equal_all_the_same(prediction: str, answer: str) -> None:
+    assert verify(prediction, answer).correct
+    assert verify(answer, prediction).correct
+
+
+def test_of_each_two_letters_the_distance_is_no_difference() -> None:
+    letters = "abcdfgkmnpqrstxyz"
+    for one in letters:
+        for two in letters.replace(one, ""):
+            assert not verify(f"|{one}-{two}|", f"{one}-{two}").correct, (one, two)
+            assert not verify(f"|{one}{two}|", f"{one}{two}").correct, (one, two)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from aster.core.errors import UserError
 from aster.policy.cache import DecodeLayout, KeyValueCache
 from aster.policy.decoder import Decoder, join
 from aster.policy.loading import load_model
@@ -126,3 +127,9 @@ def test_join_finds_what_lies_side_by_side() -> None:
     # In one storage, but not in this order.
     swapped = [parts[1], parts[0]]
     assert torch.equal(join(swapped), torch.cat([part.data for part in swapped]))
+
+
+def test_a_cache_that_memory_cannot_hold_is_the_users_error() -> None:
+    config = Qwen2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2)
+    with pytest.raises(UserError, match=r"rollout.cache_tokens: no memory for the cache of 4 contexts of 1000000000000 tokens"):
+        KeyValueCache(config, 4, 10**12, torch.float32, torch.device("cpu"))

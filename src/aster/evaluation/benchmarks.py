@@ -215,12 +215,21 @@ def _from_hub(entry: Benchmark, source: str | None = None) -> list[Problem]:
 
 
 def _bare(name: str, problems: list[Problem]) -> list[Problem]:
-    bare = []
+    """The bare problems, each once. UserError where one is there with two answers: attempts at both would have one id."""
+    bare: dict[str, Problem] = {}
     for problem in problems:
         prompt = _bare_prompt(problem.prompt)
         digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-        bare.append(dataclasses.replace(problem, id=f"{name}-{digest}", prompt=prompt, source=name))
-    return bare
+        found = dataclasses.replace(problem, id=f"{name}-{digest}", prompt=prompt, source=name)
+        first = bare.setdefault(found.id, found)
+        if first.answer.strip() != found.answer.strip():
+            raise UserError(
+                f"{name}: one problem is there with the answers {first.answer!r} and {found.answer!r} (id {problem.id}): "
+                f"{' '.join(prompt.split())[:60]!r}; delete one"
+            )
+    if len(bare) < len(problems):
+        say(f"{name}: {len(problems) - len(bare)} of {len(problems)} problems repeat an earlier one and are asked once")
+    return list(bare.values())
 
 
 def _bare_prompt(prompt: str) -> str:

@@ -66,7 +66,8 @@ def mean_interval(values: Sequence[float], seed: int, resamples: int = RESAMPLES
 
     A mean can be no larger than the share of problems whose value is above 0, nor smaller than the share whose value is 1. The
     exact binomial bounds of these shares (Clopper and Pearson 1934) therefore cap the interval: 0 solved of 30 gives [0, 0.116]
-    and not the certainty [0, 0]. Values that are all equal and neither 0 nor 1 give a width of zero, which says nothing.
+    and not the certainty [0, 0]. Where all values are equal there is no spread to resample. Then the same bound b of the
+    share of problems with another value, which might be 0 or 1, gives [c (1 - b), c + (1 - c) b] for values c.
 
     ValueError where there is no value or one out of range.
     """
@@ -76,10 +77,11 @@ def mean_interval(values: Sequence[float], seed: int, resamples: int = RESAMPLES
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
     mean = math.fsum(means) / len(means)
+    if np.all(means == means[0]):
+        others = _share_bound(0, len(means))
+        return mean * (1 - others), mean + (1 - mean) * others
     least = 1 - _share_bound(int(np.sum(means < 1)), len(means))
     most = _share_bound(int(np.sum(means > 0)), len(means))
-    if np.all(means == means[0]):
-        return (0.0, most) if mean == 0 else (least, 1.0) if mean == 1 else (mean, mean)
     low, high = _bootstrap_t(means, seed, resamples)
     return min(mean, max(low, least)), max(mean, min(high, most))
 

@@ -55,6 +55,9 @@ class EvaluationFolder:
         """Create the folder or go on with it. UserError where it holds something else, or another process works in it."""
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
+            # What begins with a dot is ours: the lock, and what a killed process had begun to write.
+            if not (path / "evaluation.json").exists() and any(not each.name.startswith(".") for each in path.iterdir()):
+                raise UserError(f"{path}: holds something that is no evaluation; choose another --out")
             lock = open(path / ".lock", "a")  # noqa: SIM115 - held until close
         try:
             try:
@@ -64,11 +67,8 @@ class EvaluationFolder:
                     f"{path}: another process is working in this folder; wait for it or choose another --out"
                 ) from None
             folder = cls(path, settings, lock)
-            if (path / "evaluation.json").exists():
-                if folder.parts():
-                    folder._check()
-            elif any(entry.name != ".lock" for entry in path.iterdir()):
-                raise UserError(f"{path}: holds something that is no evaluation; choose another --out")
+            if folder.parts():
+                folder._check()
         except BaseException:
             lock.close()
             raise

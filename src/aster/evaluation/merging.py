@@ -33,8 +33,8 @@ def merge(target: Path, shards: Sequence[Path]) -> dict[str, Any]:
             raise UserError(f"{other.path}: not a shard of the same evaluation as {first.path}: they have other problems")
     _check_shards(folders)
     settings = first.settings.model_copy(update={"shard": "1/1"})
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target}: is not empty; merge into a new folder")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is not an empty folder; merge into a new one")
     jobs = jobs_of(settings, problems)
     expected = {(job.problem.id, job.sample) for job in jobs}
     seen: dict[tuple[str, int], Path] = {}

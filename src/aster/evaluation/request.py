@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from aster.core.errors import UserError
 from aster.core.progress import say
 from aster.core.recipe import Recipe
@@ -49,6 +51,10 @@ def make_request(
         "sandbox": recipe.sandbox,
     }
     parse_shard(given["shard"])
+    if kind == "chat" and given["check_budget"]:
+        raise UserError(
+            f"--check-budget: {given['policy']} gives text alone, so tokens are not known and there is no curve to check"
+        )
     if suffix is not None:
         settings["prompt_suffix"] = suffix
     elif given["benchmark"] == LAB:
@@ -57,7 +63,12 @@ def make_request(
     problems = read_problems(
         given["benchmark"], given["data"], given["problems"], given["seed"], wanted, changed=given["changed_benchmark"]
     )
-    found = Settings(**settings, problems=len(problems), checksum=checksum(problems))
+    try:
+        found = Settings(**settings, problems=len(problems), checksum=checksum(problems))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = str(fault["loc"][0]).replace("_", "-")
+        raise UserError(f"--{name} {fault['input']}: {fault['msg']}") from None
     entry = REGISTRY.get(given["benchmark"])
     if entry is not None and entry.checksum is None:
         say(f"{entry.name}: no checksum is on record; of the problems asked it is {found.checksum}")

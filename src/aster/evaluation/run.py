@@ -35,7 +35,9 @@ PART = 16
 PART_SECONDS = 60.0
 """An attempt waits no longer for the others of its file."""
 HOPELESS = 16
-"""So many faults in a row stop the evaluation: a server that is gone must not pass for a policy that is wrong."""
+"""So many faults in a row, at more than one problem, stop the evaluation: a server that is gone must not pass for a policy that
+is wrong. Where one problem alone fails, or the last few attempts of a resumed evaluation do, they are recorded as faults: else
+the evaluation could never be finished."""
 LAB = "lab"
 LAB_PROBLEMS = 128
 
@@ -77,14 +79,18 @@ def evaluate(settings: Settings, problems: Sequence[Problem], request: Request) 
             faults = found["faults"]
             if not (request.retry_faults and faults):
                 hint = f"; --retry-faults makes the {faults} faulty attempts anew" if faults else ""
+                asked = {key: each for key, each in _named(request).items() if each is not None}
+                if any(found["notes"].get(key) != each for key, each in asked.items()):
+                    folder.note(**asked)
+                    say(f"{request.folder}: this evaluation is finished; only its label and prices are new{hint}")
+                    return conclude(folder, jobs_of(settings, problems))
                 say(f"{request.folder}: this evaluation is finished; nothing to do{hint}")
                 return found
             folder.unfinish()
         if settings.kind != "chat":
             settings.recipe(request.rollout)  # what is wrong with it is said before anything is written
         notes = {
-            "label": request.label,
-            "prices": None if request.prices is None else [request.prices.read, request.prices.written],
+            **_named(request),
             "training": training_of(settings),
             "concurrency": request.rollout.slots,
         }
@@ -97,6 +103,12 @@ def evaluate(settings: Settings, problems: Sequence[Problem], request: Request) 
         if missing:
             asyncio.run(_make(folder, settings, request.rollout, missing, len(jobs)))
         return conclude(folder, jobs)
+
+
+def _named(request: Request) -> dict[str, Any]:
+    """The notes that tables show and that may be given anew; None where not given."""
+    prices = request.prices
+    return {"label": request.label, "prices": None if prices is None else [prices.read, prices.written]}
 
 
 def conclude(folder: EvaluationFolder, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -169,18 +181,22 @@ async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, 
                 folder.note(isolation=level)
             start = await stack.enter_async_context(open_attempts(settings, rollout, sandbox, folder))
             with Progress("evaluate", total, "attempt", done=total - len(jobs)) as progress:
-                await _collect(folder, [start(job) for job in jobs], progress)
+                await _collect(folder, [start(job) for job in jobs], progress, first=len(jobs) == total)
         except SandboxFailure as error:
             raise UserError(f"sandbox: {error}") from error
         except EngineLost as error:
             raise UserError(f"--policy {settings.policy}: {error}; the same command resumes") from error
 
 
-async def _collect(folder: EvaluationFolder, tasks: Sequence[asyncio.Task[Any]], progress: Progress) -> None:
-    """Take attempts as they end, and write them part by part. UserError where only faults come."""
+async def _collect(
+    folder: EvaluationFolder, tasks: Sequence[asyncio.Task[Any]], progress: Progress, first: bool = True
+) -> None:
+    """Take attempts as they end, and write them part by part. UserError where only faults come. ``first``: nothing good is on
+    disk."""
     waiting: set[asyncio.Task[Any]] = set(tasks)
     ended: list[Attempt] = []
     faults = in_a_row = 0
+    failing: set[str] = set()  # problems of the faults in a row
     written = time.monotonic()
     try:
         while waiting:
@@ -190,8 +206,9 @@ async def _collect(folder: EvaluationFolder, tasks: Sequence[asyncio.Task[Any]],
                 ended.append(attempt)
                 faulty = attempt.stop_reason in FAULTS
                 faults, in_a_row = faults + faulty, in_a_row + 1 if faulty else 0
+                failing = {*failing, attempt.problem_id} if faulty else set()
                 progress.advance(calls=attempt.tool_calls)
-            if in_a_row >= HOPELESS or in_a_row == len(tasks):
+            if (in_a_row >= HOPELESS and len(failing) > 1) or (first and in_a_row == len(tasks)):
                 last = ended[-1]
                 # They would be made anew all the same.
                 ended = [each for each in ended if each.stop_reason not in FAULTS]

@@ -119,7 +119,7 @@ def policy_kind(policy: str) -> tuple[Kind, str]:
 
 def parse_tokens(text: str) -> int:
     """``30720``, ``30k`` or ``30K`` as a number of tokens; k is 1,024. UserError where it is none."""
-    match = re.fullmatch(r"([0-9]+)([kK]?)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9})([kK]?)", text.strip())
     if not match or not int(match[1]):
         raise UserError(f"{text}: not a number of tokens; write for instance 30720 or 30k (k is {THOUSAND:,})")
     return int(match[1]) * (THOUSAND if match[2] else 1)

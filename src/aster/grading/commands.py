@@ -44,9 +44,9 @@ def read(reader: Reader) -> Node:
     found = reader.match(COMMAND)
     name = found[1] if found else ""
     if name == "frac":
-        return Node("div", (reader.argument(), reader.argument()))
+        return Node("div", (reader.argument(), reader.argument(last=True)))
     if name in ("binom", "dbinom", "tbinom"):
-        return Node("fn", (reader.argument(), reader.argument()), "binomial")
+        return Node("fn", (reader.argument(), reader.argument(last=True)), "binomial")
     if name == "sqrt":
         return _root(reader)
     if name == "pi":
@@ -133,7 +133,7 @@ def _root(reader: Reader) -> Node:
         reader.at += 1
         index = reader.sum()
         reader.need("]")
-    inside = reader.argument()
+    inside = reader.argument(last=True)
     if inside.kind in ("tuple", "set", "list"):
         raise Unreadable("a root of a list")
     return Node("fn", (inside,), "sqrt") if index is None else Node("fn", (inside, index), "root")

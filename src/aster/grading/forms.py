@@ -191,7 +191,9 @@ def _compare(given: Node, wanted: Node) -> Outcome:
     if "rel" in kinds:
         return _compare_relations(given, wanted)
     if kinds <= {"list", "set"}:
-        return _in_any_order(given.args, wanted.args, "set")
+        # 1, 1, 2 is not 1, 2, 2; of a set it does not matter how often an element is named.
+        counted = kinds == {"list"} and "or" not in (given.data, wanted.data)
+        return _in_any_order(given.args, wanted.args, "set", counted)
     if "list" in kinds or "set" in kinds:
         return _list_and_other(given, wanted)
     if kinds <= {"tuple", "interval"}:
@@ -247,11 +249,20 @@ def _in_order(given: tuple[Node, ...], wanted: tuple[Node, ...], what: str) -> O
     return Outcome(True, f"equal {what}")
 
 
-def _in_any_order(given: tuple[Node, ...], wanted: tuple[Node, ...], what: str) -> Outcome:
+def _in_any_order(given: tuple[Node, ...], wanted: tuple[Node, ...], what: str, counted: bool = False) -> Outcome:
+    """``counted``: an element that is there twice must be there twice in the other as well."""
     if len(given) > 40 or len(wanted) > 40:
         return Outcome(False, "too many elements to compare")
     if any(item.kind == "dots" for item in (*given, *wanted)):
         return _in_order(given, wanted, "list with dots")
+    if counted:
+        left = list(wanted)
+        for one in given:
+            place = next((index for index, two in enumerate(left) if equal(one, two)), None)
+            if place is None:
+                return Outcome(False, "an element that is not in the answer, or not so often")
+            del left[place]
+        return Outcome(not left, "an element of the answer is missing" if left else f"equal {what}")
     for one in given:
         if not any(equal(one, two) for two in wanted):
             return Outcome(False, "an element that is not in the answer")

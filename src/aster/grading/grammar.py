@@ -419,14 +419,17 @@ class Reader(Cursor):
         word = WORD.match(self.text, self.at)
         return word is not None and word[0] in FUNCTIONS and word[0] != "sqrt"
 
-    def argument(self) -> Node:
-        """A LaTeX argument: a group, one digit, one letter or one command."""
+    def argument(self, last: bool = False) -> Node:
+        """A LaTeX argument: a group, one digit, one letter or one command. ``last``: no other one follows."""
         self.space()
         if self.peek("{"):
             return self.group()
         character = self.text[self.at : self.at + 1]
         if character.isdigit():
             self.at += 1
+            if last and self.text[self.at : self.at + 1].isdigit():
+                # To TeX \sqrt12 is the root of 1, and then 2. Who wrote it meant the root of 12.
+                raise Unreadable("ambiguous: an argument of several digits without braces")
             return Node("num", (), (Fraction(int(character)), None))
         if character.isalpha() and character.isascii():
             self.at += 1

@@ -19,6 +19,7 @@ NUM = re.compile(
 )
 COMMAS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])")
 SPACES = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+(?![0-9])(?! *[0-9])")
+EXPONENT = re.compile(r"(?:\^|\*\*)\s*-?\s*$")
 MIXED = re.compile(
     r"\s*(?:\\frac\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))|(?<= )([0-9]+)/([0-9]+))(?![0-9^!])"
 )
@@ -27,9 +28,11 @@ MIXED = re.compile(
 def read(reader: Reader) -> Node:
     """A number here: digits, decimals, repeating ones, ``1e5``, thousands, mixed numbers."""
     text = reader.text
+    # x^2\frac{1}{2} is x^2 times 1/2: without braces, what follows the digits is no part of the exponent.
+    raised = EXPONENT.search(text, max(0, reader.at - 8), reader.at) is not None
     grouped = COMMAS.match(text, reader.at) if reader.thousands and reader.round == 0 else None
     grouped = grouped or SPACES.match(text, reader.at)
-    if grouped and not text[: reader.at].endswith((".", "_")):
+    if grouped and not raised and not text[: reader.at].endswith((".", "_")):
         reader.at = grouped.end()
         digits = re.sub("[ ,]", "", grouped[0])
         decimals = re.compile(r"\.([0-9]*)(?![0-9.])").match(text, reader.at)
@@ -56,7 +59,7 @@ def read(reader: Reader) -> Node:
     if reader.peek("_"):
         raise Unreadable("a number with a subscript")
     node = _value(found["whole"] or "0", part, again, int(found["exponent"] or 0))
-    if node.data[1] is None and not found["exponent"]:
+    if node.data[1] is None and not found["exponent"] and not raised:
         mixed = MIXED.match(text, reader.at)
         if mixed:
             above, below = mixed[1] or mixed[2] or mixed[5], mixed[3] or mixed[4] or mixed[6]

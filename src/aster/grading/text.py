@@ -9,6 +9,9 @@ from aster.core.boxed import BOX, extract_boxed
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]*)?|[+-]?\.[0-9]+")
 SPACING = re.compile(r"(?<!\\)\\[,;:! ]|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|~")
+QUAD = re.compile(r"\\q?quad(?![a-zA-Z])")
+APART = re.compile(r"[0-9](?:\s+,|\s*,(?:\s|~|\\[;: ]|\\q?quad))")
+"""A comma with a space beside it separates: ``2, 100`` is a list and never 2100."""
 NO_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|middle)(?![a-zA-Z])")
 FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -117,7 +120,7 @@ def canonical(text: str) -> str:
 
 
 def number(text: str) -> Decimal | None:
-    """The exact value of a plain number, thousands commas allowed; None for anything else."""
+    """The exact value of a plain number, thousands commas allowed; None for anything else. ``text``: see :func:`canonical`."""
     return Decimal(text.replace(",", "")) if NUMBER.fullmatch(text) else None
 
 
@@ -150,10 +153,11 @@ def plain(text: str) -> str:
     text = UNDERSCORES.sub(
         lambda found: found[0].replace("_", ""), GROUPS.sub(",", text.replace(r",\!", ",").replace(r"\!", ""))
     )
-    text = SPACING.sub(" ", text)
+    # Two spaces, for between digits one is a thousands separator.
+    text = SPACING.sub(" ", QUAD.sub("  ", text))
     text = NO_DELIMITER.sub(" ", text)
     text = FRACTION.sub(r"\\frac", STYLE.sub(" ", SIZING.sub(" ", text)))
-    text = re.sub(r"\\text\s*\{\s*([.,;]?)\s*\}", r"\1", text)
+    text = re.sub(r"\\text\s*\{\s*([.,;]?)\s*\}", lambda found: found[1] or "  ", text)
     before = None
     while text != before:
         before = text

@@ -2,8 +2,10 @@
 
 Two expressions are equal where their values are. Fractions are compared exactly. Otherwise both are computed at two
 precisions, far beyond the digits of any number in them: a difference that shrinks with the precision is noise, one that stays
-is real. Names stand for several rational numbers each, of both signs. A polynomial identity that holds at four random points
-fails to hold everywhere with negligible probability (Schwartz and Zippel); for roots and logarithms it is the same in practice.
+is real. Names stand for several rational numbers each (:func:`_points`). A polynomial identity that holds at one random point
+fails to hold everywhere with negligible probability (Schwartz and Zippel), and the same goes for roots and logarithms. What
+differs by region, as ``|a - b|`` does, is why there are several: of both signs, small and large, and in both orders of each two
+names.
 
 :mod:`aster.grading.evaluation` computes one value.
 """
@@ -20,8 +22,13 @@ from aster.grading.evaluation import DIGITS, Evaluation, NotExact, context, to_f
 from aster.grading.nodes import Node, TooLarge, Undefined, Unreadable
 
 MOST_DIGITS = 1500
-POINTS = 4
-"""Values that each name is given: the first two positive, the others of either sign."""
+SIGNS = 3
+"""Most points with names of both signs. With three, each two of eight names have different signs at one of them."""
+
+STEADY = frozenset(["abs", "floor", "ceil", "sqrt", "root", "ln", "log", "Log", "lg", "asin", "acos", "atan", "acot"])
+"""Functions whose values are no larger than their arguments, or little."""
+FEW = 10**12
+"""Values below it whose difference is plain at the first precision need no second. Above, the noise itself may be large."""
 
 _lock = threading.Lock()
 
@@ -76,7 +83,7 @@ def proportional(first: Node, second: Node, positive: bool) -> bool:
     free = names(first) | names(second)
     if not free or names(first) != names(second):
         return False
-    point = _point(free, 0)
+    point = _points(free)[0]
     with _lock:
         ctx = context()
         ctx.dps = digits(first, second)
@@ -98,8 +105,15 @@ def _agree_everywhere(first: Node, second: Node, free: frozenset[str]) -> bool:
     precision = digits(first, second)
     agreed = 0
     with _lock:
-        for index in range(POINTS):
-            verdict = _agree(first, second, _point(free, index), precision, real=index >= 2 and not imaginary)
+        steady = not (_grows(first) or _grows(second))
+        for index, point in enumerate(_points(free, steady)):
+            try:
+                verdict = _agree(first, second, point, precision, real=index >= 2 and not imaginary)
+            except TooLarge:
+                if index < 2:
+                    raise
+                # Among large values a power may be too large, which says nothing.
+                continue
             if verdict is False:
                 return False
             agreed += verdict is True
@@ -108,18 +122,41 @@ def _agree_everywhere(first: Node, second: Node, free: frozenset[str]) -> bool:
     return True
 
 
-def _point(free: frozenset[str], index: int) -> dict[str, Fraction]:
-    """A value for each name: the same in every process. Positive in the first two points."""
-    point = {}
-    for name in free:
-        source = random.Random(f"{name} {index}")
-        value = Fraction(source.randint(211, 1999), 997)
-        point[name] = value if index < 2 or name == "base of log" or source.random() < 0.5 else -value
-    if index >= 2 and free and all(value > 0 for value in point.values()):
-        point = {name: value if name == "base of log" else -value for name, value in point.items()}
-    if "base of log" in point:
-        point["base of log"] = Fraction(7 + 4 * index, 3)
-    return point
+def _grows(node: Node) -> bool:
+    """Whether a value may be exponentially large in that of a name."""
+    stack: list[Any] = [node]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Node):
+            if part.kind == "pow" and names(part.args[1]):
+                return True
+            if part.kind == "fn" and part.data not in STEADY and any(names(argument) for argument in part.args):
+                return True
+            stack.extend(part.args)
+        elif isinstance(part, tuple):
+            stack.extend(part)
+    return False
+
+
+def _points(free: frozenset[str], steady: bool = False) -> list[dict[str, Fraction]]:
+    """Values for each name, the same in every process: two points of small positive values, in one order of the names and in
+    the other; small negative ones; some of both signs, so that each two names differ at one; larger positive and negative
+    ones, without which ``|x - 3|`` would be ``3 - x``; and with ``steady`` still larger ones, at which no exponential function
+    can be computed with few digits."""
+    names = sorted(free)
+    small = {name: Fraction(random.Random(f"{name} small").randint(211, 1999), 997) for name in names}
+    larger = {name: Fraction(random.Random(f"{name} larger").randint(11_000, 23_000), 997) for name in names}
+    mirrored = {name: Fraction(2210, 997) - small[name] for name in names}
+    mixed = [
+        {name: small[name] if rank >> bit & 1 else -mirrored[name] for rank, name in enumerate(names)}
+        for bit in range(min(SIGNS, (len(names) - 1).bit_length()))
+    ]
+    factors = (1, -1, 401, -401) if steady else (1, -1)
+    points = [small, mirrored, {name: -small[name] for name in names}, *mixed]
+    points += [{name: factor * larger[name] for name in names} for factor in factors]
+    if "base of log" in free:
+        points = [{**point, "base of log": Fraction(7 + 4 * index, 3)} for index, point in enumerate(points)]
+    return points
 
 
 def digits(first: Node, second: Node) -> int:
@@ -181,7 +218,7 @@ def _agree(first: Node, second: Node, point: dict[str, Fraction], precision: int
         if ctx.isinf(one) or ctx.isinf(two) or ctx.isnan(one) or ctx.isnan(two):
             return bool(one == two)
         difference, largest = abs(one - two), max(abs(one), abs(two))
-        if scale == 1 and difference > ctx.mpf(10) ** -10 and difference > largest * ctx.mpf(10) ** -10:
+        if scale == 1 and largest < FEW and difference > ctx.mpf(10) ** -10 and difference > largest * ctx.mpf(10) ** -10:
             return False
         differences.append(difference)
     if differences[1] <= largest * ctx.mpf(10) ** (-3 * precision // 2):

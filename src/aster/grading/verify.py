@@ -18,7 +18,7 @@ from decimal import Decimal
 from aster.grading import forms, pool, scalars
 from aster.grading.nodes import Node, TooLarge, Undefined, Unreadable
 from aster.grading.reading import LETTER, Reading, read
-from aster.grading.text import INNER_SPACE, TEXT, canonical, number
+from aster.grading.text import APART, INNER_SPACE, TEXT, canonical, number
 
 LONGEST = 1000
 """Characters of a prediction or answer that are read at most. A final answer is short: without a limit, a policy that fills its
@@ -93,7 +93,7 @@ def fast_verdict(prediction: str | None, answer: str) -> Verdict | None:
     given, wanted = canonical(prediction), canonical(answer)
     if not given:
         return Verdict(False, "empty answer")
-    first, second = number(given), number(wanted)
+    first, second = (None if APART.search(raw) else number(text) for raw, text in ((prediction, given), (answer, wanted)))
     if first is not None and second is not None:
         whole = all(value == value.to_integral_value() for value in (first, second))
         if first == second:
@@ -110,7 +110,8 @@ def fast_verdict(prediction: str | None, answer: str) -> Verdict | None:
 
 def _unreadable(reading: Reading, other: Reading, which: str) -> Verdict:
     """Texts that nobody reads are the same where they are spelled the same."""
-    texts = [INNER_SPACE.sub("", TEXT.sub(r" \1 ", one.text)) for one in (reading, other)]
+    # First one space for several: of two between digits, INNER_SPACE would leave none.
+    texts = [INNER_SPACE.sub("", re.sub(r"\s+", " ", TEXT.sub(r" \1 ", one.text)).strip()) for one in (reading, other)]
     if texts[0] and texts[0] == texts[1]:
         return Verdict(True, "same text")
     return Verdict(False, f"cannot read the {which}: {reading.detail}")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aster.core.errors import UserError
 from aster.policy.attention import causal, causal_mask
 
 APART = 4
@@ -23,8 +24,14 @@ class KeyValueCache:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (slots, heads, capacity, size)
         layers = range(config.num_hidden_layers)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        try:
+            self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+            self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        except RuntimeError as error:
+            raise UserError(
+                f"rollout.cache_tokens: no memory for the cache of {slots} contexts of {capacity} tokens; lower the context's "
+                f"budget or rollout.slots ({str(error).splitlines()[0][:120]})"
+            ) from error
         self.slots, self.capacity = slots, capacity
 
     def move(self, source: int, target: int, length: int) -> None:

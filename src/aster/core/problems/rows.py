@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from aster.core.errors import UserError
+from aster.core.progress import say
 
 HUB = "hf:"
 """What a data set's id begins with where a file's path could stand."""
@@ -103,6 +105,9 @@ def _dataset_rows(source: str) -> Iterator[Place]:
     if name.startswith(("/", ".")) and not Path(name).exists():
         raise UserError(f"{source}: no such folder")  # and not an id to ask the hub for
     number = 0
+    # Without network it tries for half a minute, with two lines a try. One error at the end says the same.
+    say(f"{source}: reading")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         for row in datasets.load_dataset(name, config, split=split, streaming=True):
             number += 1
