@@ -16,6 +16,7 @@ from aster.core.recipe_file import load_recipe
 from aster.core.run import RunFolder, drop_torn_line, read_json, read_json_lines, read_trajectories
 from aster.core.sets import iterate_set
 from aster.core.types import StopReason
+from aster.curation.sources import Source
 from aster.lab.base import BASE_MODEL
 from aster.policy.loading import load_tokenizer
 from tests.stages.runs import Commands
@@ -113,6 +114,9 @@ def test_killed_twice_every_attempt_is_made_exactly_once(commands: Commands, tea
     curated = commands.run(*bench.command("curate"))
     assert curated.code == 0, curated.err
     assert read_json(bench.run / "curate" / "summary.json")["kept"] == 24
+    # The recipe names no model: it is the server's.
+    for folder in (bench.run, bench.run / "synthesize"):
+        assert {transcript.author for transcript in Source(folder)} == {"teacher"}
 
 
 def test_failed_attempts_are_kept_and_made_again_only_when_asked(
@@ -131,7 +135,7 @@ def test_failed_attempts_are_kept_and_made_again_only_when_asked(
     asked = len(teacher.asked)
     assert commands.run(*bench.command("synthesize")).code == 0
     assert len(teacher.asked) == asked
-    (bench.run / "synthesize" / "summary.json").unlink()
+    # Asked to repeat them, a finished synthesis goes on, until something is made of it.
     assert commands.run(*bench.command("synthesize", "synthesize.retry_failed=true")).code == 0
     assert len(teacher.asked) == asked + 4
     after = {(t.problem_id, t.sample): t for t in iterate_set(bench.transcripts)}

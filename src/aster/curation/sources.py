@@ -12,6 +12,7 @@ from pathlib import Path
 from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import transcribe
 from aster.core.errors import UserError
+from aster.core.recipe import cold_start_name
 from aster.core.run import RunFolder, iterate_trajectories
 from aster.core.sets import ENDINGS, parse_line, read_lines
 from aster.core.transcript import Transcript
@@ -32,9 +33,10 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run: RunFolder | None = None
+        self.stage = ""
         self.files: list[Path] = []
         if path.is_dir():
-            self.run, self.files = _in_run(path)
+            self.run, self.stage, self.files = _in_run(path)
         elif not path.name.endswith(ENDINGS):
             raise UserError(f"{path}: not a set: its name must end in {' or '.join(ENDINGS)}, or it must be a run folder")
         elif not path.is_file():
@@ -55,6 +57,7 @@ class Source:
             return
         problems = self.run.problems()
         dialects = _Dialects(self.run)
+        author = author_of(self.run, self.stage)
         for file in self.files:
             for trajectory in iterate_trajectories(file):
                 record = problems.get(trajectory.problem_id) or {}
@@ -66,11 +69,24 @@ class Source:
                     record.get("setup", ""),
                     record.get("metadata", {}),
                 )
-                yield transcribe(trajectory, problem, dialects.of(trajectory), self.run.recipe.model.path)
+                yield transcribe(trajectory, problem, dialects.of(trajectory), author)
 
 
-def _in_run(path: Path) -> tuple[RunFolder, list[Path]]:
-    """The run folder at or above a path, and the files of trajectories that are meant."""
+def author_of(run: RunFolder, stage: str) -> str:
+    """Who wrote a stage's trajectories: the teacher of the cold start, or the run's own model. They do not say it."""
+    recipe = run.recipe
+    if stage not in ("synthesize", "curate"):
+        return recipe.model.path
+    if recipe.cold_start_set is None and recipe.synthesize.teacher == "policy":
+        return recipe.model.path
+    if recipe.cold_start_set is None and recipe.synthesize.teacher == "endpoint":
+        # The recipe need not name the model where the server has one alone.
+        return recipe.synthesize.model or str((run.summary("synthesize") or {}).get("author", ""))
+    return cold_start_name(recipe.cold_start)
+
+
+def _in_run(path: Path) -> tuple[RunFolder, str, list[Path]]:
+    """The run folder at or above a path, the stage in it and its files of trajectories."""
     top = next((folder for folder in (path, *path.absolute().parents[:3]) if (folder / "recipe.yaml").exists()), None)
     if top is None:
         raise UserError(f"{path}: not a run folder (it has no recipe.yaml), nor a stage's folder in one")
@@ -78,7 +94,7 @@ def _in_run(path: Path) -> tuple[RunFolder, list[Path]]:
     for stage in stages:
         files = sorted((top / stage / "trajectories").glob("*.jsonl.gz"))
         if files:
-            return RunFolder.load(top), files
+            return RunFolder.load(top), stage, files
     raise UserError(f"{path}: no trajectories in it (looked in {', '.join(f'{stage}/trajectories' for stage in stages)})")
 
 

@@ -14,13 +14,13 @@ from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import render, transcribe
 from aster.core.errors import UserError
 from aster.core.progress import say
-from aster.core.recipe import Recipe, cold_start_name
+from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, iterate_trajectories, replacing, write_trajectories
 from aster.core.seeds import derive
 from aster.core.transcript import Transcript
 from aster.core.types import Problem, Trajectory
 from aster.curation import Chain, Dropped, choose
-from aster.curation.sources import Source
+from aster.curation.sources import Source, author_of
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.reporting.sets import funnel_table
 from aster.stages.common import teaching_problems
@@ -84,8 +84,7 @@ def _attempts(recipe: Recipe, folder: RunFolder, dialect: Qwen3Dialect) -> Itera
             yield Attempt(functools.partial(_itself, transcript), functools.partial(render, transcript, dialect))
         return
     problems = {problem.id: problem for problem in teaching_problems(recipe, recipe.synthesize.problems)}
-    authors = {"policy": recipe.model.path, "endpoint": recipe.synthesize.model}
-    author = authors.get(recipe.synthesize.teacher) or cold_start_name(recipe.cold_start)
+    author = author_of(folder, "synthesize")
     for file in sorted((folder.path / "synthesize" / "trajectories").glob("chunk_*.jsonl.gz")):
         for trajectory in iterate_trajectories(file):
             text = functools.partial(transcribe, trajectory, problems[trajectory.problem_id], dialect, author)

@@ -50,6 +50,8 @@ class Tally:
     cost: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
     failed_in_row: int = 0
+    author: str = ""
+    """The model, by the name under which the server has it."""
 
     @property
     def mean_cost(self) -> float:
@@ -59,6 +61,7 @@ class Tally:
     def add(self, transcript: Transcript) -> None:
         """One more attempt."""
         self.keys.add((transcript.problem_id, transcript.sample))
+        self.author = transcript.author
         self.correct += transcript.reward == 1.0
         self.tool_calls += transcript.tool_calls
         self.cost += transcript.usage.cost if transcript.usage else 0.0
@@ -110,6 +113,7 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
     folder.finish(
         "synthesize",
         {
+            "author": tally.author,
             "attempts": len(tally.keys),
             "correct": tally.correct,
             "tool_calls": tally.tool_calls / max(1, len(tally.keys)),
