@@ -60,8 +60,10 @@ def problems_command(
         contamination=Contamination(load_benchmarks(names)) if names else None,
     )
     selected = itertools.islice(questions.select(sources, prompt_suffix, mapped), limit)
-    with replacing(out) as partial, open(partial, "w", encoding="utf-8") as stream:
-        stream.writelines(map(problem_line, selected))
+    first = next(selected, None)
+    if first is not None:
+        with replacing(out) as partial, open(partial, "w", encoding="utf-8") as stream:
+            stream.writelines(map(problem_line, itertools.chain([first], selected)))
     if json_path is not None:
         write_json(
             json_path,
@@ -81,4 +83,7 @@ def problems_command(
         click.echo(f"\n{questions.unreadable} rows without a problem or an answer, the first: {questions.faults[0]}")
     if questions.hits:
         click.echo(f"\n{contamination_table(questions.hits)}")
+    if first is None:
+        # A file that is there already is not replaced by nothing.
+        raise UserError(f"{', '.join(sources)}: no problem is left, and {out} was not written")
     click.echo(f"\nproblems: {out}")

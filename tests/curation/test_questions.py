@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from aster.cli import main
 from aster.core.problems import BOX_REQUEST, load_problems
 from aster.core.types import Problem
 from aster.curation.contamination import Contamination
@@ -177,3 +179,14 @@ def test_problems_through_all_filters(tmp_path: Path) -> None:
     assert questions.faults[0].startswith(f"{tmp_path}/all.jsonl, line 4: no answer")
     (tmp_path / "kept.jsonl").write_text("".join(map(problem_line, kept)))
     assert load_problems(tmp_path / "kept.jsonl") == kept
+
+
+@pytest.mark.parametrize("content", ["", '{"problem": "Without an answer."}\n'])
+def test_a_file_of_problems_is_not_replaced_by_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / "source.jsonl").write_text(content)
+    (tmp_path / "out.jsonl").write_text("what was there")
+    arguments = ["data", "problems", str(tmp_path / "source.jsonl"), "--out", str(tmp_path / "out.jsonl")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert f"no problem is left, and {tmp_path}/out.jsonl was not written" in result.output
+    assert (tmp_path / "out.jsonl").read_text() == "what was there"
