@@ -51,6 +51,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         raise UserError(f"curate: no trajectory is left ({counts}); synthesize more, or widen the recipe's section curate")
     write_dropped(folder.path / "curate" / "dropped.jsonl", dropped)
     totals = {"tool_calls": 0, "trained_tokens": 0}
+    known: dict[str, Problem] = {}
 
     def kept() -> Iterator[Trajectory]:
         """A second pass over the same attempts, not all of which need fit into memory."""
@@ -59,7 +60,15 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             if place not in places:
                 continue
             if recipe.cold_start_set is not None:
-                folder.remember_problems([_problem(attempt.text())])
+                problem = _problem(attempt.text())
+                first = known.setdefault(problem.id, problem)
+                if (first.prompt, first.answer) != (problem.prompt, problem.answer):
+                    # The run knows problems by their ids: one attempt would stand beside the other's prompt and answer.
+                    raise UserError(
+                        f"cold_start: {recipe.cold_start_set}: the id {problem.id!r} stands for two problems or answers; "
+                        "give them different ids"
+                    )
+                folder.remember_problems([problem])
             trajectory = attempt.tokens()
             totals["tool_calls"] += trajectory.tool_calls
             totals["trained_tokens"] += trajectory.sampled_tokens
