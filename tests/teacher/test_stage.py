@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from aster.chat import Qwen3Dialect
+from aster.core.errors import UserError
 from aster.core.recipe_file import load_recipe
 from aster.core.run import RunFolder, drop_torn_line, read_json, read_json_lines, read_trajectories
 from aster.core.sets import iterate_set
@@ -158,6 +159,8 @@ def test_a_server_that_is_gone_for_good_ends_in_one_line(commands: Commands, tea
     assert "no longer answers" in errors[0]
     assert f"{made} of 24 attempts are on disk; the same command goes on from there" in errors[0]
     assert all(t.stop_reason is StopReason.ANSWERED for t in iterate_set(bench.transcripts))  # none is blamed for it
+    with pytest.raises(UserError, match=r"so far are the set .*synthesize/transcripts\.jsonl"):
+        Source(bench.run)
     teacher.dead = False
     again = commands.run(*bench.command("synthesize"))
     assert again.code == 0, again.err

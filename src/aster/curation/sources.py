@@ -95,7 +95,10 @@ def _in_run(path: Path) -> tuple[RunFolder, str, list[Path]]:
         files = sorted((top / stage / "trajectories").glob("*.jsonl.gz"))
         if files:
             return RunFolder.load(top), stage, files
-    raise UserError(f"{path}: no trajectories in it (looked in {', '.join(f'{stage}/trajectories' for stage in stages)})")
+    under_way = top / "synthesize" / "transcripts.jsonl"
+    hint = f"; the attempts of its teacher so far are the set {under_way}" if under_way.exists() else ""
+    places = ", ".join(f"{stage}/trajectories" for stage in stages)
+    raise UserError(f"{path}: no trajectories in it (looked in {places}){hint}")
 
 
 class _Dialects:
