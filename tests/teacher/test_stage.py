@@ -112,6 +112,8 @@ def test_killed_twice_every_attempt_is_made_exactly_once(commands: Commands, tea
     assert dialect.parse(spans[-1]).content == "I get \\boxed{14}."
     again = commands.run(*bench.command("synthesize"))
     assert "stage synthesize is finished; nothing to do" in again.err
+    # Filtered again since, say: the run knows what it asked.
+    (tmp_path / "problems.jsonl").write_text('{"id": "other", "prompt": "What is 1*7?", "answer": "7"}\n')
     curated = commands.run(*bench.command("curate"))
     assert curated.code == 0, curated.err
     assert read_json(bench.run / "curate" / "summary.json")["kept"] == 24

@@ -6,8 +6,9 @@ No torch: a run folder keeps its tokenizer as a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import transcribe
@@ -60,16 +61,21 @@ class Source:
         author = author_of(self.run, self.stage)
         for file in self.files:
             for trajectory in iterate_trajectories(file):
-                record = problems.get(trajectory.problem_id) or {}
-                problem = Problem(
-                    trajectory.problem_id,
-                    record.get("prompt", ""),
-                    record.get("answer", ""),
-                    record.get("source", ""),
-                    record.get("setup", ""),
-                    record.get("metadata", {}),
-                )
+                problem = remembered(problems, trajectory.problem_id)
                 yield transcribe(trajectory, problem, dialects.of(trajectory), author)
+
+
+def remembered(problems: Mapping[str, Mapping[str, Any]], problem_id: str) -> Problem:
+    """A problem as the run folder remembers it (``RunFolder.problems``); of one that it does not, the id alone."""
+    record = problems.get(problem_id) or {}
+    return Problem(
+        problem_id,
+        record.get("prompt", ""),
+        record.get("answer", ""),
+        record.get("source", ""),
+        record.get("setup", ""),
+        record.get("metadata", {}),
+    )
 
 
 def author_of(run: RunFolder, stage: str) -> str:

@@ -20,10 +20,9 @@ from aster.core.seeds import derive
 from aster.core.transcript import Transcript
 from aster.core.types import Problem, Trajectory
 from aster.curation import Chain, Dropped, choose
-from aster.curation.sources import Source, author_of
+from aster.curation.sources import Source, author_of, remembered
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.reporting.sets import funnel_table
-from aster.stages.common import teaching_problems
 
 Value = TypeVar("Value")
 
@@ -92,11 +91,12 @@ def _attempts(recipe: Recipe, folder: RunFolder, dialect: Qwen3Dialect) -> Itera
         for transcript in Source(Path(recipe.cold_start_set)):
             yield Attempt(functools.partial(_itself, transcript), functools.partial(render, transcript, dialect))
         return
-    problems = {problem.id: problem for problem in teaching_problems(recipe, recipe.synthesize.problems)}
+    # As they were asked: the file they came from may have changed since.
+    problems = folder.problems()
     author = author_of(folder, "synthesize")
     for file in sorted((folder.path / "synthesize" / "trajectories").glob("chunk_*.jsonl.gz")):
         for trajectory in iterate_trajectories(file):
-            text = functools.partial(transcribe, trajectory, problems[trajectory.problem_id], dialect, author)
+            text = functools.partial(transcribe, trajectory, remembered(problems, trajectory.problem_id), dialect, author)
             yield Attempt(text, functools.partial(_itself, trajectory))
 
 
