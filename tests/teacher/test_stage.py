@@ -164,6 +164,14 @@ def test_a_server_that_is_gone_for_good_ends_in_one_line(commands: Commands, tea
     with pytest.raises(UserError, match=r"so far are the set .*synthesize/transcripts\.jsonl"):
         Source(bench.run)
     teacher.dead = False
+    problems = tmp_path / "problems.jsonl"
+    asked = problems.read_text()
+    problems.write_text(asked.replace("What is", "How much is"))
+    changed = commands.run(*bench.command("synthesize"))
+    assert changed.code == 2
+    assert "problems.jsonl: has changed since this run began" in changed.err
+    assert bench.lines() == made
+    problems.write_text(asked)
     again = commands.run(*bench.command("synthesize"))
     assert again.code == 0, again.err
     assert bench.lines() == 24

@@ -94,6 +94,7 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
         field="synthesize.base_url",
     )
     tally = _made(path, settings.retry_failed)
+    _require_same_problems(recipe, folder, jobs, tally)
     missing = [job for job in jobs if (job.problem.id, job.sample) not in tally.keys]
     if tally.keys:
         say(f"synthesize: resuming after attempt {len(tally.keys)} of {len(jobs)}")
@@ -215,6 +216,21 @@ class _Work:
                 f"synthesize: {self.tally.failed_in_row} attempts failed one after another, the last with "
                 f"{' '.join(transcript.error.split())}; they are recorded, and synthesize.retry_failed=true repeats them"
             )
+
+
+def _require_same_problems(recipe: Recipe, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
+    """UserError where the file of problems has changed since attempts were made: they would be mixed with those at others."""
+    asked = {job.problem.id: job.problem.prompt for job in jobs}
+    known = folder.problems()
+    # The run remembers the first text of an id.
+    changed = {name for name, _ in tally.keys if name not in asked}
+    changed |= {name for name, prompt in asked.items() if known[name]["prompt"] != prompt}
+    if changed:
+        source = recipe.problems.teach or recipe.problems.train
+        raise UserError(
+            f"{source}: has changed since this run began: {len(changed)} of its problems are no longer there, or ask something "
+            f"else, such as {min(changed)}; bring the file back or choose another --run"
+        )
 
 
 def _made(path: Path, retry_failed: bool) -> Tally:
