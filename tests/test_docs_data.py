@@ -1,4 +1,5 @@
-"""Every command of docs/data.md, run in order in one folder with small files of the names that the page uses.
+"""Every command of docs/data.md, run in order in one folder with small files of the names that the page uses, and with the
+scripted fake in the place of the teacher's server.
 
 A command stands in an indented block under a line ``<!-- run -->``. A page's new commands need no change here but, where they
 read files that no earlier command wrote, a file in :func:`prepare`.
@@ -16,9 +17,12 @@ import yaml
 from click.testing import CliRunner
 
 from aster.cli import main
+from aster.cli_data import data_group
 from aster.core.run import read_trajectories
 from aster.core.sets import iterate_set, write_set
 from tests.curation.transcripts import calls, step, transcript
+from tests.exchange.test_layouts import ROWS
+from tests.teacher.fake_teacher import FakeTeacher, serving
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
 
@@ -32,8 +36,8 @@ def commands() -> list[list[str]]:
     return found
 
 
-def prepare(folder: Path) -> None:
-    """What the page takes for granted: files of problems, a teacher's set, another set, a recipe."""
+def prepare(folder: Path, teacher: str) -> None:
+    """What the page takes for granted: files of problems, a teacher's set, other sets, recipes."""
     import pyarrow
     import pyarrow.parquet
 
@@ -57,27 +61,38 @@ def prepare(folder: Path) -> None:
         for number in range(24)
     ]
     write_set(folder / "teacher.jsonl.gz", [*dense, calls("wrong", 12, reward=0.0), calls("sparse", 2)])
+    _, row = ROWS["ReTool-SFT"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "retool.parquet")
     write_set(folder / "other.jsonl.gz", [transcript("q", step("The answer is 4.", ("2 * 2", "4")), answer="4")])
     recipe = {"name": "lab", "model": {"path": "lab"}, "sandbox": {"preload": []}}
     (folder / "lab.yaml").write_text(yaml.safe_dump(recipe))
+    shown = re.search(r"```yaml\n(.*?)```", PAGE.with_name("teacher.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert shown is not None
+    taught = yaml.safe_load(shown[1]) | {key: recipe[key] for key in ("model", "sandbox")}
+    taught["synthesize"]["base_url"] = teacher
+    (folder / "taught.yaml").write_text(yaml.safe_dump(taught))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all commands of the page have been run."""
     place = tmp_path_factory.mktemp("page")
-    prepare(place)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, serving(FakeTeacher()) as teacher:
+        prepare(place, teacher.address)
         patch.chdir(place)
         for command in commands():
             assert command[0] == "aster"
-            result = CliRunner().invoke(main, command[1:])
+            # Warming up the libraries takes seconds, and these cells use none.
+            quick = ["sandbox.preload=[]"] if command[1] == "replay" else []
+            result = CliRunner().invoke(main, [*command[1:], *quick])
             assert result.exit_code == 0, f"{shlex.join(command)}\n{result.output}"
     return place
 
 
 def test_the_page_has_commands() -> None:
-    assert {" ".join(command[1:3]) for command in commands()} >= {"data problems", "data curate", "data stats"}
+    data = {f"data {name}" for name in data_group.commands}
+    found = {" ".join(command[1 : 3 if command[1] == "data" else 2]) for command in commands()}
+    assert found >= data | {"synthesize", "curate", "replay"}
 
 
 def test_what_the_commands_leave(folder: Path) -> None:
@@ -89,7 +104,11 @@ def test_what_the_commands_leave(folder: Path) -> None:
     assert len((folder / "dropped.jsonl").read_text().splitlines()) == 2
     assert len(list(iterate_set(folder / "chosen.jsonl.gz"))) == 20
     verdicts = [result["verdict"].partition(":")[0] for result in json.loads((folder / "stats.json").read_text())]
-    assert verdicts == ["no sign of risk", "high risk"]
+    assert verdicts == ["no sign of risk", "high risk", "some risk"]
+    taught = list(iterate_set(folder / "taught.jsonl"))
+    assert [(each.author, each.tool_calls, each.reward) for each in taught] == [("teacher", 2, 1.0)] * 4
+    assert json.loads((folder / "replayed.json").read_text())["same"] == 1
+    assert list(iterate_set(folder / "back.jsonl")) == list(iterate_set(folder / "chosen.jsonl.gz"))
     kept = read_trajectories(folder / "runs" / "brought" / "curate" / "trajectories" / "kept.jsonl.gz")
     assert len(kept) == 20
     assert all(trajectory.tool_calls == 12 for trajectory in kept)

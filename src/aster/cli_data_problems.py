@@ -10,7 +10,9 @@ import click
 @click.command("problems")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where the problems go (.jsonl).")
-@click.option("--against", multiple=True, metavar="BENCHMARKS", help="Drop the problems of these: names or files, with commas.")
+@click.option(
+    "--against", multiple=True, metavar="BENCHMARKS", help="Drop problems of these: names, files or all, with commas."
+)
 @click.option("--columns", multiple=True, metavar="FIELD=COLUMN", help="Where a layout of your own has prompt, answer, ...")
 @click.option("--prompt-suffix", default="", help="Text to append to every prompt.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many problems.")
@@ -53,15 +55,20 @@ def problems_command(
         if not equals or not column:
             raise UserError(f"--columns {text}: write it as FIELD=COLUMN, for instance answer=final_answer")
         mapped[name] = column
-    names = [name for text in against for name in text.split(",") if name]
+    names = [name.strip() for text in against for name in text.split(",") if name.strip()]
+    if against and not names:
+        # An unset variable of a script, say: unfiltered problems would look filtered.
+        raise UserError("--against: names no benchmark; write names or files with commas between, or all")
     questions = Questions(
         english=not any_language,
         duplicates=None if keep_duplicates == "all" else Duplicates(near=keep_duplicates is None),
         contamination=Contamination(load_benchmarks(names)) if names else None,
     )
     selected = itertools.islice(questions.select(sources, prompt_suffix, mapped), limit)
-    with replacing(out) as partial, open(partial, "w", encoding="utf-8") as stream:
-        stream.writelines(map(problem_line, selected))
+    first = next(selected, None)
+    if first is not None:
+        with replacing(out) as partial, open(partial, "w", encoding="utf-8") as stream:
+            stream.writelines(map(problem_line, itertools.chain([first], selected)))
     if json_path is not None:
         write_json(
             json_path,
@@ -81,4 +88,7 @@ def problems_command(
         click.echo(f"\n{questions.unreadable} rows without a problem or an answer, the first: {questions.faults[0]}")
     if questions.hits:
         click.echo(f"\n{contamination_table(questions.hits)}")
+    if first is None:
+        # A file that is there already is not replaced by nothing.
+        raise UserError(f"{', '.join(sources)}: no problem is left, and {out} was not written")
     click.echo(f"\nproblems: {out}")

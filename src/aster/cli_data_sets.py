@@ -36,14 +36,16 @@ def curate_command(
     import dataclasses
     import json
 
+    from aster.core.errors import UserError
     from aster.core.run import replacing, write_json
     from aster.core.seeds import derive
-    from aster.core.sets import write_lines
+    from aster.core.sets import require_set_name, write_lines
     from aster.curation import Chain, Dropped, choose
     from aster.curation.judging import judge_sources
     from aster.curation.sources import Source
     from aster.reporting.sets import funnel_table, write_sets_page
 
+    require_set_name("--out", out)
     paths, overrides = _split(arguments)
     recipe = _recipe(recipe_path, overrides)
     sources = [Source(path) for path in paths]
@@ -59,13 +61,17 @@ def curate_command(
 
         selection = choose(judged, Chain(recipe.curate, recipe.cold_start), derive(recipe.seed, "curate"), note)
     kept = set(selection.kept)
-    lines = (line for source in sources for _, line in source.lines())
-    write_lines(out, (line for place, line in enumerate(lines) if place in kept))
+    if kept:
+        lines = (line for source in sources for _, line in source.lines())
+        write_lines(out, (line for place, line in enumerate(lines) if place in kept))
     if json_path is not None:
         write_json(json_path, [dataclasses.asdict(step) for step in selection.funnel])
     if html is not None:
         write_sets_page(html, f"Curation of {', '.join(map(str, paths))}", funnel=selection.funnel)
     click.echo(funnel_table(selection.funnel))
+    if not kept:
+        # A set that is there already is not replaced by nothing.
+        raise UserError(f"no trajectory is left, and {out} was not written; widen the filters, or give more trajectories")
     click.echo(f"\nset: {out}")
 
 

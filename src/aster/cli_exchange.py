@@ -67,8 +67,11 @@ def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -
     found = Source(source)
     settings = recipe_or_defaults(arguments).sandbox if arguments or found.run is None else found.run.recipe.sandbox
 
+    total = sum(1 for file in found.files or [source] for _ in read_lines(file))
+    if not total:
+        raise UserError(f"{source}: no trajectory in it, so nothing to run again")
+
     async def run() -> Replayed:
-        total = sum(1 for file in found.files or [source] for _ in read_lines(file))
         with Progress("replay", total, "trajectory") as progress:
             async with make_sandbox(settings) as sandbox:
                 return await replay(found, sandbox, min(32, settings.sessions), lambda: progress.advance())

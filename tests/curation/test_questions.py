@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from aster.cli import main
 from aster.core.problems import BOX_REQUEST, load_problems
 from aster.core.types import Problem
 from aster.curation.contamination import Contamination
@@ -16,6 +18,7 @@ from aster.curation.duplicates import Duplicates
 from aster.curation.language import is_english
 from aster.curation.normalize import tokens
 from aster.curation.questions import Questions, load_benchmarks, problem_line
+from aster.evaluation.benchmarks import REGISTRY
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the public problems in {DATA}")
@@ -177,3 +180,32 @@ def test_problems_through_all_filters(tmp_path: Path) -> None:
     assert questions.faults[0].startswith(f"{tmp_path}/all.jsonl, line 4: no answer")
     (tmp_path / "kept.jsonl").write_text("".join(map(problem_line, kept)))
     assert load_problems(tmp_path / "kept.jsonl") == kept
+
+
+@pytest.mark.parametrize("content", ["", '{"problem": "Without an answer."}\n'])
+def test_a_file_of_problems_is_not_replaced_by_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / "source.jsonl").write_text(content)
+    (tmp_path / "out.jsonl").write_text("what was there")
+    arguments = ["data", "problems", str(tmp_path / "source.jsonl"), "--out", str(tmp_path / "out.jsonl")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert f"no problem is left, and {tmp_path}/out.jsonl was not written" in result.output
+    assert (tmp_path / "out.jsonl").read_text() == "what was there"
+
+
+@pytest.mark.parametrize("against", ["", " , "])
+def test_against_nothing_is_an_error(against: str, tmp_path: Path) -> None:
+    (tmp_path / "source.jsonl").write_text('{"problem": "What is it?", "answer": "1"}\n')
+    arguments = ["data", "problems", str(tmp_path / "source.jsonl"), "--out", str(tmp_path / "out.jsonl"), "--against", against]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "--against: names no benchmark" in result.output
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_all_benchmarks_are_those_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {name: [Problem(name, f"The problem of {name}.", "1")] for name in REGISTRY}
+    monkeypatch.setattr("aster.evaluation.benchmarks.load_benchmark", lambda name: asked[name])
+    (tmp_path / "own.jsonl").write_text('{"problem": "My own?", "answer": "1"}\n')
+    own = str(tmp_path / "own.jsonl")
+    assert list(load_benchmarks(["aime25", own, "all"])) == [*REGISTRY, own]

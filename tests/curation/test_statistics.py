@@ -128,6 +128,33 @@ def test_errors_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arg
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_set_without_a_trajectory_has_statistics_too(tmp_path: Path) -> None:
+    write_set(tmp_path / "empty.jsonl", [])
+    result = CliRunner().invoke(main, ["data", "stats", str(tmp_path / "empty.jsonl"), "--html", str(tmp_path / "s.html")])
+    assert result.exit_code == 0, result.output
+    assert f"{tmp_path}/empty.jsonl: nothing to say: the set is empty" in result.output
+
+
+def test_a_set_is_not_replaced_by_nothing(tmp_path: Path) -> None:
+    write_set(tmp_path / "checks.jsonl", CHECKS)
+    write_set(tmp_path / "out.jsonl", DENSE)
+    arguments = ["data", "curate", str(tmp_path / "checks.jsonl"), "--dropped", str(tmp_path / "dropped.jsonl")]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "out.jsonl")])
+    assert result.exit_code == 2
+    assert "at least 10 tool calls     0" in result.output
+    assert f"no trajectory is left, and {tmp_path}/out.jsonl was not written" in result.output
+    assert len((tmp_path / "dropped.jsonl").read_text().splitlines()) == len(CHECKS)
+    assert list(iterate_set(tmp_path / "out.jsonl")) == DENSE
+
+
+def test_a_name_that_would_not_be_read_back_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path / "dense.jsonl", DENSE)
+    arguments = ["data", "curate", str(tmp_path / "dense.jsonl"), "density.min=1", "--out", str(tmp_path / "o.json")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert f"--out {tmp_path}/o.json: the name of a set ends in .jsonl or .jsonl.gz" in result.output
+
+
 def test_several_processes_judge_as_one_does(tmp_path: Path) -> None:
     many = [calls(f"p{number}", number % 13, reward=float(number % 5 > 0)) for number in range(700)]
     write_set(tmp_path / "many.jsonl.gz", many)

@@ -189,3 +189,12 @@ def test_prompts_for_verl_s_rl(tmp_path: Path) -> None:
         export_set(transcripts, "tora", tmp_path / "out.parquet")
     with pytest.raises(UserError, match="its name must end in"):
         export_set(transcripts, "messages", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("layout", ["messages", "llamafactory", "verl_prompts"])
+def test_an_empty_set_replaces_nothing(layout: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    out.write_bytes(b"what was there")
+    with pytest.raises(UserError, match="the set is empty"):
+        export_set([], layout, out)
+    assert out.read_bytes() == b"what was there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_a_run_folder_is_a_set_too(tiny: Tiny, tmp_path: Path) -> None:
     kept = [read_trajectories(run.trajectory_file("curate", "kept")) for run in (first, second)]
     assert [t.token_ids for t in kept[0]] == [t.token_ids for t in kept[1]]
     assert [t.loss_mask for t in kept[0]] == [t.loss_mask for t in kept[1]]
+
+
+def test_a_set_in_which_an_id_is_two_problems_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """The run remembers problems by their ids: one attempt would be read back with the other's prompt and answer."""
+    path = tmp_path / "mixed.jsonl"
+    write_set(path, [calls("p", 2), dataclasses.replace(calls("p", 2), prompt="Another one.")])
+    changes = {"cold_start": str(path), "curate.size": None}
+    with (
+        RunFolder.open(tmp_path / "run", tiny.recipe(changes), []) as run,
+        pytest.raises(UserError, match=r"mixed\.jsonl: the id 'p' stands for two problems"),
+    ):
+        pipeline.run_stage("curate", run.recipe, run)
+    assert run.summary("curate") is None
 
 
 def test_a_set_that_is_not_there_is_said_before_anything_is_done(tiny: Tiny, tmp_path: Path) -> None:

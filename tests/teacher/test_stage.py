@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from aster.chat import Qwen3Dialect
+from aster.core.errors import UserError
 from aster.core.recipe_file import load_recipe
 from aster.core.run import RunFolder, drop_torn_line, read_json, read_json_lines, read_trajectories
 from aster.core.sets import iterate_set
 from aster.core.types import StopReason
+from aster.curation.sources import Source
 from aster.lab.base import BASE_MODEL
 from aster.policy.loading import load_tokenizer
 from tests.stages.runs import Commands
@@ -110,9 +112,14 @@ def test_killed_twice_every_attempt_is_made_exactly_once(commands: Commands, tea
     assert dialect.parse(spans[-1]).content == "I get \\boxed{14}."
     again = commands.run(*bench.command("synthesize"))
     assert "stage synthesize is finished; nothing to do" in again.err
+    # Filtered again since, say: the run knows what it asked.
+    (tmp_path / "problems.jsonl").write_text('{"id": "other", "prompt": "What is 1*7?", "answer": "7"}\n')
     curated = commands.run(*bench.command("curate"))
     assert curated.code == 0, curated.err
     assert read_json(bench.run / "curate" / "summary.json")["kept"] == 24
+    # The recipe names no model: it is the server's.
+    for folder in (bench.run, bench.run / "synthesize"):
+        assert {transcript.author for transcript in Source(folder)} == {"teacher"}
 
 
 def test_failed_attempts_are_kept_and_made_again_only_when_asked(
@@ -131,7 +138,7 @@ def test_failed_attempts_are_kept_and_made_again_only_when_asked(
     asked = len(teacher.asked)
     assert commands.run(*bench.command("synthesize")).code == 0
     assert len(teacher.asked) == asked
-    (bench.run / "synthesize" / "summary.json").unlink()
+    # Asked to repeat them, a finished synthesis goes on, until something is made of it.
     assert commands.run(*bench.command("synthesize", "synthesize.retry_failed=true")).code == 0
     assert len(teacher.asked) == asked + 4
     after = {(t.problem_id, t.sample): t for t in iterate_set(bench.transcripts)}
@@ -154,7 +161,17 @@ def test_a_server_that_is_gone_for_good_ends_in_one_line(commands: Commands, tea
     assert "no longer answers" in errors[0]
     assert f"{made} of 24 attempts are on disk; the same command goes on from there" in errors[0]
     assert all(t.stop_reason is StopReason.ANSWERED for t in iterate_set(bench.transcripts))  # none is blamed for it
+    with pytest.raises(UserError, match=r"so far are the set .*synthesize/transcripts\.jsonl"):
+        Source(bench.run)
     teacher.dead = False
+    problems = tmp_path / "problems.jsonl"
+    asked = problems.read_text()
+    problems.write_text(asked.replace("What is", "How much is"))
+    changed = commands.run(*bench.command("synthesize"))
+    assert changed.code == 2
+    assert "problems.jsonl: has changed since this run began" in changed.err
+    assert bench.lines() == made
+    problems.write_text(asked)
     again = commands.run(*bench.command("synthesize"))
     assert again.code == 0, again.err
     assert bench.lines() == 24

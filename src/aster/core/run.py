@@ -252,6 +252,12 @@ class RunFolder:
         """Mark a stage finished."""
         write_json(self.path / stage / "summary.json", summary)
 
+    def reopen(self, stage: str) -> None:
+        """Take the mark of :meth:`finish` away: the stage goes on from what it left."""
+        path = self.path / stage / "summary.json"
+        with writing(path):
+            path.unlink(missing_ok=True)
+
     # -- metrics
 
     def log(self, stage: str, step: int, **metrics: Any) -> None:

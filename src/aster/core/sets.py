@@ -16,6 +16,12 @@ ENDINGS = (".jsonl", ".jsonl.gz")
 """Of the names of sets."""
 
 
+def require_set_name(option: str, path: Path) -> None:
+    """UserError where a file of this name would not be read as a set again. ``option`` names it in the error."""
+    if not path.name.endswith(ENDINGS):
+        raise UserError(f"{option} {path}: the name of a set ends in {' or '.join(ENDINGS)}")
+
+
 def write_set(path: Path, transcripts: Iterable[Transcript]) -> int:
     """Write a set, whole or not at all; compressed where the name ends in ``.gz``. Returns how many were written."""
     # ASCII: a model or a cell may produce lone surrogates, which UTF-8 cannot hold.

@@ -16,6 +16,8 @@ from aster.curation.contamination import Contamination, Hit
 from aster.curation.duplicates import Duplicates
 from aster.curation.language import is_english
 
+ALL = "all"
+"""In the place of a benchmark's name: all of them."""
 FAULTS_KEPT = 20
 """Messages about rows that could not be read which are kept as examples."""
 
@@ -100,16 +102,23 @@ def problem_line(problem: Problem) -> str:
 
 
 def load_benchmarks(names: Sequence[str]) -> dict[str, list[Problem]]:
-    """Benchmarks by name, and files of problems by path. UserError where one is unknown or cannot be read."""
+    """Benchmarks by name (``all``: every one that ``aster evaluate`` knows), and files of problems by path.
+
+    UserError where one is unknown or cannot be read.
+    """
     from aster.core.problems import load_problems
 
+    if ALL in names:
+        from aster.evaluation.benchmarks import REGISTRY
+
+        names = [*REGISTRY, *(name for name in names if name != ALL and name not in REGISTRY)]
     found: dict[str, list[Problem]] = {}
     for name in names:
         if Path(name).suffix in (".jsonl", ".parquet"):
             found[name] = load_problems(name)
         else:
             # The registry knows where each benchmark comes from.
-            from aster.evaluation.benchmarks import load_benchmark  # type: ignore[import-not-found,unused-ignore]
+            from aster.evaluation.benchmarks import load_benchmark
 
             found[name] = load_benchmark(name)
     return found

@@ -6,12 +6,14 @@ No torch: a run folder keeps its tokenizer as a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import transcribe
 from aster.core.errors import UserError
+from aster.core.recipe import cold_start_name
 from aster.core.run import RunFolder, iterate_trajectories
 from aster.core.sets import ENDINGS, parse_line, read_lines
 from aster.core.transcript import Transcript
@@ -32,9 +34,10 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run: RunFolder | None = None
+        self.stage = ""
         self.files: list[Path] = []
         if path.is_dir():
-            self.run, self.files = _in_run(path)
+            self.run, self.stage, self.files = _in_run(path)
         elif not path.name.endswith(ENDINGS):
             raise UserError(f"{path}: not a set: its name must end in {' or '.join(ENDINGS)}, or it must be a run folder")
         elif not path.is_file():
@@ -55,22 +58,41 @@ class Source:
             return
         problems = self.run.problems()
         dialects = _Dialects(self.run)
+        author = author_of(self.run, self.stage)
         for file in self.files:
             for trajectory in iterate_trajectories(file):
-                record = problems.get(trajectory.problem_id) or {}
-                problem = Problem(
-                    trajectory.problem_id,
-                    record.get("prompt", ""),
-                    record.get("answer", ""),
-                    record.get("source", ""),
-                    record.get("setup", ""),
-                    record.get("metadata", {}),
-                )
-                yield transcribe(trajectory, problem, dialects.of(trajectory), self.run.recipe.model.path)
+                problem = remembered(problems, trajectory.problem_id)
+                yield transcribe(trajectory, problem, dialects.of(trajectory), author)
 
 
-def _in_run(path: Path) -> tuple[RunFolder, list[Path]]:
-    """The run folder at or above a path, and the files of trajectories that are meant."""
+def remembered(problems: Mapping[str, Mapping[str, Any]], problem_id: str) -> Problem:
+    """A problem as the run folder remembers it (``RunFolder.problems``); of one that it does not, the id alone."""
+    record = problems.get(problem_id) or {}
+    return Problem(
+        problem_id,
+        record.get("prompt", ""),
+        record.get("answer", ""),
+        record.get("source", ""),
+        record.get("setup", ""),
+        record.get("metadata", {}),
+    )
+
+
+def author_of(run: RunFolder, stage: str) -> str:
+    """Who wrote a stage's trajectories: the teacher of the cold start, or the run's own model. They do not say it."""
+    recipe = run.recipe
+    if stage not in ("synthesize", "curate"):
+        return recipe.model.path
+    if recipe.cold_start_set is None and recipe.synthesize.teacher == "policy":
+        return recipe.model.path
+    if recipe.cold_start_set is None and recipe.synthesize.teacher == "endpoint":
+        # The recipe need not name the model where the server has one alone.
+        return recipe.synthesize.model or str((run.summary("synthesize") or {}).get("author", ""))
+    return cold_start_name(recipe.cold_start)
+
+
+def _in_run(path: Path) -> tuple[RunFolder, str, list[Path]]:
+    """The run folder at or above a path, the stage in it and its files of trajectories."""
     top = next((folder for folder in (path, *path.absolute().parents[:3]) if (folder / "recipe.yaml").exists()), None)
     if top is None:
         raise UserError(f"{path}: not a run folder (it has no recipe.yaml), nor a stage's folder in one")
@@ -78,8 +100,11 @@ def _in_run(path: Path) -> tuple[RunFolder, list[Path]]:
     for stage in stages:
         files = sorted((top / stage / "trajectories").glob("*.jsonl.gz"))
         if files:
-            return RunFolder.load(top), files
-    raise UserError(f"{path}: no trajectories in it (looked in {', '.join(f'{stage}/trajectories' for stage in stages)})")
+            return RunFolder.load(top), stage, files
+    under_way = top / "synthesize" / "transcripts.jsonl"
+    hint = f"; the attempts of its teacher so far are the set {under_way}" if under_way.exists() else ""
+    places = ", ".join(f"{stage}/trajectories" for stage in stages)
+    raise UserError(f"{path}: no trajectories in it (looked in {places}){hint}")
 
 
 class _Dialects:

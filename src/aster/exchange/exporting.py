@@ -26,9 +26,14 @@ def export_set(transcripts: Iterable[Transcript], layout: str, out: Path) -> int
 def _rows(transcripts: Iterable[Transcript], layout: Layout) -> Iterator[Row]:
     assert layout.write is not None
     seen: set[str] = set()
+    empty = True
     for transcript in transcripts:
         if layout.name == PROMPTS:
             if transcript.problem_id in seen:
                 continue
             seen.add(transcript.problem_id)
+        empty = False
         yield layout.write(transcript)
+    if empty:
+        # From in here, so that a file that is there already is not replaced by nothing.
+        raise UserError("no trajectory to export: the set is empty")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aster.core.errors import UserError
 from aster.core.problems import BOX_REQUEST, load_problems
-from aster.core.sets import ENDINGS, write_set
+from aster.core.sets import require_set_name, write_set
 from aster.core.transcript import Transcript
 from aster.core.types import CallStatus, Problem, StopReason
 from aster.exchange import LAYOUTS
@@ -64,8 +64,7 @@ def import_set(source: Path, layout: str, out: Path, problems: Path | None = Non
     if how is None or how.read is None:
         readable = ", ".join(name for name, each in LAYOUTS.items() if each.read is not None)
         raise UserError(f"--layout {layout}: cannot be read; there are {readable}")
-    if not out.name.endswith(ENDINGS):
-        raise UserError(f"--out {out}: the name of a set ends in {' or '.join(ENDINGS)}")
+    require_set_name("--out", out)
     report = Imported()
     write_set(out, _transcripts(source, how, _Known(problems), report))
     return report

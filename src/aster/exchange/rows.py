@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aster.core.errors import UserError
+from aster.core.problems.rows import BATCH, parquet_rows
 from aster.core.run import replacing
 from aster.exchange.base import Layout, Row
 
@@ -16,8 +17,6 @@ READ = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 WRITTEN = (".jsonl", ".json", ".parquet")
 PIECE = 1 << 20
 """Characters of a JSON array read at once."""
-BATCH = 256
-"""Rows written to Parquet at once."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
@@ -30,7 +29,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
     if path.suffix == ".json":
         return _json_array(path)
     if path.suffix == ".parquet":
-        return _parquet(path)
+        return parquet_rows(path)
     raise UserError(f"{path}: rows are read from files that end in {', '.join(READ)}")
 
 
@@ -108,21 +107,6 @@ def _skip(text: str, position: int, characters: str) -> int:
     while position < len(text) and text[position] in characters:
         position += 1
     return position
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Row | str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as parquet: {' '.join(str(error).split())[:200]}") from None
 
 
 def _write_lines(path: Path, layout: Layout, rows: Iterable[Row]) -> int:  # noqa: ARG001 - one signature

@@ -131,7 +131,8 @@ def _distribution(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     longest = max((len(result["calls_histogram"]) for result in results), default=0)
     edges = [*range(min(13, longest)), *range(13, longest, 10)]
     rows = []
-    for low, high in zip(edges, [*edges[1:], longest], strict=True):
+    # Where there is no trajectory there is no edge, and the second list is one longer.
+    for low, high in zip(edges, [*edges[1:], longest], strict=False):
         label = str(low) if high - low <= 1 else f"{low}-{high - 1}"
         shares = (_percent(sum(result["calls_histogram"][low:high]), sum(result["calls_histogram"])) for result in results)
         rows.append((label, *shares))

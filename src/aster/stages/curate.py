@@ -14,16 +14,15 @@ from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import render, transcribe
 from aster.core.errors import UserError
 from aster.core.progress import say
-from aster.core.recipe import Recipe, cold_start_name
+from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, iterate_trajectories, replacing, write_trajectories
 from aster.core.seeds import derive
 from aster.core.transcript import Transcript
 from aster.core.types import Problem, Trajectory
 from aster.curation import Chain, Dropped, choose
-from aster.curation.sources import Source
+from aster.curation.sources import Source, author_of, remembered
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.reporting.sets import funnel_table
-from aster.stages.common import teaching_problems
 
 Value = TypeVar("Value")
 
@@ -51,6 +50,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         raise UserError(f"curate: no trajectory is left ({counts}); synthesize more, or widen the recipe's section curate")
     write_dropped(folder.path / "curate" / "dropped.jsonl", dropped)
     totals = {"tool_calls": 0, "trained_tokens": 0}
+    known: dict[str, Problem] = {}
 
     def kept() -> Iterator[Trajectory]:
         """A second pass over the same attempts, not all of which need fit into memory."""
@@ -59,7 +59,15 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
             if place not in places:
                 continue
             if recipe.cold_start_set is not None:
-                folder.remember_problems([_problem(attempt.text())])
+                problem = _problem(attempt.text())
+                first = known.setdefault(problem.id, problem)
+                if (first.prompt, first.answer) != (problem.prompt, problem.answer):
+                    # The run knows problems by their ids: one attempt would stand beside the other's prompt and answer.
+                    raise UserError(
+                        f"cold_start: {recipe.cold_start_set}: the id {problem.id!r} stands for two problems or answers; "
+                        "give them different ids"
+                    )
+                folder.remember_problems([problem])
             trajectory = attempt.tokens()
             totals["tool_calls"] += trajectory.tool_calls
             totals["trained_tokens"] += trajectory.sampled_tokens
@@ -83,12 +91,12 @@ def _attempts(recipe: Recipe, folder: RunFolder, dialect: Qwen3Dialect) -> Itera
         for transcript in Source(Path(recipe.cold_start_set)):
             yield Attempt(functools.partial(_itself, transcript), functools.partial(render, transcript, dialect))
         return
-    problems = {problem.id: problem for problem in teaching_problems(recipe, recipe.synthesize.problems)}
-    authors = {"policy": recipe.model.path, "endpoint": recipe.synthesize.model}
-    author = authors.get(recipe.synthesize.teacher) or cold_start_name(recipe.cold_start)
+    # As they were asked: the file they came from may have changed since.
+    problems = folder.problems()
+    author = author_of(folder, "synthesize")
     for file in sorted((folder.path / "synthesize" / "trajectories").glob("chunk_*.jsonl.gz")):
         for trajectory in iterate_trajectories(file):
-            text = functools.partial(transcribe, trajectory, problems[trajectory.problem_id], dialect, author)
+            text = functools.partial(transcribe, trajectory, remembered(problems, trajectory.problem_id), dialect, author)
             yield Attempt(text, functools.partial(_itself, trajectory))
 
 

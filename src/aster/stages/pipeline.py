@@ -10,6 +10,8 @@ from aster.core.errors import UserError
 from aster.core.progress import say
 from aster.core.recipe import Recipe, cold_start_name
 from aster.core.run import RunFolder, read_json, replacing
+from aster.core.sets import iterate_set
+from aster.core.types import FAULTS
 from aster.sandbox import SandboxFailure
 from aster.stages.beside import Beside
 from aster.stages.common import evaluation_problems, teaching_problems, training_problems
@@ -28,6 +30,7 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 def run_all(recipe: Recipe, folder: RunFolder) -> None:
     """Every stage that is not finished, then the table."""
+    reopen_synthesis(recipe, folder)
     pending = [name for name in stages_of(recipe) if folder.summary(name) is None]
     if pending and pending[-1] != "report":
         pending.append("report")  # one was written before the run had ended
@@ -55,6 +58,8 @@ def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
         if name != "evaluate":
             raise UserError(f"{name}: the stage {needed} has not finished in {folder.path}; run it first (aster {needed} ...)")
         say(f"evaluate: {needed} has not finished; evaluating what there is")
+    if name == "synthesize":
+        reopen_synthesis(recipe, folder)
     if folder.summary(name) is not None and name != "report":
         say(f"{folder.path}: stage {name} is finished; nothing to do")
         return
@@ -63,6 +68,19 @@ def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
     run_one(name, recipe, folder)
     if name in ("evaluate", "report"):
         print_results(recipe, folder)
+
+
+def reopen_synthesis(recipe: Recipe, folder: RunFolder) -> None:
+    """Where a finished synthesis has failed attempts that are to be repeated, and nothing was made of it yet: go on with it."""
+    settings = recipe.synthesize
+    if settings.teacher != "endpoint" or not settings.retry_failed or folder.summary("curate") is not None:
+        return
+    if not (folder.summary("synthesize") or {}).get("failures"):
+        return
+    made = iterate_set(folder.path / "synthesize" / "transcripts.jsonl")
+    # A dialogue that outgrew the server's context failed too, and would again.
+    if any(transcript.stop_reason in FAULTS for transcript in made):
+        folder.reopen("synthesize")
 
 
 def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:

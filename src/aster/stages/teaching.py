@@ -50,6 +50,8 @@ class Tally:
     cost: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
     failed_in_row: int = 0
+    author: str = ""
+    """The model, by the name under which the server has it."""
 
     @property
     def mean_cost(self) -> float:
@@ -59,6 +61,7 @@ class Tally:
     def add(self, transcript: Transcript) -> None:
         """One more attempt."""
         self.keys.add((transcript.problem_id, transcript.sample))
+        self.author = transcript.author
         self.correct += transcript.reward == 1.0
         self.tool_calls += transcript.tool_calls
         self.cost += transcript.usage.cost if transcript.usage else 0.0
@@ -91,6 +94,7 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
         field="synthesize.base_url",
     )
     tally = _made(path, settings.retry_failed)
+    _require_same_problems(recipe, folder, jobs, tally)
     missing = [job for job in jobs if (job.problem.id, job.sample) not in tally.keys]
     if tally.keys:
         say(f"synthesize: resuming after attempt {len(tally.keys)} of {len(jobs)}")
@@ -110,6 +114,7 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
     folder.finish(
         "synthesize",
         {
+            "author": tally.author,
             "attempts": len(tally.keys),
             "correct": tally.correct,
             "tool_calls": tally.tool_calls / max(1, len(tally.keys)),
@@ -211,6 +216,21 @@ class _Work:
                 f"synthesize: {self.tally.failed_in_row} attempts failed one after another, the last with "
                 f"{' '.join(transcript.error.split())}; they are recorded, and synthesize.retry_failed=true repeats them"
             )
+
+
+def _require_same_problems(recipe: Recipe, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
+    """UserError where the file of problems has changed since attempts were made: they would be mixed with those at others."""
+    asked = {job.problem.id: job.problem.prompt for job in jobs}
+    known = folder.problems()
+    # The run remembers the first text of an id.
+    changed = {name for name, _ in tally.keys if name not in asked}
+    changed |= {name for name, prompt in asked.items() if known[name]["prompt"] != prompt}
+    if changed:
+        source = recipe.problems.teach or recipe.problems.train
+        raise UserError(
+            f"{source}: has changed since this run began: {len(changed)} of its problems are no longer there, or ask something "
+            f"else, such as {min(changed)}; bring the file back or choose another --run"
+        )
 
 
 def _made(path: Path, retry_failed: bool) -> Tally:

@@ -14,6 +14,9 @@ from aster.core.progress import say
 HUB = "hf:"
 """What a data set's id begins with where a file's path could stand."""
 
+BATCH = 256
+"""Rows in memory at once: sets of solutions have tens of kilobytes in each."""
+
 Place = tuple[str, dict[str, Any]]
 
 
@@ -37,7 +40,7 @@ def rows_of(source: str) -> Iterator[Place]:
     if path.suffix == ".jsonl":
         return _jsonl_rows(path)
     if path.suffix == ".parquet":
-        return _parquet_rows(path)
+        return parquet_rows(path)
     raise UserError(
         f"{path}: problems are read from .jsonl and .parquet files, not from {path.suffix or 'files without ending'}; "
         f"a data set of the Hugging Face hub is written {HUB}OWNER/NAME"
@@ -71,7 +74,8 @@ def _jsonl_rows(path: Path) -> Iterator[Place]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[Place]:
+def parquet_rows(path: Path) -> Iterator[Place]:
+    """The rows of a ``.parquet`` file, a few at a time. UserError where it is broken."""
     # Costs 0.2 s and a good deal of memory, and most runs read no parquet.
     import pyarrow
     import pyarrow.parquet
@@ -79,7 +83,7 @@ def _parquet_rows(path: Path) -> Iterator[Place]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(BATCH):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
