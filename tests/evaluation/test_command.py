@@ -103,10 +103,11 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_command(number: int, ev
     assert ended.code == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in ended.err
     kept = sum(len(read_trajectories(path)) for path in (folder / "attempts").glob("part_*.jsonl.gz"))
-    assert 16 <= kept < 24
+    assert 16 <= kept <= 24
     again = evaluations.run(out)
     assert again.code == 0, again.err
-    assert f"resuming after attempt {kept} of 24" in again.err
+    # Ctrl-C may come when the last attempts are done already, and only the result is missing.
+    assert kept == 24 or f"resuming after attempt {kept} of 24" in again.err
     # The seeds belong to problem and sample: neither the interrupt nor how many ran at once changes an attempt.
     assert evaluations.outcomes(out) == evaluations.outcomes("whole")
 
