@@ -153,7 +153,7 @@ def test_every_failure_is_recorded_by_its_name_and_the_batch_goes_on(shop: Shop,
     assert set(ENDS.values()) == set(FAILURES)
     parts = [part for name in ENDS for part in (name, "")]
     found = attempts(
-        shop, teacher, [problem(part, n) for n, part in enumerate(parts)], concurrency=len(parts), request_seconds=1.5
+        shop, teacher, [problem(part, n) for n, part in enumerate(parts)], concurrency=len(parts), request_seconds=5
     )
     for part, transcript in zip(parts, found, strict=True):
         if not part:
