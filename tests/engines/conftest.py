@@ -12,7 +12,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,18 @@ def vllm_python() -> str:
 @pytest.fixture(scope="session")
 def lab_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a vLLM server, as a user would start it, on the lab's base model."""
+    options = ["--max-model-len", "1024", "--served-model-name", "lab"]
+    with vllm_server(vllm_python, BASE_MODEL, options, tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
+
+
+@contextmanager
+def vllm_server(python: str, model: Path, options: list[str], log: Path) -> Iterator[str]:
+    """A vLLM server on a free port, from when it answers to the end of the block; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE_MODEL), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
-    command += ["--served-model-name", "lab"]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", *options]
     with open(log, "wb") as output:
         process = subprocess.Popen(command, env=environment(), stdout=output, stderr=output, process_group=0)
     address = f"http://127.0.0.1:{port}"

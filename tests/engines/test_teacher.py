@@ -5,24 +5,22 @@ vLLM's parsers and our sandbox, and some answers are right."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from aster.chat import Qwen3Dialect
 from aster.core.problems import load_problems
 from aster.core.run import drop_torn_line, read_json
 from aster.core.sets import iterate_set
-from tests.engines.conftest import START_SECONDS, answers, environment
+from aster.policy import TrainingSample
+from tests.engines.conftest import vllm_server
 from tests.stages.runs import Commands
+from tests.stages.taught import teach_model
 
 DAPO = Path(__file__).parents[3] / "shared" / "data" / "dapo_sample.parquet"
 ATTEMPTS = 4
@@ -41,29 +39,9 @@ def dapo() -> Path:
 @pytest.fixture(scope="session")
 def calling_model(dapo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers in the lab's architecture, taught by SFT to call and to answer with a digit."""
-    import torch
-    from transformers import Qwen3ForCausalLM
-
-    from aster.chat import Qwen3Dialect
-    from aster.lab.base import base_config
-    from aster.lab.tokenizer import build_tokenizer
-    from aster.policy.attention import IMPLEMENTATION
-    from aster.policy.base import AdamStep, Loss, TrainingSample
-    from aster.policy.trainer import LocalTrainer
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    dialect = Qwen3Dialect(tokenizer)
-    config = base_config(len(tokenizer))
-    config.num_hidden_layers = 2
-    config.layer_types = ["full_attention"] * 2
-    config._attn_implementation = IMPLEMENTATION
-    trainer = LocalTrainer(Qwen3ForCausalLM(config))
-    rng = random.Random(0)
     prompts = [problem.prompt for problem in load_problems(dapo)]
 
-    def example() -> TrainingSample:
+    def example(dialect: Qwen3Dialect, rng: random.Random) -> TrainingSample:
         ids = dialect.prompt_ids(rng.choice(prompts))
         mask = [0] * len(ids)
         for _ in range(rng.choice((1, 2))):
@@ -74,45 +52,16 @@ def calling_model(dapo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         last = dialect.turn_ids("end", f"\\boxed{{{rng.randrange(10)}}}", [])
         return TrainingSample(ids + last, mask + [1] * len(last), 1.0)
 
-    for step in range(80):
-        batch = [example() for _ in range(8)]
-        tokens = sum(sum(sample.loss_mask) for sample in batch)
-        trainer.forward_backward([TrainingSample(s.token_ids, s.loss_mask, 1 / tokens) for s in batch], Loss("cross_entropy"))
-        trainer.optim_step(AdamStep(5e-3 * min(1.0, (80 - step) / 40)))
-    folder = tmp_path_factory.mktemp("calling") / "model"
-    trainer.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return teach_model(tmp_path_factory.mktemp("calling") / "model", example, steps=80, batch=8)
 
 
 @pytest.fixture(scope="session")
 def chat_server(vllm_python: str, calling_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a vLLM server that takes calls and reasoning out of the text, as docs/teacher.md starts it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("chat") / "log"
-    command = [vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(calling_model), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]
-    command += ["--served-model-name", "teacher", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    command += ["--reasoning-parser", "deepseek_r1"]
-    with open(log, "wb") as output:
-        process = subprocess.Popen(command, env=environment(), stdout=output, stderr=output, process_group=0)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{address}/health"):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
+    options = ["--max-model-len", "2048", "--served-model-name", "teacher", "--enable-auto-tool-choice"]
+    options += ["--tool-call-parser", "hermes", "--reasoning-parser", "deepseek_r1"]
+    with vllm_server(vllm_python, calling_model, options, tmp_path_factory.mktemp("chat") / "log") as address:
         yield address
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def test_a_synthesis_killed_twice_ends_with_every_attempt_once_and_a_funnel(

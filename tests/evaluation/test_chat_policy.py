@@ -14,9 +14,6 @@ from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import Request, evaluate
 from aster.evaluation.settings import Settings
 from aster.reporting.show import show
-
-pytest.importorskip("aster.teacher.chat", reason="NOT RUN: chat endpoints; aster.teacher.chat is not here yet")
-
 from tests.teacher.fake_teacher import FakeTeacher, serving
 
 PROBLEMS = [Problem("right", "What is 6*7? [good]", "42"), Problem("wrong", "What is 5*5? [good]", "26")]

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from aster.lab.tokenizer import build_tokenizer
+from tests.loopback import served
 
 TOKENIZER = build_tokenizer()
 Reply = Callable[[list[int], dict[str, Any]], tuple[list[int], str]]
@@ -119,14 +120,5 @@ def serving(engine: FakeEngine) -> Iterator[FakeEngine]:
                 with engine.lock:
                     engine.under_way -= 1
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    engine.address = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with served(Handler) as engine.address:
         yield engine
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

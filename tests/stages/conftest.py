@@ -8,34 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from aster.chat import Qwen3Dialect
 from tests.stages.runs import SETTINGS, Commands, Tiny, merged
+from tests.stages.taught import teach_model
 
 
 @pytest.fixture(scope="session")
 def coin_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers in the lab's architecture that answer ``Toss N`` with 0 or 1 at random, half of the time after one cell."""
-    import torch
-    from transformers import Qwen3ForCausalLM
+    from aster.policy import TrainingSample
 
-    from aster.chat import Qwen3Dialect
-    from aster.lab.base import base_config
-    from aster.lab.tokenizer import build_tokenizer
-    from aster.policy.attention import IMPLEMENTATION
-    from aster.policy.base import AdamStep, Loss, TrainingSample
-    from aster.policy.trainer import LocalTrainer
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    dialect = Qwen3Dialect(tokenizer)
-    config = base_config(len(tokenizer))
-    config.num_hidden_layers = 2
-    config.layer_types = ["full_attention"] * 2
-    config._attn_implementation = IMPLEMENTATION
-    trainer = LocalTrainer(Qwen3ForCausalLM(config))
-    rng = random.Random(0)
-
-    def toss() -> TrainingSample:
+    def toss(dialect: Qwen3Dialect, rng: random.Random) -> TrainingSample:
         ids = dialect.prompt_ids(f"Toss {rng.randrange(10)}")
         mask = [0] * len(ids)
         spans = [(dialect.turn_ids("end", f"\\boxed{{{rng.randrange(2)}}}", []), 1)]
@@ -46,15 +29,7 @@ def coin_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mask += [trained] * len(span)
         return TrainingSample(ids, mask, 1.0)
 
-    for step in range(60):
-        batch = [toss() for _ in range(12)]
-        tokens = sum(sum(sample.loss_mask) for sample in batch)
-        trainer.forward_backward([TrainingSample(s.token_ids, s.loss_mask, 1 / tokens) for s in batch], Loss("cross_entropy"))
-        trainer.optim_step(AdamStep(5e-3 * min(1.0, (60 - step) / 30)))
-    folder = tmp_path_factory.mktemp("coin") / "model"
-    trainer.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return teach_model(tmp_path_factory.mktemp("coin") / "model", toss, steps=60, batch=12)
 
 
 @pytest.fixture(scope="session")

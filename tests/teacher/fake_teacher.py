@@ -14,8 +14,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.loopback import served
 
 ANSWERED = "I get \\boxed{%s}."
 SLOW_SECONDS = 60.0
@@ -218,15 +220,5 @@ def serving(teacher: FakeTeacher) -> Iterator[FakeTeacher]:
                 with teacher.lock:
                     teacher.under_way -= 1
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.block_on_close = False
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    teacher.address = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with served(Handler) as teacher.address:
         yield teacher
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -9,13 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aster.core.seeds import derive
-from aster.core.types import StopReason
+from aster.core.types import FAULTS
 from aster.evaluation.estimate import avg_at_k, mean_interval, pass_at_k
 from aster.evaluation.outcomes import Outcome, rewards_by_problem
 from aster.evaluation.voting import majority
-
-FAULTS = frozenset({StopReason.ENGINE_ERROR, StopReason.SANDBOX_ERROR})
-"""Ends that say nothing about the policy. They count as wrong, and are counted apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ from aster.core.problems import choose_problems
 from aster.core.progress import Progress, say
 from aster.core.recipe import Rollout
 from aster.core.seeds import derive
-from aster.core.types import Problem
+from aster.core.types import FAULTS, Problem
 from aster.evaluation.benchmarks import load_benchmark
 from aster.evaluation.budgets import curves
 from aster.evaluation.folder import Attempt, EvaluationFolder
-from aster.evaluation.metrics import FAULTS, Prices, summarize
+from aster.evaluation.metrics import Prices, summarize
 from aster.evaluation.outcomes import Outcome, outcome
 from aster.evaluation.policies import open_attempts
 from aster.evaluation.settings import Settings, parse_shard
