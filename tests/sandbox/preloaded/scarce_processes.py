@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -12,9 +13,20 @@ TICKETS = Path(os.environ["HOME"]) / "failures"
 _fork = os.fork
 
 
+def _take_ticket() -> bool:
+    """Whether this fork shall fail. Several processes fork at once, and only one of them may have a byte."""
+    if not TICKETS.exists():
+        return False
+    with TICKETS.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        left = os.fstat(file.fileno()).st_size
+        if left:
+            file.truncate(left - 1)
+    return left > 0
+
+
 def _scarce() -> int:
-    if TICKETS.exists() and TICKETS.stat().st_size:
-        os.truncate(TICKETS, TICKETS.stat().st_size - 1)
+    if _take_ticket():
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return _fork()
 
