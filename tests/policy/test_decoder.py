@@ -35,9 +35,10 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hidden_states(model: Any, decoder: Decoder) -> torch.Tensor:
-    """Of eight sequences: prompts, then one token of some and nine of another, of all, of many, of a few, of one."""
+    """Of eight sequences: prompts, one of them long, then one token of some and nine of another, of all, of many, of a few, of
+    one."""
     cache = KeyValueCache(model.config, 8, 64, torch.float32, torch.device("cpu"))
-    lengths = [20, 5, 31, 7, 7, 12, 1, 28]
+    lengths = [20, 5, 41, 7, 7, 12, 1, 28]
     steps: list[list[tuple[int, int, int]]] = [list(zip(range(8), [0] * 8, lengths, strict=True))]
     for part in (
         [(0, 1), (2, 1), (1, 9)],
@@ -62,7 +63,10 @@ def model(request: pytest.FixtureRequest) -> Any:
     return load_model(request.getfixturevalue(f"{request.param}_folder"), recipe_for(Path()).model)
 
 
-def test_it_equals_the_models_own_forward(model: Any) -> None:
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
+def test_it_equals_the_models_own_forward(model: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr("aster.policy.cache.kernels_for", lambda *_: None)
     fast, plain = Decoder(model), Decoder(model)
     plain.plain = True
     fast.renew()

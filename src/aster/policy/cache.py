@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from aster.core.errors import UserError
 from aster.policy.attention import causal, causal_mask
+from aster.policy.kernels import kernels_for
 
+FEW = 32
+"""Compiled attention takes the tokens of sequences that feed at most so many; above, a product of matrices is faster."""
 APART = 4
 """So few sequences are done one by one where other slots are idle: together, the idle ones would cost as much as they do."""
 
@@ -33,6 +37,7 @@ class KeyValueCache:
                 f"budget or rollout.slots ({str(error).splitlines()[0][:120]})"
             ) from error
         self.slots, self.capacity = slots, capacity
+        self.kernels = kernels_for(size, capacity, dtype, device)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of a slot to another."""
@@ -43,35 +48,46 @@ class KeyValueCache:
 class DecodeLayout:
     """One step: which slot and position each of the N flat tokens has.
 
-    Sequences that feed one token come first. They are done together, as one batched product over all used slots: slots are kept
-    without gaps, so that the cache is read in place. The others (a prompt, a tool's response) are done one by one.
+    Sequences that feed few tokens come first. With compiled kernels, each of their tokens is done by itself. Without, "few" is
+    one, and they are done together, as one batched product over all used slots: slots are kept without gaps, so that the
+    cache is read in place. The others (a prompt, a tool's long response) are done one by one.
     """
 
     def __init__(self, cache: KeyValueCache, fed: list[tuple[int, int, int]], used: int, device: torch.device) -> None:
-        """``fed`` has (slot, first position, tokens) for each sequence, in the order of the flat row: those with one token
-        first, by slot."""
+        """``fed`` has (slot, first position, tokens) for each sequence, in the order of the flat row: by the number of tokens,
+        those with one by slot."""
         self.cache, self.used = cache, used
-        singles = [(slot, position) for slot, position, _ in itertools.takewhile(lambda each: each[2] == 1, fed)]
-        self.count = len(singles)
-        slots = [slot for slot, _ in singles]
-        positions = [position for _, position in singles]
+        few = FEW if cache.kernels else 1
+        slots: list[int] = []
+        positions: list[int] = []
         self.longer: list[tuple[slice, int, int, Tensor | None]] = []
-        """Flat tokens, slot, length with them, and mask of each sequence that feeds several."""
-        for slot, position, tokens in fed[self.count :]:
+        """Flat tokens, slot, length with them, and mask of each sequence that feeds more than a few."""
+        self.count = 0
+        """Tokens of those that feed few."""
+        for slot, position, tokens in fed:
             end = position + tokens
-            self.longer.append((slice(len(slots), len(slots) + tokens), slot, end, causal_mask(tokens, end, device)))
-            slots += [slot] * tokens
-            positions += range(position, end)
+            if tokens > few or self.longer:
+                self.longer.append((slice(len(slots), len(slots) + tokens), slot, end, causal_mask(tokens, end, device)))
+            else:
+                self.count += tokens
+            if tokens == 1:
+                slots.append(slot)
+                positions.append(position)
+            else:
+                slots += [slot] * tokens
+                positions += range(position, end)
         self.positions = torch.tensor(positions, device=device)
-        heads = cache.keys[0].shape[1]
-        first = (torch.tensor(slots, device=device) * heads)[None, :] + torch.arange(heads, device=device)[:, None]
-        self.places = (first * cache.capacity + self.positions).flatten()
-        """(KV heads * N,): where the new keys and values go, in a layer's cache as rows of D."""
-        self.in_order = slots[: self.count] == list(range(used))
+        self.slots = torch.tensor(slots, device=device)
+        self.in_order = False
         """Every used slot feeds one token: queries need not be put in place."""
-        self.apart = [] if self.in_order or self.count > APART else [(slot, position + 1) for slot, position in singles]
+        self.apart: list[tuple[int, int]] = []
         """Slot and length of each sequence that feeds one token, where they are done one by one."""
-        if self.count and not self.apart:
+        if cache.kernels is not None:
+            return
+        self.in_order = slots[: self.count] == list(range(used))
+        if not self.in_order and self.count <= APART:
+            self.apart = list(zip(slots[: self.count], (position + 1 for position in positions), strict=False))
+        elif self.count:
             self._together(slots[: self.count], positions[: self.count], device)
 
     def _together(self, slots: list[int], positions: list[int], device: torch.device) -> None:
@@ -95,34 +111,58 @@ class DecodeLayout:
         """See ``attention.Layout``. Writes the new keys and values first."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         size = query.shape[2]
-        keys.view(-1, size).index_copy_(0, self.places, key.reshape(-1, size))
-        values.view(-1, size).index_copy_(0, self.places, value.reshape(-1, size))
-        if self.in_order:
-            mixed = self._batched(query[:, : self.count].transpose(0, 1), keys, values, scaling).transpose(0, 1)
+        keys.view(-1, size).index_copy_(0, self.rows_of_cache, key.reshape(-1, size))
+        values.view(-1, size).index_copy_(0, self.rows_of_cache, value.reshape(-1, size))
+        return self.mix(layer, query.transpose(0, 1), scaling).transpose(0, 1)
+
+    @functools.cached_property
+    def rows_of_cache(self) -> Tensor:
+        """(KV heads * N,): where the new keys and values go, in a layer's cache as rows of D."""
+        heads = self.cache.keys[0].shape[1]
+        first = (self.slots * heads)[None, :] + torch.arange(heads, device=self.slots.device)[:, None]
+        return (first * self.cache.capacity + self.positions).flatten()
+
+    @functools.cached_property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and positions of the flat tokens."""
+        return self.slots.numpy(), self.positions.numpy()
+
+    @functools.cached_property
+    def _few(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slot of each token of those that feed few, and how many positions it sees."""
+        return self.slots[: self.count].numpy(), (self.positions[: self.count] + 1).numpy()
+
+    def mix(self, layer: int, query: Tensor, scaling: float) -> Tensor:
+        """Attention of query (N, H, D) to keys and values that are in the cache, the new ones too -> (N, H, D)."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        few = query[: self.count]
+        if self.cache.kernels is not None:
+            mixed = self.cache.kernels.mix(few, (keys, values), *self._few, scaling)
+        elif self.in_order:
+            mixed = self._batched(few, keys, values, scaling)
         elif self.apart:
-            mixed = torch.cat([self._one(query[:, i], keys, values, *each, scaling) for i, each in enumerate(self.apart)], 1)
+            mixed = torch.cat([self._one(few[i], keys, values, *each, scaling) for i, each in enumerate(self.apart)])
         elif self.count:
-            placed = query.index_select(1, self.queries).transpose(0, 1)
-            mixed = self._batched(placed, keys, values, scaling).index_select(0, self.rows).transpose(0, 1)
+            mixed = self._batched(few.index_select(0, self.queries), keys, values, scaling).index_select(0, self.rows)
         else:
-            mixed = query[:, :0]
+            mixed = few
         if not self.longer:
             return mixed
         others = [
-            causal(query[:, flat], keys[slot, :, :end], values[slot, :, :end], scaling, mask)
+            causal(query[flat].transpose(0, 1), keys[slot, :, :end], values[slot, :, :end], scaling, mask).transpose(0, 1)
             for flat, slot, end, mask in self.longer
         ]
-        return torch.cat([mixed, *others], 1)
+        return torch.cat([mixed, *others])
 
     def _one(self, query: Tensor, keys: Tensor, values: Tensor, slot: int, length: int, scaling: float) -> Tensor:
-        """One query (H, D) of one slot -> (H, 1, D); heads as in :meth:`_batched`."""
+        """One query (H, D) of one slot -> (1, H, D); heads as in :meth:`_batched`."""
         heads, size = query.shape
         kv_heads = keys.shape[1]
         grouped = query.reshape(1, kv_heads, heads // kv_heads, size)
         mixed = F.scaled_dot_product_attention(
             grouped, keys[slot : slot + 1, :, :length], values[slot : slot + 1, :, :length], scale=scaling
         )
-        return mixed.reshape(heads, 1, size)
+        return mixed.reshape(1, heads, size)
 
     def _batched(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         """One query a slot, (used, H, D). Heads that share keys are taken as the queries of one head, so that keys are read

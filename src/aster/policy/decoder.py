@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aster.policy.attention import Layout
+from aster.policy.cache import DecodeLayout
 
 KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the architectures whose layers are computed here."""
@@ -54,6 +54,7 @@ class Decoder:
         self.queries = self.config.num_attention_heads
         self.keys = self.config.num_key_value_heads
         self.size = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.queries
+        self.epsilon = self.config.rms_norm_eps
 
     @torch.no_grad()
     def renew(self) -> None:
@@ -63,8 +64,8 @@ class Decoder:
         base = self.model.base_model
         self.layers = [self._layer(layer) for layer in base.layers]
 
-    def __call__(self, token_ids: Tensor, layout: Any) -> Tensor:
-        """Hidden states (N, H) after the last norm, for N flat tokens whose places ``layout`` knows (``sampler.DecodeLayout``).
+    def __call__(self, token_ids: Tensor, layout: DecodeLayout) -> Tensor:
+        """Hidden states (N, H) after the last norm, for N flat tokens whose places ``layout`` knows.
 
         To be called under ``torch.inference_mode``."""
         if self.plain:
@@ -73,23 +74,18 @@ class Decoder:
             ).last_hidden_state[0]
         base, heads = self.model.base_model, self.queries + self.keys
         hidden = F.embedding(token_ids, base.embed_tokens.weight)
-        cosine, sine = base.rotary_emb(hidden, layout.positions[None])
-        cosine, sine = cosine[0, :, None], sine[0, :, None].clone()
-        # Rotating by half and changing a sign: the sign goes to the sine, so that one shift is left.
-        sine[..., : self.size // 2].neg_()
+        rotation = tuple(part[0] for part in base.rotary_emb(hidden, layout.positions[None]))
+        steps = _Compiled if layout.cache.kernels else _Plain
+        step = steps(self, layout, *rotation)
         for number, layer in enumerate(self.layers):
-            normed = F.rms_norm(hidden, hidden.shape[1:], layer.first_norm, self.config.rms_norm_eps)
-            parts = F.linear(normed, layer.attention, layer.attention_bias).view(len(hidden), heads + self.keys, self.size)
-            turned = parts[:, :heads]
-            if layer.head_norms is not None:
-                turned = F.rms_norm(turned, turned.shape[2:], None, self.config.rms_norm_eps) * layer.head_norms
-            turned = torch.addcmul(turned * cosine, turned.roll(self.size // 2, -1), sine)
-            mixed = _attend(layout, number, turned, parts, self.queries, layer.scaling)
+            normed = step.norm(hidden, layer.first_norm)
+            joint = F.linear(normed, layer.attention, layer.attention_bias).view(len(hidden), heads + self.keys, self.size)
+            mixed = step.attend(number, layer, joint).reshape(len(hidden), -1)
             hidden = _add_product(hidden, mixed, layer.output, layer.output_bias)
-            normed = F.rms_norm(hidden, hidden.shape[1:], layer.second_norm, self.config.rms_norm_eps)
+            normed = step.norm(hidden, layer.second_norm)
             gate, up = F.linear(normed, layer.gate_up).chunk(2, -1)
             hidden = _add_product(hidden, F.silu(gate) * up, layer.down, None)
-        return F.rms_norm(hidden, hidden.shape[1:], base.norm.weight, self.config.rms_norm_eps)
+        return step.norm(hidden, base.norm.weight)
 
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -134,17 +130,49 @@ def join(parameters: list[nn.Parameter]) -> Tensor:
     return joined
 
 
-def _attend(layout: Layout, number: int, turned: Tensor, parts: Tensor, queries: int, scaling: float) -> Tensor:
-    """Attention of one layer, (N, Q D): ``turned`` (N, Q + K, D) holds queries and keys, ``parts`` the values behind them."""
-    values = parts[:, turned.shape[1] :]
-    mixed = layout.attend(
-        number,
-        turned[:, :queries].transpose(0, 1),
-        turned[:, queries:].transpose(0, 1),
-        values.transpose(0, 1),
-        scaling,
-    )
-    return mixed.transpose(0, 1).reshape(len(turned), -1)
+class _Plain:
+    """The steps between the matrix products, in torch."""
+
+    def __init__(self, decoder: Decoder, layout: DecodeLayout, cosine: Tensor, sine: Tensor) -> None:
+        self.decoder, self.layout = decoder, layout
+        self.cosine = cosine[:, None]
+        # Rotating by half and changing a sign: the sign goes to the sine, so that one shift is left.
+        self.sine = sine[:, None].clone()
+        self.sine[..., : decoder.size // 2].neg_()
+
+    def norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """RMS norm of (N, H)."""
+        return F.rms_norm(hidden, hidden.shape[1:], weight, self.decoder.epsilon)
+
+    def attend(self, number: int, layer: _Layer, joint: Tensor) -> Tensor:
+        """joint (N, Q + 2 K, D) holds queries, keys and values -> (N, Q, D). The cache gets the new keys and values."""
+        queries, size = self.decoder.queries, self.decoder.size
+        turned = joint[:, : -self.decoder.keys]
+        if layer.head_norms is not None:
+            turned = F.rms_norm(turned, turned.shape[2:], None, self.decoder.epsilon) * layer.head_norms
+        turned = torch.addcmul(turned * self.cosine, turned.roll(size // 2, -1), self.sine)
+        query, key = turned[:, :queries].transpose(0, 1), turned[:, queries:].transpose(0, 1)
+        value = joint[:, -self.decoder.keys :].transpose(0, 1)
+        return self.layout.attend(number, query, key, value, layer.scaling).transpose(0, 1)
+
+
+class _Compiled:
+    """The same, by kernels."""
+
+    def __init__(self, decoder: Decoder, layout: DecodeLayout, cosine: Tensor, sine: Tensor) -> None:
+        assert layout.cache.kernels is not None
+        self.decoder, self.layout, self.kernels = decoder, layout, layout.cache.kernels
+        self.rotation = cosine, sine
+
+    def norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """See :class:`_Plain`."""
+        return self.kernels.norm(hidden, weight, self.decoder.epsilon)
+
+    def attend(self, number: int, layer: _Layer, joint: Tensor) -> Tensor:
+        """See :class:`_Plain`."""
+        cache = self.layout.cache.keys[number], self.layout.cache.values[number]
+        query = self.kernels.turn(joint, layer.head_norms, self.decoder.epsilon, self.rotation, self.layout.places, cache)
+        return self.layout.mix(number, query, layer.scaling)
 
 
 def _add_product(hidden: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

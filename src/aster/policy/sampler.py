@@ -251,10 +251,8 @@ class LocalSampler:
         flat: list[int] = []
         ready: list[tuple[Sequence, Request, int]] = []
         room = max(PREFILL_TOKENS, len(running))
-        # Those that feed one token come first; see DecodeLayout.
-        ordered = [pair for pair in running if len(pair[1].pending) == 1]
-        if len(ordered) < len(running):
-            ordered += [pair for pair in running if len(pair[1].pending) > 1]
+        # Those that feed few tokens come first; see DecodeLayout.
+        ordered = sorted(running, key=lambda pair: len(pair[1].pending))
         for index, (sequence, request) in enumerate(ordered):
             slot = sequence.slot
             assert slot is not None
