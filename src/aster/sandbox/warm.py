@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import gc
 import io
+import itertools
+import mmap
 from collections import Counter
 
 from aster.sandbox.cells import Interpreter
@@ -66,6 +68,7 @@ def warm_up(packages: list[str]) -> None:
     gc.collect()
     fill_pools()
     gc.freeze()
+    merge_mappings()
     collapse_pages()
 
 
@@ -85,6 +88,27 @@ def fill_pools() -> None:
             used[pool] += 1
             if used[pool] == enough:
                 break
+
+
+def merge_mappings() -> None:
+    """Give neighbouring parts of a library the same rights, so that the kernel keeps them as one.
+
+    A fork copies the list of mappings, and the end of a process takes it apart, one by one: with numpy and scipy they are nine
+    hundred, five for each library. What was for reading may be run then, and what was fixed after loading may be written: in
+    a process in which any code may run, that protects nobody.
+    """
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    try:
+        with open("/proc/self/maps") as file:
+            lines = file.readlines()
+    except OSError:  # no /proc: forks cost what they cost
+        return
+    mappings = [[*line.split(None, 5), ""][:6] for line in lines]
+    for (bounds, rights, _, _, _, name), (_, next_rights, _, _, _, next_name) in itertools.pairwise(mappings):
+        if rights == "r--p" and name.startswith("/"):
+            first, last = (int(bound, 16) for bound in bounds.split("-"))
+            data = next_name == name and next_rights == "rw-p"
+            libc.mprotect(first, last - first, mmap.PROT_READ | (mmap.PROT_WRITE if data else mmap.PROT_EXEC))
 
 
 def collapse_pages() -> None:
