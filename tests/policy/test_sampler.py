@@ -156,6 +156,31 @@ def test_long_prompts_are_fed_in_pieces(lab_folder: Path, monkeypatch: pytest.Mo
     assert [ids for ids, _, _ in pieces] == [ids for ids, _, _ in whole]
 
 
+def kindred() -> list[Dialogue]:
+    """Four of one prompt, one whose prompt begins like theirs, one with nothing in common."""
+    shared = random_ids(0, 40)
+    games = [Dialogue(f"{index}", shared) for index in range(4)]
+    return [*games, Dialogue("like", shared[:25] + random_ids(1, 10)), Dialogue("other", random_ids(2, 12))]
+
+
+def test_a_prompt_of_many_is_read_once(lab_folder: Path) -> None:
+    policy = make_policy(lab_folder)
+    with forwards(policy) as fed:
+        asyncio.run(play_all(policy, kindred()))
+    # The first of them and the stranger; then the last token of each other one, the rest of the prompt that goes on
+    # otherwise, and the first step of the two.
+    assert fed[:2] == [40 + 12, 3 + 10 + 2]
+
+
+@pytest.mark.parametrize(("slots", "piece"), [(2, 8192), (8, 8192), (8, 7)])
+def test_copied_prompts_are_as_good_as_read_ones(folder: Path, slots: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", piece)
+    policy, reference = make_policy(folder, slots), oracle(folder)
+    for ids, sampled, logprobs in asyncio.run(play_all(policy, [replace(game, delays=[0.02]) for game in kindred()])):
+        expected = oracle_logprobs(reference, ids)[[position - 1 for position in sampled]]
+        torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-4, rtol=0)
+
+
 def test_one_policy_serves_one_event_loop_after_another(lab_folder: Path) -> None:
     policy = make_policy(lab_folder, slots=2, deterministic=True)
     games = dialogues(4, delays=[0.01, 0.0])

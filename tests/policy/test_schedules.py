@@ -18,6 +18,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from aster.policy import SamplingParams
+from aster.policy import sampler as sampler_module
 from aster.policy.attention import IMPLEMENTATION
 from aster.policy.drawing import uniform
 from aster.policy.sampler import LocalSampler
@@ -57,6 +58,8 @@ class Story:
 
     name: str
     rng: random.Random
+    common: list[int]
+    """What many prompts begin with."""
     ids: list[int] = field(default_factory=list)
     drawn: list[tuple[int, float]] = field(default_factory=list)
     """(position, log-probability) of each sampled token."""
@@ -69,7 +72,8 @@ class Story:
         rng = self.rng
         self.seed = rng.randrange(1 << 40)
         self.temperature = rng.choice([0.0, 0.7, 1.0])
-        self.ids = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 30))]
+        self.ids = self.common[: rng.choice([0, 10, 20, 35, 40])]
+        self.ids = self.ids + [rng.randrange(VOCABULARY) for _ in range(rng.choice([0, 1, 3, 30]) if self.ids else 7)]
         await self.rest()
         sampler.open(self.name)
         try:
@@ -133,7 +137,8 @@ class Story:
 
 async def play(sampler: LocalSampler, seed: int) -> list[Story]:
     rng = random.Random(seed)
-    stories = [Story(f"{seed}/{number}", random.Random(rng.random())) for number in range(rng.randint(1, 7))]
+    common = [rng.randrange(VOCABULARY) for _ in range(40)]
+    stories = [Story(f"{seed}/{number}", random.Random(rng.random()), common) for number in range(rng.randint(1, 7))]
     breaks = iter([rng.randrange(30)] if rng.random() < 0.3 else [])
     countdown = next(breaks, None)
 
@@ -167,12 +172,13 @@ async def play(sampler: LocalSampler, seed: int) -> list[Story]:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_random_schedules_end_exact_and_leak_no_slot(part: int) -> None:
+def test_random_schedules_end_exact_and_leak_no_slot(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = tiny_model(IMPLEMENTATION), tiny_model("eager")
     outcomes: dict[str, int] = {"ended": 0, "cancelled": 0, "failed once": 0}
     with ThreadPoolExecutor(1) as pool:
         for seed in range(part, SCHEDULES, PARTS):
             rng = random.Random(-seed - 1)
+            monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", rng.choice([8192, 8]))
             sampler = LocalSampler(model, rng.randint(1, 5), CAPACITY, False, pool)
 
             async def work(sampler: LocalSampler = sampler, seed: int = seed) -> list[Story]:

@@ -26,6 +26,8 @@ from aster.policy.drawing import choose
 
 PREFILL_TOKENS = 8192
 """Most tokens of one flat forward; longer prompts are fed in several steps."""
+WORTH_COPYING = 16
+"""So many leading tokens are rather copied from another sequence than computed again."""
 
 
 @dataclass(slots=True)
@@ -191,30 +193,55 @@ class LocalSampler:
         self.waiting = [s for s in [*self.waiting, *self.incoming] if id(s) not in left and s.request is not None]
         self.incoming = []
         still: list[Sequence] = []
+        full = False
         for sequence in self.waiting:
-            if sequence.slot is None and len(self.holders) == self.cache.slots and not self._evict():
-                still.append(sequence)
-                continue
-            if sequence.slot is None:
-                sequence.cached.clear()
-                sequence.slot = len(self.holders)
-                self.holders.append(sequence)
             request = sequence.request
-            if request is not None and not request.admitted:
+            assert request is not None
+            if sequence.slot is None:
+                full = full or (len(self.holders) == self.cache.slots and all(s.request is not None for s in self.holders))
+                if full or not self._take_slot(sequence, request.pending):
+                    still.append(sequence)
+                    continue
+            if not request.admitted:
                 request.admitted = True
                 shared = _shared(sequence.cached, request.pending)
                 del sequence.cached[shared:], request.pending[:shared]
         self.waiting = still
 
-    def _evict(self) -> bool:
-        """Free a slot of a sequence whose tool is running, the one with the least to feed again."""
-        idle = [s for s in self.holders if s.request is None]
-        if not idle:
+    def _take_slot(self, sequence: Sequence, token_ids: list[int]) -> bool:
+        """Give a sequence a slot, with what it shares with another one's. False where it had better wait for that: samples of
+        one problem, and prompts with the same tool, are read once. There is a slot, or one that can be freed."""
+        kin, known, coming = self._kin(token_ids)
+        if coming >= known + WORTH_COPYING:
             return False
-        victim = min(idle, key=lambda s: len(s.cached))
+        if len(self.holders) == self.cache.slots:
+            self._evict()
+        sequence.slot = len(self.holders)
+        self.holders.append(sequence)
+        sequence.cached.clear()
+        if kin is not None and kin.slot is not None:  # it may have been the one that was evicted
+            self.cache.move(kin.slot, sequence.slot, known)
+            sequence.cached += kin.cached[:known]
+        return True
+
+    def _kin(self, token_ids: list[int]) -> tuple[Sequence | None, int, int]:
+        """The sequence in a slot that begins most like these tokens, and how many shared ones are cached (0 where copying is
+        not worth it); and how many will be in some slot, when that has read its prompt."""
+        kin: Sequence | None = None
+        known = coming = 0
+        for holder in self.holders:
+            cached = _shared(holder.cached, token_ids)
+            if cached > known:
+                kin, known = holder, cached
+            if holder.request is not None and holder.request.admitted and cached == len(holder.cached):
+                coming = max(coming, cached + _shared(holder.request.pending, token_ids[cached:]))
+        return (kin, known, coming) if known >= WORTH_COPYING else (None, 0, coming)
+
+    def _evict(self) -> None:
+        """Free a slot of a sequence whose tool is running, the one with the least to feed again."""
+        victim = min((s for s in self.holders if s.request is None), key=lambda s: len(s.cached))
         self._vacate(victim)
         victim.cached.clear()
-        return True
 
     def _vacate(self, sequence: Sequence) -> None:
         """Free a slot and move the last one into the gap."""
@@ -290,9 +317,13 @@ class LocalSampler:
 
 def _shared(cached: list[int], token_ids: list[int]) -> int:
     """How many leading tokens are cached already. The last one never counts: something has to be fed."""
-    shared = 0
-    for ours, theirs in zip(cached, token_ids[:-1], strict=False):
-        if ours != theirs:
-            break
-        shared += 1
-    return shared
+    low, high = 0, max(0, min(len(cached), len(token_ids) - 1))
+    if cached[:high] == token_ids[:high]:
+        return high
+    while high - low > 1:  # the first ``low`` are shared, the first ``high`` are not
+        middle = (low + high) // 2
+        if cached[low:middle] == token_ids[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
