@@ -11,10 +11,10 @@ from typing import Any
 
 from aster.chat.parsers import Exchange
 from aster.chat.qwen3 import ParsedCall
+from aster.core.rows import Row
 from aster.core.transcript import Step, Transcript
 from aster.core.types import CallStatus, StopReason, ToolCall
 
-Row = dict[str, Any]
 CODE_NAMES = ("code", "script", "python_code", "source", "input")
 """Arguments in which other sets keep the code of a Python tool."""
 ANSWER_FIELDS = ("expected_answer", "ground_truth", "answer", "gts", "gt", "label")

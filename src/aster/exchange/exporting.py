@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aster.core.errors import UserError
+from aster.core.rows import Row
 from aster.core.transcript import Transcript
 from aster.exchange import LAYOUTS
-from aster.exchange.base import Layout, Row
+from aster.exchange.base import Layout
 from aster.exchange.rows import write_rows
 
 PROMPTS = "verl_prompts"

@@ -12,9 +12,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from aster.core.rows import Row
 from aster.core.transcript import Step, Transcript
 from aster.core.types import CallStatus
-from aster.exchange.base import Row, Unreadable, digest
+from aster.exchange.base import Unreadable, digest
 
 COLUMN = "aster"
 DIALOGUE = ("prompt", "system", "steps")

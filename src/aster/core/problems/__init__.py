@@ -24,7 +24,8 @@ from typing import Any
 from aster.core.boxed import extract_boxed
 from aster.core.errors import UserError
 from aster.core.problems.layouts import Layout, layout_of, metadata_of, value_of
-from aster.core.problems.rows import HUB, kind_of, rows_of, stem_of
+from aster.core.problems.rows import HUB, rows_of, stem_of
+from aster.core.rows import kind_of
 from aster.core.seeds import derive
 from aster.core.types import Problem
 
