@@ -371,8 +371,11 @@ def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
     machine = {"patience_seconds", "request_seconds", "vllm_python", "vllm_memory", "vllm_sleep"}
     if recipe.policy.sampler != "endpoint":
         machine.add("base_url")
-    # A teacher is its model, wherever it is served, however fast and for whatever money.
+    # A teacher is its model, wherever it is served, however fast and for whatever money; and each of its attempts is the same
+    # one, however many others there are.
     teacher = {"base_url", "concurrency", "request_seconds", "prices", "max_cost", "finish_at_limit", "retry_failed"}
+    if recipe.synthesize.teacher == "endpoint":
+        teacher.add("attempts")
     elsewhere = {"sandbox": {"addresses"}, "policy": machine, "synthesize": teacher}
     old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
     changed = first_difference(old, new)

@@ -27,7 +27,7 @@ class Synthesize(Section):
     problems: Positive = 400
     """Training problems given to the teacher."""
     attempts: Positive = 1
-    """Attempts per problem."""
+    """Attempts per problem. An endpoint's may be raised later: those that are made stay."""
     limits: Limits = Limits()
     """What an attempt may spend. An endpoint's tokens are counted by its server."""
     base_url: str = ""
@@ -59,8 +59,8 @@ class Synthesize(Section):
     max_cost: PositiveFloat | None = None
     """No request is sent that could bring the cost above this; earlier starts of the run count. None: no limit."""
     finish_at_limit: bool = False
-    """Where ``max_cost`` is reached: true finishes the stage with the attempts that are there. False ends the run, and the same
-    command with a higher limit goes on."""
+    """Where ``max_cost`` is reached: true finishes the stage with the attempts that are there. False ends the run. Either way
+    the same command with a higher limit goes on, until something was curated."""
     retry_failed: bool = False
     """A resumed run makes attempts again that failed through no doing of the teacher's."""
 
