@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,23 @@ def test_an_endless_loop_ends_with_the_call_budget(shop: Shop, teacher: FakeTeac
     found = one(shop, teacher, "endless")
     assert (found.stop_reason, found.tool_calls) == (StopReason.CALL_BUDGET, WIDE.tool_calls)
     assert (found.calls[-1].code, found.calls[-1].status) == ("print(8)", CallStatus.MALFORMED)  # asked for, and not run
+
+
+@pytest.mark.parametrize(
+    ("left", "reason", "turns"),
+    [
+        ({"turns": 2}, StopReason.TURN_BUDGET, 2),
+        ({"turns": 3}, StopReason.ANSWERED, 3),
+        ({"wall_seconds": 1e-9}, StopReason.TIME_BUDGET, 0),
+        ({"wall_seconds": 1e-9, "context_tokens": 1}, StopReason.TOKEN_BUDGET, 0),
+        ({"tool_calls": 1}, StopReason.CALL_BUDGET, 2),
+    ],
+)
+def test_each_budget_ends_the_dialogue_as_it_ends_a_rollout(
+    left: dict[str, Any], reason: StopReason, turns: int, shop: Shop, teacher: FakeTeacher
+) -> None:
+    found = one(shop, teacher, budget=replace(WIDE, **left))
+    assert (found.stop_reason, len(found.steps), len(teacher.asked)) == (reason, turns, turns)
 
 
 def test_a_turn_that_was_cut_ends_with_the_token_budget(shop: Shop, teacher: FakeTeacher) -> None:
