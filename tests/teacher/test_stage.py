@@ -22,7 +22,7 @@ from aster.curation.sources import Source
 from aster.lab.base import BASE_MODEL
 from aster.policy.loading import load_tokenizer
 from tests.stages.runs import Commands
-from tests.teacher.fake_teacher import FakeTeacher
+from tests.teacher.fake_teacher import WRITTEN, FakeTeacher
 
 PROBLEMS = 12
 
@@ -275,6 +275,59 @@ def test_another_model_at_the_address_is_refused(commands: Commands, teacher: Fa
     assert other.code == 2
     assert f"synthesize.base_url: {teacher.address} serves newcomer, and the attempts on disk are by teacher" in other.err
     assert bench.lines() == PROBLEMS
+
+
+def written(form: str, thinking: str, code: str) -> str:
+    """A turn as the teacher wrote it up to where the server stopped it, closed."""
+    opening, closing = WRITTEN[form]
+    return f"{thinking}\n{opening}\n{code}\n{closing}"
+
+
+@pytest.mark.parametrize("form", ["code", "fenced", "harmony"])
+def test_calls_in_text_from_the_server_to_the_student_s_tokens(
+    form: str, commands: Commands, teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    teacher.writes = form
+    request = {"skip_special_tokens": False} if form == "harmony" else {}
+    bench = Bench(tmp_path, teacher, attempts=1, calls=form, request=request)
+    ended = commands.run(*bench.command("synthesize"))
+    assert ended.code == 0, ended.err
+    summary = read_json(bench.run / "synthesize" / "summary.json")
+    # Right only where the code was read out of the text, ran in one session, and its output came back in the form.
+    assert (summary["attempts"], summary["correct"], summary["tool_calls"], summary["failures"]) == (12, 12, 2.0, {})
+    assert len(teacher.asked) == 12 * 3
+    asked = max((body for body in teacher.asked), key=lambda body: len(body["messages"]))
+    if form == "harmony":
+        assert "tools" in asked
+        assert [m["role"] for m in asked["messages"]] == ["user", "assistant", "tool", "assistant", "tool"]
+        assert asked["messages"][1]["reasoning_content"] == "First the product."
+        assert not any("<|" in json.dumps(m) for m in asked["messages"])  # the server's template writes the marks
+    else:
+        assert "tools" not in asked
+        assert [m["role"] for m in asked["messages"]] == ["system", "user", "assistant", "user", "assistant", "user"]
+        assert "Put the final answer in" in asked["messages"][0]["content"]
+        assert asked["messages"][4]["content"].rstrip() == written(form, "Now I look at it.", "print(product)")
+    curated = commands.run(*bench.command("curate"))
+    assert curated.code == 0, curated.err
+    dialect = Qwen3Dialect(load_tokenizer(BASE_MODEL))
+    kept_file = bench.run / "curate" / "trajectories" / "kept.jsonl.gz"
+    for number, trajectory in enumerate(read_trajectories(kept_file)):
+        turns = [
+            dialect.parse(trajectory.token_ids[turn.start : turn.end]) for turn in trajectory.turns if turn.role == "assistant"
+        ]
+        assert [(turn.thinking, [call.code for call in turn.calls], turn.content) for turn in turns] == [
+            ("First the product.", [f"product = {number + 2} * 7"], ""),
+            ("Now I look at it.", ["print(product)"], ""),
+            ("That is it.", [], f"I get \\boxed{{{7 * (number + 2)}}}."),
+        ]
+
+
+def test_harmony_without_its_marks_is_no_call(commands: Commands, teacher: FakeTeacher, tmp_path: Path) -> None:
+    teacher.writes = "harmony"  # on a server that was not asked for special tokens
+    bench = Bench(tmp_path, teacher, attempts=1, calls="harmony")
+    assert commands.run(*bench.command("synthesize")).code == 0
+    summary = read_json(bench.run / "synthesize" / "summary.json")
+    assert (summary["attempts"], summary["correct"], summary["tool_calls"]) == (12, 0, 0.0)
 
 
 def test_where_and_how_fast_is_no_part_of_the_run_but_the_model_is(teacher: FakeTeacher, tmp_path: Path) -> None:
