@@ -46,6 +46,8 @@ def complaint(path: Path) -> str:
         ({"problem": "1+1?", "answer": None, "reward_model": {"ground_truth": "2"}}, "1+1?", "2"),
         ({"problem": "1+1?", "reward_model": {"ground_truth": '["2"]'}}, "1+1?", "2"),
         ({"problem": "1+1?", "answer": '["a", b)'}, "1+1?", '["a", b)'),
+        ({"problem": "1+1?", "answer": '["' + "[" * 5}, "1+1?", '["' + "[" * 5),
+        ({"problem": "1+1?", "answer": '["a", ' + "[" * 9999}, "1+1?", '["a", ' + "[" * 9999),
         ({"problem": "1+1?", "answer": r"\boxed{2}"}, "1+1?", "2"),
         ({"problem": "1+1?", "solution": r"It is \boxed{3}, no, \boxed{2}."}, "1+1?", "2"),
         ({"problem": "bare", "prompt": "asked", "answer": "2"}, "asked", "2"),

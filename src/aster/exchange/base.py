@@ -69,8 +69,8 @@ def _expected(row: Row) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A text or number as text; anything else is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """A text or number as text; anything else is none, and so is not-a-number, by which data frames mean a gap."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 

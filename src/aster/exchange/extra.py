@@ -75,7 +75,7 @@ def _about(row: Row) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable(f"the column {COLUMN} is not JSON") from error
     return found if isinstance(found, dict) and "steps" in found else None
 

@@ -111,7 +111,7 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
         except Unreadable as error:
             report.refuse(str(error), place)
             continue
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             report.refuse(f"not of this layout ({type(error).__name__})", place)
             continue
         for transcript in found:

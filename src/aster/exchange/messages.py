@@ -37,7 +37,7 @@ def read(row: Row) -> list[Transcript]:
     if isinstance(messages, str):
         try:
             messages = json.loads(messages)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unreadable("the messages are not JSON") from None
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise Unreadable("no messages")

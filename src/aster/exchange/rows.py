@@ -67,6 +67,8 @@ def _json_array(path: Path) -> Iterator[tuple[str, Row | Broken]]:
                         opened, position = True, position + 1
                         continue
                     if buffer[position] == "]":
+                        if buffer[position + 1 :].strip() or stream.read().strip():
+                            raise UserError(f"{path}: something follows the array, after row {number}; take it away")
                         return
                     try:
                         value, end = decoder.raw_decode(buffer, position)
