@@ -53,7 +53,8 @@ class FakeTeacher:
     """Before each answer."""
     dead: bool = False
     """Closes every connection without an answer."""
-    counts_tokens: bool = True
+    counts: tuple[str, ...] = ("prompt_tokens", "completion_tokens")
+    """Of what it tells the number."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     played: Counter[str] = field(default_factory=Counter)
@@ -81,7 +82,8 @@ class FakeTeacher:
         usage = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": len(json.dumps(played)) // 4}
         finish = played.pop("finish_reason", "tool_calls" if played.get("tool_calls") else "stop")
         answer: dict[str, Any] = {"choices": [{"message": {"role": "assistant", **played}, "finish_reason": finish}]}
-        return Reply(body=json.dumps(answer | ({"usage": usage} if self.counts_tokens else {})).encode())
+        told = {key: usage[key] for key in self.counts}
+        return Reply(body=json.dumps(answer | ({"usage": told} if told else {})).encode())
 
     def results(self, messages: list[dict[str, Any]]) -> list[str]:
         """What the tool gave back, as this teacher is told it."""

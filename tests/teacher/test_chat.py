@@ -320,8 +320,9 @@ def test_the_limit_is_never_exceeded_by_requests_side_by_side(shop: Shop, teache
     assert teacher.most <= 2
 
 
-def test_a_limit_without_counted_tokens_is_refused(shop: Shop, teacher: FakeTeacher) -> None:
-    teacher.counts_tokens = False
+@pytest.mark.parametrize("counts", [(), ("prompt_tokens",), ("completion_tokens",)])
+def test_a_limit_without_counted_tokens_is_refused(counts: tuple[str, ...], shop: Shop, teacher: FakeTeacher) -> None:
+    teacher.counts = counts
     assert one(shop, teacher).reward == 1.0
     with pytest.raises(UserError, match="does not say how many tokens"):
         one(shop, teacher, spending=Spending(Prices(1.0, 1.0), limit=1.0))

@@ -257,8 +257,10 @@ class _Dialogue:
         prompt = answer.prompt_tokens if answer.prompt_tokens is not None else asked
         texts = {"role": "assistant", "content": answer.raw + answer.thinking}
         completion = answer.completion_tokens if answer.completion_tokens is not None else estimate([texts])
-        if answer.completion_tokens is None and author.spending.limit is not None:
-            raise UserError(f"{author.field}: the server does not say how many tokens a turn had, so a limit cannot be kept")
+        if None in (answer.prompt_tokens, answer.completion_tokens) and author.spending.limit is not None:
+            raise UserError(
+                f"{author.field}: the server does not say how many tokens a turn had, so a limit cannot be kept; take max_cost away"
+            )
         self.first_prompt = self.first_prompt or prompt
         self.written += completion
         self.counted, self.fresh = prompt + completion, 0
