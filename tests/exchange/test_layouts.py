@@ -302,6 +302,9 @@ def test_what_is_no_set_is_refused(name: str, content: str | None, layout: str, 
         ("sympy.core.sympify.SympifyError: x", CallStatus.ERROR),
         ("Traceback (most recent call last):\n  ...\nOops", CallStatus.ERROR),
         ("TimeoutError: Timed out after 10 s", CallStatus.TIMEOUT),
+        ("execution timed-out", CallStatus.TIMEOUT),
+        ("the time outside is 3", CallStatus.OK),
+        ("lifetime out of range: 0", CallStatus.OK),
     ],
 )
 def test_how_a_call_ended_is_read_from_its_output(output: str, status: CallStatus) -> None:

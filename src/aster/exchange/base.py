@@ -97,7 +97,7 @@ def read_call(name: Any, given: Any) -> ParsedCall:
 
 
 _ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)(?::|\Z)")
-_LATE = re.compile(r"time(?:d)?[ -]?out|TimeoutError|exceeded the time limit", re.IGNORECASE)
+_LATE = re.compile(r"\btimed?[ -]?outs?\b|TimeoutError|exceeded the time limit", re.IGNORECASE)
 
 
 def guess_status(output: str) -> CallStatus:
