@@ -262,6 +262,7 @@ def test_more_attempts_are_added_to_those_that_are_there(commands: Commands, tea
     assert seeds == {(name, sample): derive(1, "synthesize", name, sample) for name, sample in everything}
     assert commands.run(*bench.command("curate", "synthesize.attempts=3")).code == 0
     late = commands.run(*bench.command("synthesize", "synthesize.attempts=4"))
+    assert "synthesize.attempts: more than synthesis had, but its attempts are curated" in late.err
     assert "stage synthesize is finished; nothing to do" in late.err
     # Fewer than there are takes none away.
     assert "stage synthesize is finished; nothing to do" in commands.run(*bench.command("synthesize")).err

@@ -73,23 +73,29 @@ def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
 
 def reopen_synthesis(recipe: Recipe, folder: RunFolder) -> None:
     """Where more is asked of an endpoint than a finished synthesis made, and nothing was made of it yet: go on with it."""
-    summary = folder.summary("synthesize")
-    if recipe.synthesize.teacher != "endpoint" or summary is None or folder.summary("curate") is not None:
+    settings, summary = recipe.synthesize, folder.summary("synthesize")
+    if settings.teacher != "endpoint" or summary is None:
         return
-    if _asks_for_more(recipe.synthesize, summary, folder.path / "synthesize" / "transcripts.jsonl"):
+    more = _asks_for_more(settings, summary)
+    if folder.summary("curate") is not None:
+        if more:
+            say(f"synthesize.{more}: more than synthesis had, but its attempts are curated; choose another --run to use it")
+    elif more or (settings.retry_failed and summary["failures"] and _has_faults(folder)):
         folder.reopen("synthesize")
 
 
-def _asks_for_more(settings: Synthesize, summary: dict[str, Any], transcripts: Path) -> bool:
-    """More attempts at a problem, more money where that had run out, or failed attempts once more."""
+def _asks_for_more(settings: Synthesize, summary: dict[str, Any]) -> str:
+    """The field that asks for more than a finished synthesis had: attempts at a problem, or money where that had run out."""
     ended_at = summary.get("stopped_at_cost")
     if ended_at is not None and (settings.max_cost is None or settings.max_cost > ended_at):
-        return True
-    if settings.attempts > summary.get("attempts_per_problem", settings.attempts):
-        return True
-    # A dialogue that outgrew the server's context failed too, and would again.
-    retry = settings.retry_failed and summary["failures"]
-    return bool(retry) and any(transcript.stop_reason in FAULTS for transcript in iterate_set(transcripts))
+        return "max_cost"
+    return "attempts" if settings.attempts > summary.get("attempts_per_problem", settings.attempts) else ""
+
+
+def _has_faults(folder: RunFolder) -> bool:
+    """Whether attempts failed that may not fail again. A dialogue that outgrew the server's context would."""
+    made = iterate_set(folder.path / "synthesize" / "transcripts.jsonl")
+    return any(transcript.stop_reason in FAULTS for transcript in made)
 
 
 def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:
