@@ -57,7 +57,9 @@ def prepare(folder: Path, teacher: str) -> None:
     for name, records in lines.items():
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     dense = [
-        transcript(f"p{number}", step("run", "a = 2"), *(step("on", f"a = a + {n}") for n in range(11)), answer="57")
+        transcript(
+            f"p{number}", step("run", "a = 2"), *(step("on", f"a = a + {n}") for n in range(11)), answer="57", expected="57"
+        )
         for number in range(24)
     ]
     write_set(folder / "teacher.jsonl.gz", [*dense, calls("wrong", 12, reward=0.0), calls("sparse", 2)])

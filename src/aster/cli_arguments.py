@@ -47,14 +47,15 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, 
     return None, arguments
 
 
-def recipe_or_defaults(arguments: tuple[str, ...]) -> Recipe:
-    """The recipe of [RECIPE] [FIELD=VALUE ...]; without RECIPE, the overrides over the defaults. May raise UserError."""
+def recipe_or_defaults(arguments: tuple[str, ...], base: Recipe | None = None) -> Recipe:
+    """The recipe of [RECIPE] [FIELD=VALUE ...]; without RECIPE, the overrides over ``base``, or the defaults. May raise
+    UserError."""
     from aster.core.recipe_file import apply_override, load_recipe, validate_recipe
 
     path, overrides = split_arguments(arguments)
     if path is not None:
         return load_recipe(path, overrides)
-    data: dict[str, object] = {}
+    data: dict[str, object] = base.model_dump(mode="json") if base is not None else {}
     for text in overrides:
         apply_override(data, text)
     return validate_recipe(data, "overrides")

@@ -30,11 +30,13 @@ def curate_command(
     """Filter sets and choose from them.
 
     SET is a .jsonl or .jsonl.gz file of transcripts, a run folder or a stage's folder in one. FIELD=VALUE are fields of the
-    recipe's section curate, for instance density.min=10 or size=4000, and seed. Prints the funnel.
+    recipe's section curate, for instance density.min=10 or size=4000, and seed. Of several sets, trajectories that are the same
+    are kept once. Prints the funnel.
     """
     import contextlib
     import dataclasses
     import json
+    from collections import Counter
 
     from aster.core.errors import UserError
     from aster.core.run import replacing, write_json
@@ -43,7 +45,7 @@ def curate_command(
     from aster.curation import Chain, Dropped, choose
     from aster.curation.judging import judge_sources
     from aster.curation.sources import Source
-    from aster.reporting.sets import funnel_table, write_sets_page
+    from aster.reporting.sets import copies_lines, funnel_table, write_sets_page
 
     require_set_name("--out", out)
     paths, overrides = _split(arguments)
@@ -59,16 +61,22 @@ def curate_command(
             if stream is not None:
                 stream.write(json.dumps(dataclasses.asdict(each)) + "\n")
 
-        selection = choose(judged, Chain(recipe.curate, recipe.cold_start), derive(recipe.seed, "curate"), note)
+        chain = Chain(recipe.curate, recipe.cold_start, sources=len(sources))
+        selection = choose(judged, chain, derive(recipe.seed, "curate"), note)
     kept = set(selection.kept)
     if kept:
         lines = (line for source in sources for _, line in source.lines())
         write_lines(out, (line for place, line in enumerate(lines) if place in kept))
+    copies: Counter[tuple[str, str]] = Counter()
+    for (copy, of), count in sorted(selection.copies.items()):
+        copies[str(paths[copy]), str(paths[of])] += count
     if json_path is not None:
-        write_json(json_path, [dataclasses.asdict(step) for step in selection.funnel])
+        found = [{"in": copy, "of": of, "trajectories": count} for (copy, of), count in copies.items()]
+        write_json(json_path, {"funnel": [dataclasses.asdict(step) for step in selection.funnel], "copies": found})
     if html is not None:
-        write_sets_page(html, f"Curation of {', '.join(map(str, paths))}", funnel=selection.funnel)
-    click.echo(funnel_table(selection.funnel))
+        title = f"Curation of {', '.join(map(str, paths))}"
+        write_sets_page(html, title, funnel=selection.funnel, notes=copies_lines(copies))
+    click.echo("\n".join([funnel_table(selection.funnel), *copies_lines(copies)]))
     if not kept:
         # A set that is there already is not replaced by nothing.
         raise UserError(f"no trajectory is left, and {out} was not written; widen the filters, or give more trajectories")
@@ -87,6 +95,7 @@ def stats_command(paths: tuple[Path, ...], tokenizer: Path | None, json_path: Pa
     has its author's counts or --tokenizer is given, else words.
     """
     from aster.core.run import write_json
+    from aster.curation.copies import Contents
     from aster.curation.sources import Source
     from aster.curation.statistics import statistics_of
     from aster.reporting.sets import statistics_table, write_sets_page
@@ -94,7 +103,8 @@ def stats_command(paths: tuple[Path, ...], tokenizer: Path | None, json_path: Pa
     count = _counter(tokenizer) if tokenizer is not None else None
     unit = f"tokens of {tokenizer}" if tokenizer is not None else None
     sources = [Source(path) for path in paths]
-    results = [statistics_of(str(source.path), source, count, unit) for source in sources]
+    contents = Contents()
+    results = [statistics_of(str(source.path), source, count, unit, contents) for source in sources]
     if json_path is not None:
         write_json(json_path, results)
     if html is not None:

@@ -40,7 +40,7 @@ def export_command(source: Path, layout: str, out: Path) -> None:
     from aster.curation.sources import Source
     from aster.exchange.exporting import export_set
 
-    count = export_set(Source(source), layout, out)
+    count = export_set(source, Source(source), layout, out)
     click.echo(f"wrote {count} rows to {out}")
 
 
@@ -51,8 +51,8 @@ def export_command(source: Path, layout: str, out: Path) -> None:
 def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -> None:
     """Run a set's tool calls again and compare their outputs.
 
-    SET is a set, a run folder or a stage's folder in one. The sandbox is that of RECIPE, or the run's own. Exit code 1 where an
-    output did not come back.
+    SET is a set, a run folder or a stage's folder in one. The sandbox is that of RECIPE, or the run's own; FIELD=VALUE changes
+    it. Exit code 1 where an output did not come back.
     """
     import asyncio
 
@@ -65,7 +65,7 @@ def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -
     from aster.sandbox import SandboxFailure, make_sandbox
 
     found = Source(source)
-    settings = recipe_or_defaults(arguments).sandbox if arguments or found.run is None else found.run.recipe.sandbox
+    settings = recipe_or_defaults(arguments, found.run.recipe if found.run is not None else None).sandbox
 
     total = sum(1 for file in found.files or [source] for _ in read_lines(file))
     if not total:

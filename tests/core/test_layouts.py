@@ -155,7 +155,7 @@ def test_a_map_of_the_users_own(tmp_path: Path) -> None:
     path.write_text(json.dumps(row))
     columns = {"prompt": "task.text", "answer": "task.key.with.dots", "difficulty": "hard", "topic": "kind", "id": "n"}
     assert load_problems(path, columns=columns) == [Problem("x", "1?", "1", "set", "", {"difficulty": "yes", "topic": "sums"})]
-    with pytest.raises(UserError, match=r"problems\.columns: no field named .promt.; there are prompt, answer"):
+    with pytest.raises(UserError, match=r"--columns: no field named .promt.; there are prompt, answer"):
         load_problems(path, columns={"promt": "task"})
     with pytest.raises(UserError, match="line 1: no prompt: none of question is there"):
         load_problems(path, columns={"prompt": "question"})

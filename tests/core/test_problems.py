@@ -46,6 +46,8 @@ def complaint(path: Path) -> str:
         ({"problem": "1+1?", "answer": None, "reward_model": {"ground_truth": "2"}}, "1+1?", "2"),
         ({"problem": "1+1?", "reward_model": {"ground_truth": '["2"]'}}, "1+1?", "2"),
         ({"problem": "1+1?", "answer": '["a", b)'}, "1+1?", '["a", b)'),
+        ({"problem": "1+1?", "answer": '["' + "[" * 5}, "1+1?", '["' + "[" * 5),
+        ({"problem": "1+1?", "answer": '["a", ' + "[" * 9999}, "1+1?", '["a", ' + "[" * 9999),
         ({"problem": "1+1?", "answer": r"\boxed{2}"}, "1+1?", "2"),
         ({"problem": "1+1?", "solution": r"It is \boxed{3}, no, \boxed{2}."}, "1+1?", "2"),
         ({"problem": "bare", "prompt": "asked", "answer": "2"}, "asked", "2"),
@@ -137,7 +139,7 @@ def test_one_id_for_two_problems_is_an_error(tmp_path: Path, other: dict[str, An
         ("", ": no problems in it"),
         ("\n \n", ": no problems in it"),
         ('{"prompt": "1?", "answer": 1}\n{"prompt": \n', ", line 2: not JSON: "),
-        ("[1]\n", ", line 1: holds a JSON list"),
+        ("[1]\n", ", line 1: no JSON object: a list; every row must be one {...}"),
         ('{"answer": 1, "body": "1?"}\n', ", line 1: no prompt: none of prompt, problem, question"),
         ('{"answer": 1, "body": "1?"}\n', "the row has answer, body"),
         ('{"prompt": "1?", "key": 1}\n', ", line 1: no answer: none of answer, "),
@@ -173,7 +175,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("not parquet")
     assert "cannot be read as parquet" in complaint(tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
-    assert "not UTF-8 text" in complaint(tmp_path / "a.jsonl")
+    assert complaint(tmp_path / "a.jsonl").startswith(", line 1: not UTF-8: invalid start byte at byte 13 of the line")
 
 
 def test_a_row_of_a_parquet_file_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.types import CallStatus, StopReason, ToolCall, Trajectory
+from aster.core.types import Budget, CallStatus, StopReason, ToolCall, Trajectory
 
 any_text = st.text(st.characters(), max_size=12)  # lone surrogates too
 calls = st.builds(
@@ -85,3 +85,20 @@ def test_logprobs_of_another_length_are_refused() -> None:
 def test_records_that_are_not_trajectories_are_refused(change: dict[str, object]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         Trajectory.from_json(Trajectory("p", 0, 1).to_json() | change)
+
+
+@pytest.mark.parametrize(
+    ("room", "turns", "seconds", "reason"),
+    [
+        (0, 3, 9.0, StopReason.TOKEN_BUDGET),
+        (-5, 0, 0.0, StopReason.TOKEN_BUDGET),
+        (1, 3, 9.0, StopReason.TURN_BUDGET),
+        (1, 2, 9.0, StopReason.TIME_BUDGET),
+        (1, 2, 5.0, None),
+    ],
+)
+def test_of_several_spent_budgets_the_first_in_order_is_the_reason(
+    room: int, turns: int, seconds: float, reason: StopReason | None
+) -> None:
+    budget = Budget(context_tokens=10, turn_tokens=5, tool_calls=2, turns=3, wall_seconds=5.0)
+    assert budget.before_turn(room, turns, seconds) is reason

@@ -128,6 +128,11 @@ def test_the_choice_is_balanced_over_difficulty_and_topic() -> None:
     assert unbalanced.funnel[-1].filter == "33 chosen by seed"
 
 
+def test_any_text_has_its_place_in_the_choice() -> None:
+    attempts = [calls(f"p{n}\ud800", 1, author="\udfff", metadata={"topic": "\ud800"}) for n in range(4)]
+    assert len(curate(attempts, size=2, per_problem=1).kept) == 2
+
+
 def test_nothing_in_nothing_out() -> None:
     selection = curate([], cold_start=ColdStart.ASTER, size=5, per_problem=1)
     assert selection.kept == []

@@ -153,6 +153,19 @@ def test_common_phrases_are_no_copies_and_small_changes_are() -> None:
     assert (hit.prompt, hit.benchmark_prompt) == (changed, asked)
 
 
+def test_every_problem_has_an_id_of_its_own(tmp_path: Path) -> None:
+    """Also where a made-up one is another's."""
+    rows = [
+        {"id": name, "problem": f"What is {n} plus {n}?", "answer": "1"} for n, name in enumerate(["a", "a", "a-2", "a", "a-2"])
+    ]
+    for part in range(5):  # in one file they would be an error
+        (tmp_path / f"{part}.jsonl").write_text(json.dumps(rows[part]) + "\n")
+    kept = list(Questions(english=False).select([str(tmp_path / f"{part}.jsonl") for part in range(5)]))
+    assert [problem.id for problem in kept] == ["a", "a-2", "a-2-2", "a-3", "a-2-3"]
+    (tmp_path / "out.jsonl").write_text("".join(map(problem_line, kept)))
+    assert load_problems(tmp_path / "out.jsonl") == kept
+
+
 def test_problems_through_all_filters(tmp_path: Path) -> None:
     rows = [
         {"id": "a", "problem": LONG.format(n=13, m=7), "answer": "1", "difficulty": "2/8"},

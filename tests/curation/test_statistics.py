@@ -95,7 +95,7 @@ def test_curate_on_the_command_line(tmp_path: Path) -> None:
     extra = ["--dropped", str(tmp_path / "d.jsonl"), "--html", str(tmp_path / "f.html"), "--json", str(tmp_path / "f.json")]
     result = CliRunner().invoke(main, [*arguments, *extra, "density.min=3", "size=2", "seed=4"])
     assert result.exit_code == 0, result.output
-    assert [line.split()[0] for line in result.output.splitlines()[2:7]] == ["attempts", "answer", "every", "at", "2"]
+    assert [line.split()[0] for line in result.output.splitlines()[2:8]] == ["attempts", "answer", "every", "at", "no", "2"]
     kept = list(iterate_set(out))
     assert len(kept) == 2
     assert all(each in DENSE for each in kept)

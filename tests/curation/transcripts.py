@@ -21,7 +21,7 @@ def transcript(
 ) -> Transcript:
     """An attempt that ends with its answer."""
     ending = [step("", text=f"\\boxed{{{answer}}}")] if answer else []
-    given: dict[str, Any] = {"prompt": "What is it?", "stop_reason": StopReason.ANSWERED, "reward": reward}
+    given: dict[str, Any] = {"prompt": f"What is it, {name}?", "stop_reason": StopReason.ANSWERED, "reward": reward}
     return Transcript(name, sample, steps=[*steps, *ending], answer=answer or None, **{**given, **more})
 
 

@@ -123,6 +123,12 @@ def redraw(model: Any, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
 
 
+def restore(engine: Engine, folder: Path) -> None:
+    """Give the model the weights of a checkpoint, for the tests that come after."""
+    engine.policy.local.model.load_state_dict(oracle(folder).state_dict())
+    engine.run(engine.policy.refresh_sampler)
+
+
 def test_a_seed_repeats_a_turn_and_another_does_not(engine: Engine) -> None:
     prompts = prompts_of(engine)
     first, again, other = (
@@ -148,7 +154,7 @@ def test_refreshed_weights_are_those_that_sample(engine: Engine, sleeps: bool, t
         made = model.generate(torch.tensor([prompt]), max_new_tokens=32, do_sample=False)[0, len(prompt) :]
         assert completion.token_ids == made.tolist()
     check_logprobs(model, prompts, engine.run(lambda: turns(policy, prompts, max_tokens=32, seed=4)))
-    engine.run(lambda: policy.load(tmp_path / "before"))
+    restore(engine, tmp_path / "before")
     assert engine.run(lambda: turns(policy, prompts, max_tokens=32, temperature=0.0)) != found
     back = engine.run(lambda: turns(policy, prompts, max_tokens=32, temperature=0.0))
     assert [c.token_ids for c in back] == [c.token_ids for c in before]
@@ -180,7 +186,7 @@ def test_a_turn_under_way_goes_on_with_the_new_weights(engine: Engine, tmp_path:
     switch = int((~from_old).nonzero()[0, 0])
     assert 0 < switch < 400
     assert bool(from_new[switch:].all())
-    engine.run(lambda: policy.load(tmp_path / "before"))
+    restore(engine, tmp_path / "before")
 
 
 def test_whole_rollouts_with_the_sandbox(engine: Engine) -> None:

@@ -75,7 +75,7 @@ def test_what_is_exported_comes_back(
     folder = tmp_path_factory.mktemp("back")
     # As a set holds them: JSON makes one character of the two halves of a pair.
     transcripts = [Transcript.from_json(json.loads(json.dumps(each.to_json()))) for each in transcripts]
-    assert export_set(transcripts, layout, folder / f"out.{ending}") == len(transcripts)
+    assert export_set(Path("set"), transcripts, layout, folder / f"out.{ending}") == len(transcripts)
     report = import_set(folder / f"out.{ending}", layout, folder / "set.jsonl")
     assert list(iterate_set(folder / "set.jsonl")) == transcripts
     assert report.unread == 0
@@ -120,13 +120,13 @@ def test_a_thousand_transcripts_come_back(layout: str, tmp_path: Path) -> None:
     rng = random.Random(7)
     transcripts = [random_transcript(rng, number) for number in range(1000)]
     write_set(tmp_path / "set.jsonl.gz", transcripts)
-    export_set(iterate_set(tmp_path / "set.jsonl.gz"), layout, tmp_path / "out.parquet")
+    export_set(tmp_path, iterate_set(tmp_path / "set.jsonl.gz"), layout, tmp_path / "out.parquet")
     import_set(tmp_path / "out.parquet", layout, tmp_path / "back.jsonl")
     assert list(iterate_set(tmp_path / "back.jsonl")) == transcripts
 
 
 def exported(layout: str, transcript: Transcript, path: Path) -> dict[str, Any]:
-    export_set([transcript], layout, path)
+    export_set(path, [transcript], layout, path)
     ((_, row),) = read_rows(path)
     assert isinstance(row, dict)
     return row
@@ -181,20 +181,34 @@ def test_exported_messages_are_rendered_by_the_student_s_own_template(tmp_path: 
 
 def test_prompts_for_verl_s_rl(tmp_path: Path) -> None:
     transcripts = [Transcript(f"p{n // 2}", n % 2, f"What is {n // 2}*7?", str(7 * (n // 2)), source="s") for n in range(6)]
-    assert export_set(transcripts, "verl_prompts", tmp_path / "out.parquet") == 3
+    assert export_set(tmp_path, transcripts, "verl_prompts", tmp_path / "out.parquet") == 3
     rows = [row for _, row in read_rows(tmp_path / "out.parquet") if isinstance(row, dict)]
     assert rows[1]["reward_model"] == {"style": "rule", "ground_truth": "7"}
     assert rows[1]["prompt"][0]["content"].startswith("What is 1*7?\nPlease reason")
     with pytest.raises(UserError, match="cannot be written; there are messages, llamafactory, verl_prompts"):
-        export_set(transcripts, "tora", tmp_path / "out.parquet")
+        export_set(tmp_path, transcripts, "tora", tmp_path / "out.parquet")
     with pytest.raises(UserError, match="its name must end in"):
-        export_set(transcripts, "messages", tmp_path / "out.csv")
+        export_set(tmp_path, transcripts, "messages", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Transcript("q", 0, "What is 1*7?", ""), "the answer of problem 'q' is not known"),
+        (Transcript("p", 1, "What is 2*7?", "7"), "the id 'p' stands for two problems or answers"),
+        (Transcript("p", 1, "What is 1*7?", "8"), "the id 'p' stands for two problems or answers"),
+    ],
+)
+def test_prompts_that_rl_cannot_use_are_refused(other: Transcript, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"set\.jsonl: {message}"):
+        export_set(Path("set.jsonl"), [Transcript("p", 0, "What is 1*7?", "7"), other], "verl_prompts", tmp_path / "o.json")
+    assert not (tmp_path / "o.json").exists()
 
 
 @pytest.mark.parametrize("layout", ["messages", "llamafactory", "verl_prompts"])
 def test_an_empty_set_replaces_nothing(layout: str, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     out.write_bytes(b"what was there")
-    with pytest.raises(UserError, match="the set is empty"):
-        export_set([], layout, out)
+    with pytest.raises(UserError, match=r"set\.jsonl: no trajectory to export: the set is empty"):
+        export_set(Path("set.jsonl"), [], layout, out)
     assert out.read_bytes() == b"what was there"

@@ -214,6 +214,7 @@ def test_what_cannot_be_read_is_counted_with_its_lines(tmp_path: Path) -> None:
         [user, calling],
     ]
     lines = [json.dumps({"messages": messages, "id": number}) for number, messages in enumerate(dialogues)]
+    lines += [json.dumps({"messages": "[" * 100_000}), json.dumps({"messages": [user, turn], "aster": "[" * 100_000})]
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{", "3"]) + "\n")
     report = import_set(tmp_path / "rows.jsonl", "messages", tmp_path / "set.jsonl")
     found = list(iterate_set(tmp_path / "set.jsonl"))
@@ -229,11 +230,23 @@ def test_what_cannot_be_read_is_counted_with_its_lines(tmp_path: Path) -> None:
         "no messages": 1,
         "not JSON": 1,
         "no JSON object": 1,
+        "the messages are not JSON": 1,
+        "the column aster is not JSON": 1,
     }
     text = describe(report, Path("rows.jsonl"), "messages")
-    assert "read 2 of 12 rows as messages: 2 attempts at 2 problems, 2 tool calls" in text
+    assert "read 2 of 14 rows as messages: 2 attempts at 2 problems, 2 tool calls" in text
     assert "line 4, line 5" in text
     assert "ends in a call without a result" in text
+
+
+def test_a_gap_of_a_data_frame_is_no_answer_and_no_id(tmp_path: Path) -> None:
+    dialogue = [{"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "\\boxed{42}"}]
+    row = {"messages": dialogue, "id": float("nan"), "answer": float("nan"), "label": 42.0}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    import_set(tmp_path / "rows.jsonl", "messages", tmp_path / "set.jsonl")
+    (found,) = iterate_set(tmp_path / "set.jsonl")
+    assert (found.expected, found.reward) == ("42", 1.0)
+    assert found.problem_id != "nan"
 
 
 def test_problems_give_the_answers(tmp_path: Path) -> None:
@@ -265,6 +278,7 @@ def test_problems_give_the_answers(tmp_path: Path) -> None:
         ("rows.jsonl", "", "messages", "it is empty"),
         ("rows.json", '{"a": 1}', "messages", "must hold an array of rows"),
         ("rows.json", '[{"a": 1}, {"a": ', "messages", "not JSON after row 1"),
+        ("rows.json", '[{"a": 1}] [{"a": 2}]', "messages", "something follows the array, after row 1"),
         ("rows.jsonl", "{}", "verl_prompts", "cannot be read; there are messages, llamafactory, retool, tora, verl_rollout"),
     ],
 )
@@ -288,6 +302,9 @@ def test_what_is_no_set_is_refused(name: str, content: str | None, layout: str, 
         ("sympy.core.sympify.SympifyError: x", CallStatus.ERROR),
         ("Traceback (most recent call last):\n  ...\nOops", CallStatus.ERROR),
         ("TimeoutError: Timed out after 10 s", CallStatus.TIMEOUT),
+        ("execution timed-out", CallStatus.TIMEOUT),
+        ("the time outside is 3", CallStatus.OK),
+        ("lifetime out of range: 0", CallStatus.OK),
     ],
 )
 def test_how_a_call_ended_is_read_from_its_output(output: str, status: CallStatus) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +21,7 @@ from aster.lab.experts import EXPERTS
 from aster.lab.families import generate
 from aster.lab.tokenizer import build_tokenizer
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.sandbox import make_sandbox
 from aster.teacher import ScriptedTeacher
 from tests.shop_fixture import Shop
 
@@ -145,6 +147,29 @@ def test_the_command(tmp_path: Path) -> None:
     assert (report["calls"], report["different"], report["kinds"]) == (2, 1, {"output": 1})
     assert (report["examples"][0]["recorded"], report["examples"][0]["now"]) == ("3", "2")
     assert CliRunner().invoke(main, ["replay", str(tmp_path / "none.jsonl")]).exit_code == 2
+
+
+def test_fields_change_the_run_s_own_sandbox_and_no_other_field_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aster.core.recipe import Recipe, Sandbox
+    from aster.core.run import RunFolder, write_trajectories
+    from aster.core.types import Trajectory
+    from aster.lab.tokenizer import build_tokenizer
+
+    own = Sandbox(preload=[], output_characters=77, cell_seconds=9.0)
+    with RunFolder.open(tmp_path / "run", Recipe(sandbox=own), []) as run:
+        write_trajectories(run.trajectory_file("curate", "kept"), [Trajectory("p", 0, 1)])
+        build_tokenizer().save_pretrained(tmp_path / "run" / "tokenizer")
+    used = []
+
+    def make(settings: Sandbox) -> Any:
+        used.append(settings)
+        return make_sandbox(settings)
+
+    monkeypatch.setattr("aster.sandbox.make_sandbox", make)
+    for fields in ([], ["sandbox.cell_seconds=3"]):
+        result = CliRunner().invoke(main, ["replay", str(tmp_path / "run"), *fields])
+        assert result.exit_code == 0, result.output
+    assert used == [own, own.model_copy(update={"cell_seconds": 3.0})]
 
 
 def test_of_an_empty_set_nothing_can_be_said(tmp_path: Path) -> None:

@@ -248,18 +248,14 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(folder: Path, tmp_path:
 
         reopened = LocalPolicy(recipe_for(folder), tmp_path / "saved", optimizer=True)
         assert await steps(reopened, 3) == expected
-        await policy.load(tmp_path / "saved")
-        assert await steps(policy, 3) == expected
 
         # Without the optimizer's state the weights are the same, and the moments start anew.
         fresh = await steps(LocalPolicy(recipe_for(folder), tmp_path / "saved"), 3)
         assert fresh[0] == expected[0]
         assert fresh[1:] != expected[1:]
         weights_only = tmp_path / "weights"
-        await (reloaded := LocalPolicy(recipe_for(folder), tmp_path / "saved")).save(weights_only, optimizer=False)
-        await steps(reloaded, 4)
-        await reloaded.load(weights_only)
-        assert await steps(reloaded, 3) == fresh
+        await LocalPolicy(recipe_for(folder), tmp_path / "saved").save(weights_only, optimizer=False)
+        assert await steps(LocalPolicy(recipe_for(folder), weights_only, optimizer=True), 3) == fresh
 
     asyncio.run(work())
 

@@ -129,7 +129,7 @@ def test_report_tolerates_missing_parts(filled_run: RunFolder, gone: list[str]) 
 def test_a_broken_file_is_named(filled_run: RunFolder) -> None:
     path = filled_run.trajectory_file("evaluate/rl", "all")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"evaluate/rl/trajectories/all\.jsonl\.gz: not a file of trajectories"):
+    with pytest.raises(UserError, match=r"evaluate/rl/trajectories/all\.jsonl\.gz: cannot be read"):
         write_report(filled_run)
 
 

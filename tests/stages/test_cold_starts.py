@@ -26,7 +26,8 @@ def texts(run: RunFolder, stage: str, name: str, turn: int = 0) -> set[str]:
 def test_a_set_is_rendered_filtered_as_the_recipe_says_and_trained_on(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "brought.jsonl.gz"
     attempts = [
-        transcript(f"p{n}", step("run", ("v=1\nv", "1")), answer="1", reward=None, system="Be brief.") for n in range(9)
+        transcript(f"p{n}", step("run", ("v=1\nv", "1")), prompt="What is it?", answer="1", reward=None, system="Be brief.")
+        for n in range(9)
     ]
     write_set(path, [*attempts, calls("none", 0)])
     changes = {"cold_start": str(path), "curate.size": None, "curate.density": {"min": 1}}

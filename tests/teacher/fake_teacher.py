@@ -2,6 +2,10 @@
 
 A problem reads ``What is A*B? [PART]``. The good teacher reasons, computes in one call, looks at the variable in the next, and
 answers with what the tool gave back: so its answers are right only where its calls really ran, in one session.
+
+It calls through the API, or writes its calls in its text (``FakeTeacher.writes``), as a server does that takes nothing out: the
+text ends where the request's ``stop`` says, else the model goes on and makes up the result; and marks of Harmony are there only
+where the request asks for special tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from tests.loopback import served
 
 ANSWERED = "I get \\boxed{%s}."
 SLOW_SECONDS = 60.0
+WRITTEN = {"code": ("<code>", "</code>"), "fenced": ("```python", "```")}
+RESULTS = {"code": "<interpreter>\n(.*?)\n</interpreter>", "fenced": "```output\n(.*?)\n```"}
 
 
 @dataclass
@@ -41,11 +47,14 @@ class FakeTeacher:
     models: dict[str, int | None] = field(default_factory=lambda: {"teacher": None})
     key: str = ""
     reasoning_field: str = "reasoning_content"
+    writes: str = "tools"
+    """How it calls: through the API, or in text as ``code``, ``fenced`` or ``harmony``."""
     seconds: float = 0.0
     """Before each answer."""
     dead: bool = False
     """Closes every connection without an answer."""
-    counts_tokens: bool = True
+    counts: tuple[str, ...] = ("prompt_tokens", "completion_tokens")
+    """Of what it tells the number."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     played: Counter[str] = field(default_factory=Counter)
@@ -60,7 +69,7 @@ class FakeTeacher:
         prompt = next(m["content"] for m in body["messages"] if m["role"] == "user")
         part = "".join(re.findall(r"\[([\w ]+)\]", prompt))
         factors = [int(n) for n in re.findall(r"\d+", prompt)[:2]]
-        results = [m["content"] for m in body["messages"] if m["role"] == "tool"]
+        results = self.results(body["messages"])
         with self.lock:
             self.played[prompt] += 1
             nth = self.played[prompt]
@@ -68,10 +77,40 @@ class FakeTeacher:
         played: Reply | dict[str, Any] = playing(factors, results, nth)
         if isinstance(played, Reply):
             return played
+        if self.writes != "tools":
+            played = self.spelled(played, body)
         usage = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": len(json.dumps(played)) // 4}
         finish = played.pop("finish_reason", "tool_calls" if played.get("tool_calls") else "stop")
         answer: dict[str, Any] = {"choices": [{"message": {"role": "assistant", **played}, "finish_reason": finish}]}
-        return Reply(body=json.dumps(answer | ({"usage": usage} if self.counts_tokens else {})).encode())
+        told = {key: usage[key] for key in self.counts}
+        return Reply(body=json.dumps(answer | ({"usage": told} if told else {})).encode())
+
+    def results(self, messages: list[dict[str, Any]]) -> list[str]:
+        """What the tool gave back, as this teacher is told it."""
+        if self.writes in RESULTS:
+            told = "\n".join(m["content"] for m in messages[1:] if m["role"] == "user")
+            return re.findall(RESULTS[self.writes], told, re.DOTALL)
+        return [m["content"] for m in messages if m["role"] == "tool"]
+
+    def spelled(self, message: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        """The message as text alone, as a server sends it that takes nothing out."""
+        thinking, content = message[self.reasoning_field], message["content"]
+        codes = [json.loads(call["function"]["arguments"])["code"] for call in message["tool_calls"]]
+        if self.writes == "harmony":
+            text = f"<|channel|>analysis<|message|>{thinking}<|end|><|start|>assistant"
+            if codes:  # stopped at <|call|>, a token of its own
+                arguments = json.dumps({"code": codes[0]})
+                text += f"<|channel|>commentary to=functions.python <|constrain|>json<|message|>{arguments}"
+            else:
+                text += f"<|channel|>final<|message|>{content}"
+            return {"content": re.sub(r"<\|\w+\|>", "", text) if body.get("skip_special_tokens", True) else text}
+        if not codes:
+            return {"content": f"<think>\n{thinking}\n</think>\n\n{content}"}
+        opening, closing = WRITTEN[self.writes]
+        made_up = RESULTS[self.writes].replace("(.*?)", "0")
+        text = f"{thinking}\n{opening}\n{codes[0]}\n{closing}\n{made_up}\nSo \\boxed{{0}}."
+        ends = [text.index(stop) for stop in body.get("stop", []) if stop in text]
+        return {"content": text[: min(ends)] if ends else text}
 
     def turn(self, thinking: str, content: str | None, *calls: tuple[str, str]) -> dict[str, Any]:
         """A message; each call is a name and its arguments."""

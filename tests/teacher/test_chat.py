@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,23 @@ def test_an_endless_loop_ends_with_the_call_budget(shop: Shop, teacher: FakeTeac
     assert (found.calls[-1].code, found.calls[-1].status) == ("print(8)", CallStatus.MALFORMED)  # asked for, and not run
 
 
+@pytest.mark.parametrize(
+    ("left", "reason", "turns"),
+    [
+        ({"turns": 2}, StopReason.TURN_BUDGET, 2),
+        ({"turns": 3}, StopReason.ANSWERED, 3),
+        ({"wall_seconds": 1e-9}, StopReason.TIME_BUDGET, 0),
+        ({"wall_seconds": 1e-9, "context_tokens": 1}, StopReason.TOKEN_BUDGET, 0),
+        ({"tool_calls": 1}, StopReason.CALL_BUDGET, 2),
+    ],
+)
+def test_each_budget_ends_the_dialogue_as_it_ends_a_rollout(
+    left: dict[str, Any], reason: StopReason, turns: int, shop: Shop, teacher: FakeTeacher
+) -> None:
+    found = one(shop, teacher, budget=replace(WIDE, **left))
+    assert (found.stop_reason, len(found.steps), len(teacher.asked)) == (reason, turns, turns)
+
+
 def test_a_turn_that_was_cut_ends_with_the_token_budget(shop: Shop, teacher: FakeTeacher) -> None:
     found = one(shop, teacher, "cut short")
     assert (found.stop_reason, found.steps[0].thinking, found.answer) == (StopReason.TOKEN_BUDGET, "I think and", None)
@@ -302,8 +320,9 @@ def test_the_limit_is_never_exceeded_by_requests_side_by_side(shop: Shop, teache
     assert teacher.most <= 2
 
 
-def test_a_limit_without_counted_tokens_is_refused(shop: Shop, teacher: FakeTeacher) -> None:
-    teacher.counts_tokens = False
+@pytest.mark.parametrize("counts", [(), ("prompt_tokens",), ("completion_tokens",)])
+def test_a_limit_without_counted_tokens_is_refused(counts: tuple[str, ...], shop: Shop, teacher: FakeTeacher) -> None:
+    teacher.counts = counts
     assert one(shop, teacher).reward == 1.0
     with pytest.raises(UserError, match="does not say how many tokens"):
         one(shop, teacher, spending=Spending(Prices(1.0, 1.0), limit=1.0))

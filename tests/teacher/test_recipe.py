@@ -21,6 +21,14 @@ from aster.core.recipe_file import validate_recipe
             "max_cost: there is no cost without prices; set prices.prompt and prices.completion",
         ),
         ({"teacher": "endpoint", "base_url": "http://h:1", "calls": "xml"}, "field 'synthesize.calls'"),
+        (
+            {"teacher": "endpoint", "base_url": "http://h:1", "request": {"stream": True}},
+            "request: stream is no field to change: one whole answer of synthesize.model is asked for",
+        ),
+        (
+            {"teacher": "endpoint", "base_url": "http://h:1", "request": {"max_completion_tokens": "many"}},
+            "request: max_completion_tokens: must be a whole number above 0, or null (got 'many')",
+        ),
     ],
 )
 def test_what_is_refused(section: dict[str, Any], message: str) -> None:

@@ -15,13 +15,14 @@ from aster.chat import Qwen3Dialect
 from aster.core.errors import UserError
 from aster.core.recipe_file import load_recipe
 from aster.core.run import RunFolder, drop_torn_line, read_json, read_json_lines, read_trajectories
+from aster.core.seeds import derive
 from aster.core.sets import iterate_set
 from aster.core.types import StopReason
 from aster.curation.sources import Source
 from aster.lab.base import BASE_MODEL
 from aster.policy.loading import load_tokenizer
 from tests.stages.runs import Commands
-from tests.teacher.fake_teacher import FakeTeacher
+from tests.teacher.fake_teacher import WRITTEN, FakeTeacher
 
 PROBLEMS = 12
 
@@ -195,11 +196,146 @@ def test_the_spending_limit_over_two_starts(commands: Commands, teacher: FakeTea
     assert read_json(bench.run / "synthesize" / "summary.json")["attempts"] == bench.lines() < 24
 
 
+def kept(bench: Bench) -> dict[tuple[str, int], str]:
+    """The lines on disk, by attempt; each is there once."""
+    found = {(t.problem_id, t.sample): json.dumps(t.to_json()) for t in iterate_set(bench.transcripts)}
+    assert len(found) == bench.lines()
+    return found
+
+
+def rendered(bench: Bench) -> list[tuple[str, int]]:
+    """The attempts that later stages read."""
+    files = sorted((bench.run / "synthesize" / "trajectories").glob("chunk_*.jsonl.gz"))
+    return [(t.problem_id, t.sample) for file in files for t in read_trajectories(file)]
+
+
+@pytest.mark.parametrize("finishing", [False, True])
+def test_a_run_cut_by_its_limit_goes_on_with_a_higher_one(
+    finishing: bool, commands: Commands, teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    bench = Bench(tmp_path, teacher, prices={"prompt": 0.0, "completion": 1000.0}, finish_at_limit=finishing)
+    before: dict[tuple[str, int], str] = {}
+    for limit in (1.2, 2.0):
+        cut = commands.run(*bench.command("synthesize", f"synthesize.max_cost={limit}"))
+        assert cut.code == (0 if finishing else 2), cut.err
+        made = kept(bench)
+        assert before.items() < made.items()
+        assert len(made) < 24
+        before = made
+    asked = len(teacher.asked)
+    # Neither the same limit nor a lower one is a reason to go on with a synthesis that has ended.
+    if finishing:
+        assert rendered(bench) == sorted(before, key=lambda key: (int(key[0][1:]), key[1]))
+        for limit in (2.0, 1.5):
+            again = commands.run(*bench.command("synthesize", f"synthesize.max_cost={limit}"))
+            assert "stage synthesize is finished; nothing to do" in again.err
+        assert len(teacher.asked) == asked
+    ended = commands.run(*bench.command("synthesize", "synthesize.max_cost=100"))
+    assert ended.code == 0, ended.err
+    assert f"synthesize: resuming after attempt {len(before)} of 24" in ended.err
+    everything = [(f"p{n}", sample) for n in range(PROBLEMS) for sample in range(2)]
+    assert kept(bench).keys() == set(everything)
+    assert before.items() < kept(bench).items()
+    assert rendered(bench) == everything
+    # All that was ever paid for, of attempts too that the limit cut in the middle.
+    summary = read_json(bench.run / "synthesize" / "summary.json")
+    paid = read_json_lines(bench.run / "synthesize" / "requests.jsonl")
+    assert len(paid) == len(teacher.asked)
+    assert summary["cost"] == pytest.approx(sum(record["completion_tokens"] for record in paid) / 1000)
+    assert summary["attempts"] == 24
+    whole = commands.run(*bench.command("synthesize", "synthesize.max_cost=200"))
+    assert "stage synthesize is finished; nothing to do" in whole.err
+
+
+def test_more_attempts_are_added_to_those_that_are_there(commands: Commands, teacher: FakeTeacher, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, teacher, attempts=1)
+    assert commands.run(*bench.command("synthesize")).code == 0
+    first = kept(bench)
+    more = commands.run(*bench.command("synthesize", "synthesize.attempts=3"))
+    assert more.code == 0, more.err
+    assert "synthesize: resuming after attempt 12 of 36" in more.err
+    assert first.items() < kept(bench).items()
+    everything = [(f"p{n}", sample) for n in range(PROBLEMS) for sample in range(3)]
+    assert rendered(bench) == everything
+    # Each is the one that it would have been, had so many been asked for at once.
+    seeds = {(t.problem_id, t.sample): t.seed for t in iterate_set(bench.transcripts)}
+    assert seeds == {(name, sample): derive(1, "synthesize", name, sample) for name, sample in everything}
+    assert commands.run(*bench.command("curate", "synthesize.attempts=3")).code == 0
+    late = commands.run(*bench.command("synthesize", "synthesize.attempts=4"))
+    assert "synthesize.attempts: more than synthesis had, but its attempts are curated" in late.err
+    assert "stage synthesize is finished; nothing to do" in late.err
+    # Fewer than there are takes none away.
+    assert "stage synthesize is finished; nothing to do" in commands.run(*bench.command("synthesize")).err
+
+
+def test_another_model_at_the_address_is_refused(commands: Commands, teacher: FakeTeacher, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, teacher, attempts=1)
+    assert commands.run(*bench.command("synthesize")).code == 0
+    teacher.models = {"newcomer": None}
+    other = commands.run(*bench.command("synthesize", "synthesize.attempts=2"))
+    assert other.code == 2
+    assert f"synthesize.base_url: {teacher.address} serves newcomer, and the attempts on disk are by teacher" in other.err
+    assert bench.lines() == PROBLEMS
+
+
+def written(form: str, thinking: str, code: str) -> str:
+    """A turn as the teacher wrote it up to where the server stopped it, closed."""
+    opening, closing = WRITTEN[form]
+    return f"{thinking}\n{opening}\n{code}\n{closing}"
+
+
+@pytest.mark.parametrize("form", ["code", "fenced", "harmony"])
+def test_calls_in_text_from_the_server_to_the_student_s_tokens(
+    form: str, commands: Commands, teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    teacher.writes = form
+    request = {"skip_special_tokens": False} if form == "harmony" else {}
+    bench = Bench(tmp_path, teacher, attempts=1, calls=form, request=request)
+    ended = commands.run(*bench.command("synthesize"))
+    assert ended.code == 0, ended.err
+    summary = read_json(bench.run / "synthesize" / "summary.json")
+    # Right only where the code was read out of the text, ran in one session, and its output came back in the form.
+    assert (summary["attempts"], summary["correct"], summary["tool_calls"], summary["failures"]) == (12, 12, 2.0, {})
+    assert len(teacher.asked) == 12 * 3
+    asked = max((body for body in teacher.asked), key=lambda body: len(body["messages"]))
+    if form == "harmony":
+        assert "tools" in asked
+        assert [m["role"] for m in asked["messages"]] == ["user", "assistant", "tool", "assistant", "tool"]
+        assert asked["messages"][1]["reasoning_content"] == "First the product."
+        assert not any("<|" in json.dumps(m) for m in asked["messages"])  # the server's template writes the marks
+    else:
+        assert "tools" not in asked
+        assert [m["role"] for m in asked["messages"]] == ["system", "user", "assistant", "user", "assistant", "user"]
+        assert "Put the final answer in" in asked["messages"][0]["content"]
+        assert asked["messages"][4]["content"].rstrip() == written(form, "Now I look at it.", "print(product)")
+    curated = commands.run(*bench.command("curate"))
+    assert curated.code == 0, curated.err
+    dialect = Qwen3Dialect(load_tokenizer(BASE_MODEL))
+    kept_file = bench.run / "curate" / "trajectories" / "kept.jsonl.gz"
+    for number, trajectory in enumerate(read_trajectories(kept_file)):
+        turns = [
+            dialect.parse(trajectory.token_ids[turn.start : turn.end]) for turn in trajectory.turns if turn.role == "assistant"
+        ]
+        assert [(turn.thinking, [call.code for call in turn.calls], turn.content) for turn in turns] == [
+            ("First the product.", [f"product = {number + 2} * 7"], ""),
+            ("Now I look at it.", ["print(product)"], ""),
+            ("That is it.", [], f"I get \\boxed{{{7 * (number + 2)}}}."),
+        ]
+
+
+def test_harmony_without_its_marks_is_no_call(commands: Commands, teacher: FakeTeacher, tmp_path: Path) -> None:
+    teacher.writes = "harmony"  # on a server that was not asked for special tokens
+    bench = Bench(tmp_path, teacher, attempts=1, calls="harmony")
+    assert commands.run(*bench.command("synthesize")).code == 0
+    summary = read_json(bench.run / "synthesize" / "summary.json")
+    assert (summary["attempts"], summary["correct"], summary["tool_calls"]) == (12, 0, 0.0)
+
+
 def test_where_and_how_fast_is_no_part_of_the_run_but_the_model_is(teacher: FakeTeacher, tmp_path: Path) -> None:
     bench = Bench(tmp_path, teacher)
     RunFolder.open(bench.run, load_recipe(bench.file), []).close()
     (bench.run / "synthesize").mkdir()
-    others = ["base_url=http://elsewhere:1", "concurrency=9", "retry_failed=true", "prices.prompt=1.0"]
+    others = ["base_url=http://elsewhere:1", "concurrency=9", "retry_failed=true", "prices.prompt=1.0", "attempts=5"]
     RunFolder.open(bench.run, load_recipe(bench.file, [f"synthesize.{text}" for text in others]), []).close()
     with pytest.raises(Exception, match=r"they differ in synthesize\.model"):
         RunFolder.open(bench.run, load_recipe(bench.file, ["synthesize.model=other"]), [])

@@ -4,6 +4,5 @@
 class UserError(Exception):
     """Bad input: a file, a field or a value the user gave. The command line prints the message alone and exits with code 2.
 
-    The message names the file, field or value and says what to do. It holds no traceback and ends without a full stop
-    only where it ends in a path.
+    The message is one line that names the file, field or value and says what to do. No full stop ends it.
     """

@@ -24,7 +24,6 @@ import os
 import platform
 import shutil
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +33,7 @@ import yaml
 from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.core.recipe_file import load_recipe
+from aster.core.rows import json_line_rows, lines_of, parse_row, unbroken
 from aster.core.types import Problem, Trajectory
 
 PRELIMINARY = ("run.json", "problems.jsonl", "tokenizer")
@@ -86,29 +86,19 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line cut short by a kill is left out. Missing file: no lines."""
-    if not path.exists():
-        return []
-    records = []
-    # As bytes: a cut line may end inside a character, and text.splitlines() also splits at characters JSON leaves alone.
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}") from None
-    return records
+    """All of :func:`iterate_json_lines`."""
+    return list(iterate_json_lines(path))
 
 
 def iterate_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSON-lines file, one at a time. Missing file: no lines. UserError where a line is broken."""
+    """The whole lines of a JSON-lines file that grows; a last line cut short by a kill is left out. Missing file: no lines.
+
+    UserError where a whole line is broken."""
     if not path.exists():
         return
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON: {error}") from None
+    whole = ((f"line {number}", parse_row(line)) for number, line in lines_of(path) if line.endswith(b"\n"))
+    for _, record in unbroken(path, whole):
+        yield record
 
 
 def append_line(path: Path, line: str) -> None:
@@ -149,14 +139,11 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
 
 def iterate_trajectories(path: Path) -> Iterator[Trajectory]:
     """Read what :func:`write_trajectories` wrote, one by one. UserError where the file is missing or broken."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as stream:
-            for line in stream:
-                yield Trajectory.from_json(json.loads(line))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a file of trajectories: {error}") from None
+    for place, record in unbroken(path, json_line_rows(path)):
+        try:
+            yield Trajectory.from_json(record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, {place}: not a trajectory ({type(error).__name__}: {error})") from None
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
@@ -384,8 +371,11 @@ def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
     machine = {"patience_seconds", "request_seconds", "vllm_python", "vllm_memory", "vllm_sleep"}
     if recipe.policy.sampler != "endpoint":
         machine.add("base_url")
-    # A teacher is its model, wherever it is served, however fast and for whatever money.
+    # A teacher is its model, wherever it is served, however fast and for whatever money; and each of its attempts is the same
+    # one, however many others there are.
     teacher = {"base_url", "concurrency", "request_seconds", "prices", "max_cost", "finish_at_limit", "retry_failed"}
+    if recipe.synthesize.teacher == "endpoint":
+        teacher.add("attempts")
     elsewhere = {"sandbox": {"addresses"}, "policy": machine, "synthesize": teacher}
     old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
     changed = first_difference(old, new)

@@ -8,4 +8,5 @@ import hashlib
 def derive(*parts: int | str) -> int:
     """A 63-bit seed from the parts (run seed, stage, step, problem id, sample ...), the same on every machine."""
     text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    # Ids and topics of other sets may hold half a surrogate pair.
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aster.core.errors import UserError
+from aster.core.rows import Broken, lines_of, parse_row
 from aster.core.run import replacing
 from aster.core.transcript import Transcript
 
@@ -49,22 +49,17 @@ def iterate_set(path: Path) -> Iterator[Transcript]:
 
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """The lines of a set as they are, each ending in a newline and with the words that say where it stands."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", line if line.endswith(b"\n") else line + b"\n"
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such set") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    for number, line in lines_of(path, "set"):
+        yield f"{path}, line {number}", line if line.endswith(b"\n") else line + b"\n"
 
 
 def parse_line(place: str, line: bytes) -> Transcript:
     """The transcript of a line. UserError, with its place, where it is none."""
+    row = parse_row(line)
     try:
-        return Transcript.from_json(json.loads(line))
+        if not isinstance(row, Broken):
+            return Transcript.from_json(row)
+        trouble = str(row)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{place}: not a transcript ({type(error).__name__}: {error}); other layouts are read with `aster data import`"
-        ) from None
+        trouble = f"{type(error).__name__}: {error}"
+    raise UserError(f"{place}: not a transcript ({trouble}); other layouts are read with `aster data import`")

@@ -69,7 +69,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one trajectory may spend. ``rollout.loop`` checks it, in the order of the fields, in one place."""
+    """What one trajectory may spend."""
 
     context_tokens: int
     """Prompt, sampled and tool tokens together."""
@@ -81,6 +81,19 @@ class Budget:
     """Assistant turns of the trajectory."""
     wall_seconds: float
     """Seconds from the first sampling to the end; checked between turns."""
+
+    def before_turn(self, room: int, turns: int, seconds: float) -> StopReason | None:
+        """Why no further turn begins, or None: the one place for these checks and their order.
+
+        ``room``: tokens that the context has left. ``turns``: how many were taken. ``seconds``: since the first began.
+        """
+        if room <= 0:
+            return StopReason.TOKEN_BUDGET
+        if turns >= self.turns:
+            return StopReason.TURN_BUDGET
+        if seconds > self.wall_seconds:
+            return StopReason.TIME_BUDGET
+        return None
 
 
 @dataclass(slots=True)

@@ -5,23 +5,28 @@ filters are ours and off by default; the recipe's section ``curate`` (:class:`~a
 docs/data.md says what each is for.
 
 Filters look at one transcript at a time (:class:`Chain`), so any number of them stream through. What passes leaves a few words
-behind (:class:`Judged`), out of which the choice is made when all have been seen (:func:`choose`).
+behind (:class:`Judged`), out of which the choice is made when all have been seen (:func:`choose`): one of those that are the
+same, so many of a problem, so many in all. Copies are told apart after the filters, because one copy may be verified and the
+other not.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aster.core.recipe import ColdStart, Curate
 from aster.core.seeds import derive
 from aster.core.transcript import Transcript
 from aster.core.types import CallStatus
+from aster.curation.copies import content_of
 from aster.curation.measures import CountTokens, Measures
 
+UNIQUE = "no copy of another"
+"""The filter that keeps one of trajectories that are the same."""
 BINS = 5
 """Classes of a difficulty that is a share of 1."""
 
@@ -53,6 +58,10 @@ class Judged:
     """The filter's place in the chain; None: it passed all."""
     kind: str = ""
     """Its class of difficulty and topic, for the balance of the choice."""
+    content: str = ""
+    """What it shares with its copies; empty where these are kept."""
+    source: int = 0
+    """Which of the sources it comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +81,30 @@ class Selection:
     kept: list[int]
     """In the order of the stream."""
     funnel: list[Funnel]
+    copies: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """How many trajectories of one source were dropped as copies of one that is kept, by (their source, the kept one's)."""
 
 
 class Chain:
     """The filters in force, for one transcript at a time."""
 
-    def __init__(self, settings: Curate, cold_start: ColdStart | str, count: CountTokens | None = None) -> None:
-        self.settings = settings.resolved(cold_start)
+    def __init__(
+        self, settings: Curate, cold_start: ColdStart | str, count: CountTokens | None = None, sources: int = 1
+    ) -> None:
+        """``sources``: how many sets are read."""
+        self.settings = settings.resolved(cold_start, sources)
         self.filters = list(_filters(self.settings))
         self.count = count
 
-    def judge(self, transcript: Transcript) -> Judged:
-        """Pass a transcript through the filters, in order."""
+    def judge(self, transcript: Transcript, source: int = 0) -> Judged:
+        """Pass a transcript of one of the sources through the filters, in order."""
         measures = Measures(transcript, self.count)
         dropped = next((place for place, each in enumerate(self.filters) if not each.keeps(measures)), None)
-        kind = "" if dropped is not None else _kind(transcript.metadata, self.settings.balance)
-        return Judged(transcript.problem_id, transcript.sample, transcript.author, dropped, kind)
+        kind = content = ""
+        if dropped is None:
+            kind = _kind(transcript.metadata, self.settings.balance)
+            content = content_of(transcript) if self.settings.unique else ""
+        return Judged(transcript.problem_id, transcript.sample, transcript.author, dropped, kind, content, source)
 
 
 def _filters(settings: Curate) -> Iterator[Filter]:
@@ -117,8 +134,9 @@ def _filters(settings: Curate) -> Iterator[Filter]:
 
 
 def choose(judged: Iterable[Judged], chain: Chain, seed: int, dropped: Callable[[Dropped], Any] = lambda _: None) -> Selection:
-    """The choice of what passed, after the whole stream: so many of a problem, so many in all. Same stream and seed, same
-    choice; which transcripts are chosen does not depend on their order. ``dropped`` hears of each that is not kept."""
+    """The choice of what passed, after the whole stream: one of those that are the same, so many of a problem, so many in all.
+    Same stream and seed, same choice; which transcripts are chosen does not depend on their order. ``dropped`` hears of each
+    that is not kept."""
     settings = chain.settings
     passed: list[tuple[int, Judged]] = []
     counts = [0] * len(chain.filters)
@@ -133,7 +151,9 @@ def choose(judged: Iterable[Judged], chain: Chain, seed: int, dropped: Callable[
     funnel = [Funnel("attempts", total)]
     for each_filter, count in zip(chain.filters, counts, strict=True):
         funnel.append(Funnel(each_filter.name, funnel[-1].kept - count))
+    copies: Counter[tuple[int, int]] = Counter()
     for name, limit, group, share in (
+        (UNIQUE, 1 if settings.unique else None, _content_of, _first),
         (f"at most {settings.per_problem} of a problem", settings.per_problem, _problem_of, _first),
         (_choice_name(settings), settings.size, _all, _balanced),
     ):
@@ -143,9 +163,11 @@ def choose(judged: Iterable[Judged], chain: Chain, seed: int, dropped: Callable[
         for place, each in passed:
             if place not in kept:
                 dropped(Dropped(each.problem_id, each.sample, each.author, name))
+        if group is _content_of:
+            copies = _copies(passed, kept)
         passed = [(place, each) for place, each in passed if place in kept]
         funnel.append(Funnel(name, len(passed)))
-    return Selection([place for place, _ in passed], funnel)
+    return Selection([place for place, _ in passed], funnel, copies)
 
 
 Members = list[tuple[int, Judged]]
@@ -154,6 +176,16 @@ Members = list[tuple[int, Judged]]
 def _choice_name(settings: Curate) -> str:
     over = f", balanced over {' and '.join(settings.balance)}" if settings.balance else ""
     return f"{settings.size} chosen by seed{over}"
+
+
+def _content_of(judged: Judged) -> str:
+    return judged.content
+
+
+def _copies(passed: Members, kept: set[int]) -> Counter[tuple[int, int]]:
+    """Whose copies those are that are not kept."""
+    of = {judged.content: judged.source for place, judged in passed if place in kept}
+    return Counter((judged.source, of[judged.content]) for place, judged in passed if place not in kept)
 
 
 def _problem_of(judged: Judged) -> str:

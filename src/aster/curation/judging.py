@@ -25,7 +25,8 @@ SMALL = 4 * BATCH
 WAITING = 4
 """Batches of each process under way: what bounds the memory."""
 
-Line = tuple[str, bytes]
+Line = tuple[int, str, bytes]
+"""The number of its source, the words that say where it stands, and the line itself."""
 Result = TypeVar("Result")
 
 
@@ -36,8 +37,8 @@ def judge_sources(
 
     UserError where a line is no transcript.
     """
-    lines = (line for source in sources for line in source.lines())
-    chain = (settings.model_dump_json(), str(cold_start), isinstance(cold_start, ColdStart))
+    lines = ((number, *line) for number, source in enumerate(sources) for line in source.lines())
+    chain = (settings.model_dump_json(), str(cold_start), isinstance(cold_start, ColdStart), len(sources))
     for batch in in_batches(lines, functools.partial(_judge, chain), processes):
         yield from batch
 
@@ -83,10 +84,10 @@ def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _chain(settings: str, cold_start: str, preset: bool) -> Chain:
-    return Chain(Curate.model_validate_json(settings), ColdStart(cold_start) if preset else cold_start)
+def _chain(settings: str, cold_start: str, preset: bool, sources: int) -> Chain:
+    return Chain(Curate.model_validate_json(settings), ColdStart(cold_start) if preset else cold_start, sources=sources)
 
 
-def _judge(chain: tuple[str, str, bool], lines: list[Line]) -> list[Judged]:
+def _judge(chain: tuple[str, str, bool, int], lines: list[Line]) -> list[Judged]:
     judge = _chain(*chain).judge
-    return [judge(parse_line(place, line)) for place, line in lines]
+    return [judge(parse_line(place, line), source) for source, place, line in lines]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +43,7 @@ class Questions:
         self, sources: Sequence[str], prompt_suffix: str = "", columns: Mapping[str, str] = NO_COLUMNS
     ) -> Iterator[Problem]:
         """The problems of the sources that pass, in order. UserError where a source cannot be read."""
-        ids: Counter[str] = Counter()
+        used: set[str] = set()
         for source in sources:
             for _, problem in iterate_problems(source, prompt_suffix, columns, self._fault):
                 self.rows += 1
@@ -49,18 +51,11 @@ class Questions:
                 if reason is not None:
                     self.dropped[reason] += 1
                     continue
-                ids[problem.id] += 1
-                if ids[problem.id] > 1:
-                    # Two problems of two files under one id would be joined as one.
-                    problem = Problem(
-                        f"{problem.id}-{ids[problem.id]}",
-                        problem.prompt,
-                        problem.answer,
-                        problem.source,
-                        problem.setup,
-                        problem.metadata,
-                    )
-                yield problem
+                # Two problems of two files under one id would be joined as one.
+                names = itertools.chain([problem.id], (f"{problem.id}-{number}" for number in itertools.count(2)))
+                name = next(name for name in names if name not in used)
+                used.add(name)
+                yield problem if name == problem.id else dataclasses.replace(problem, id=name)
 
     @property
     def funnel(self) -> list[Funnel]:

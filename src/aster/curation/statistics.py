@@ -9,6 +9,7 @@ from typing import Any
 
 from aster.core.transcript import Transcript
 from aster.core.types import CallStatus
+from aster.curation.copies import Contents
 from aster.curation.measures import CountTokens, Measures
 
 PLACES = 10
@@ -23,8 +24,12 @@ MOSTLY = 0.5
 class SetStatistics:
     """Gathers the statistics of a stream of transcripts; memory grows with the number of trajectories by a few numbers each."""
 
-    def __init__(self, name: str, count: CountTokens | None = None, unit: str | None = None) -> None:
-        self.name, self.count, self.unit = name, count, unit
+    def __init__(
+        self, name: str, count: CountTokens | None = None, unit: str | None = None, contents: Contents | None = None
+    ) -> None:
+        """``contents``: what was seen in the sets before this one."""
+        self.name, self.count, self.unit, self.contents = name, count, unit, contents or Contents()
+        self.copies: Counter[str] = Counter()
         self.calls: list[int] = []
         self.tokens: list[int] = []
         self.thinking: list[float] = []
@@ -36,6 +41,8 @@ class SetStatistics:
 
     def add(self, transcript: Transcript) -> None:
         """Take one transcript in."""
+        first = self.contents.seen_in(transcript, self.name)
+        self.copies.update([] if first is None else [first])
         measures = Measures(transcript, self.count)
         self.counted = self.counted and measures.counted
         self.calls.append(transcript.tool_calls)
@@ -63,6 +70,7 @@ class SetStatistics:
         """The numbers. A share or mean of nothing is None.
 
         name, trajectories, problems   whose they are, how many, of how many problems
+        copies, copies_of              how many are the same as an earlier one: of this set, or by name of another
         verified                       share whose answer was verified as right; unverified ones count as not
         unverified                     share that nobody has verified
         calls_mean, calls_median, calls_histogram   tool calls per trajectory whose code ran; item n of the histogram: with n
@@ -86,6 +94,8 @@ class SetStatistics:
         result: dict[str, Any] = {
             "name": self.name,
             "trajectories": made,
+            "copies": self.copies.total(),
+            "copies_of": dict(self.copies),
             "problems": len(self.problems),
             "verified": _share(self.verified, made),
             "unverified": _share(self.unverified, made),
@@ -110,10 +120,14 @@ class SetStatistics:
 
 
 def statistics_of(
-    name: str, transcripts: Iterable[Transcript], count: CountTokens | None = None, unit: str | None = None
+    name: str,
+    transcripts: Iterable[Transcript],
+    count: CountTokens | None = None,
+    unit: str | None = None,
+    contents: Contents | None = None,
 ) -> dict[str, Any]:
     """:class:`SetStatistics` of a whole stream."""
-    gathered = SetStatistics(name, count, unit)
+    gathered = SetStatistics(name, count, unit, contents)
     for transcript in transcripts:
         gathered.add(transcript)
     return gathered.result()

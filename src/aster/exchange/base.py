@@ -11,10 +11,10 @@ from typing import Any
 
 from aster.chat.parsers import Exchange
 from aster.chat.qwen3 import ParsedCall
+from aster.core.rows import Row
 from aster.core.transcript import Step, Transcript
 from aster.core.types import CallStatus, StopReason, ToolCall
 
-Row = dict[str, Any]
 CODE_NAMES = ("code", "script", "python_code", "source", "input")
 """Arguments in which other sets keep the code of a Python tool."""
 ANSWER_FIELDS = ("expected_answer", "ground_truth", "answer", "gts", "gt", "label")
@@ -69,8 +69,8 @@ def _expected(row: Row) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A text or number as text; anything else is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """A text or number as text; anything else is none, and so is not-a-number, by which data frames mean a gap."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
@@ -97,7 +97,7 @@ def read_call(name: Any, given: Any) -> ParsedCall:
 
 
 _ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)(?::|\Z)")
-_LATE = re.compile(r"time(?:d)?[ -]?out|TimeoutError|exceeded the time limit", re.IGNORECASE)
+_LATE = re.compile(r"\btimed?[ -]?outs?\b|TimeoutError|exceeded the time limit", re.IGNORECASE)
 
 
 def guess_status(output: str) -> CallStatus:

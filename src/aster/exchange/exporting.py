@@ -6,34 +6,50 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aster.core.errors import UserError
+from aster.core.rows import Row
 from aster.core.transcript import Transcript
 from aster.exchange import LAYOUTS
-from aster.exchange.base import Layout, Row
+from aster.exchange.base import Layout
 from aster.exchange.rows import write_rows
 
 PROMPTS = "verl_prompts"
 
 
-def export_set(transcripts: Iterable[Transcript], layout: str, out: Path) -> int:
-    """Write a set's rows; returns how many. UserError where the layout cannot be written."""
+def export_set(source: Path, transcripts: Iterable[Transcript], layout: str, out: Path) -> int:
+    """Write the rows of a set's transcripts; returns how many. ``source`` names the set in errors.
+
+    UserError where the layout cannot be written, where there is nothing to write, and for prompts that RL cannot use: of a
+    problem whose answer is not known, or of one id that stands for two problems.
+    """
     how = LAYOUTS.get(layout)
     if how is None or how.write is None:
         writable = ", ".join(name for name, each in LAYOUTS.items() if each.write is not None)
         raise UserError(f"--layout {layout}: cannot be written; there are {writable}")
-    return write_rows(out, how, _rows(transcripts, how))
+    return write_rows(out, how, _rows(source, transcripts, how))
 
 
-def _rows(transcripts: Iterable[Transcript], layout: Layout) -> Iterator[Row]:
+def _rows(source: Path, transcripts: Iterable[Transcript], layout: Layout) -> Iterator[Row]:
     assert layout.write is not None
-    seen: set[str] = set()
+    seen: dict[str, tuple[str, str]] = {}
+    done: set[str] = set()
     empty = True
     for transcript in transcripts:
         if layout.name == PROMPTS:
-            if transcript.problem_id in seen:
+            asked = transcript.prompt, transcript.expected
+            if seen.setdefault(transcript.problem_id, asked) != asked:
+                raise UserError(
+                    f"{source}: the id {transcript.problem_id!r} stands for two problems or answers; give them different ids"
+                )
+            if not transcript.expected:
+                raise UserError(
+                    f"{source}: the answer of problem {transcript.problem_id!r} is not known, so RL cannot reward it; give it "
+                    "with aster data import --problems, or take the problem out"
+                )
+            if transcript.problem_id in done:
                 continue
-            seen.add(transcript.problem_id)
+            done.add(transcript.problem_id)
         empty = False
         yield layout.write(transcript)
     if empty:
         # From in here, so that a file that is there already is not replaced by nothing.
-        raise UserError("no trajectory to export: the set is empty")
+        raise UserError(f"{source}: no trajectory to export: the set is empty")

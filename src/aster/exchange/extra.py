@@ -12,9 +12,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from aster.core.rows import Row
 from aster.core.transcript import Step, Transcript
 from aster.core.types import CallStatus
-from aster.exchange.base import Row, Unreadable, digest
+from aster.exchange.base import Unreadable, digest
 
 COLUMN = "aster"
 DIALOGUE = ("prompt", "system", "steps")
@@ -74,7 +75,7 @@ def _about(row: Row) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable(f"the column {COLUMN} is not JSON") from error
     return found if isinstance(found, dict) and "steps" in found else None
 

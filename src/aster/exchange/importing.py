@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aster.core.errors import UserError
 from aster.core.problems import BOX_REQUEST, load_problems
+from aster.core.rows import Broken
 from aster.core.sets import require_set_name, write_set
 from aster.core.transcript import Transcript
 from aster.core.types import CallStatus, Problem, StopReason
@@ -101,8 +102,8 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
     samples: Counter[str] = Counter()
     for place, row in read_rows(source):
         report.rows += 1
-        if isinstance(row, str):
-            report.refuse(row, place)
+        if isinstance(row, Broken):
+            report.refuse(row.reason, place)
             continue
         try:
             found = layout.read(row)
@@ -110,7 +111,7 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
         except Unreadable as error:
             report.refuse(str(error), place)
             continue
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             report.refuse(f"not of this layout ({type(error).__name__})", place)
             continue
         for transcript in found:

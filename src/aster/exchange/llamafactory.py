@@ -13,9 +13,10 @@ from typing import Any
 from aster.chat.parsers import CHATML
 from aster.chat.parsers.base import split_thinking
 from aster.chat.qwen3 import TOOL_SCHEMA, ParsedCall, whole_characters
+from aster.core.rows import Row
 from aster.core.transcript import Step, Transcript
 from aster.core.types import CallStatus, ToolCall
-from aster.exchange.base import Layout, Row, Unreadable, blank, finish, read_call, result
+from aster.exchange.base import Layout, Unreadable, blank, finish, read_call, result
 from aster.exchange.extra import exact, ours, restore, with_extra
 
 USERS = frozenset({"human", "user"})

@@ -12,9 +12,10 @@ from typing import Any
 
 from aster.chat.parsers.base import split_thinking
 from aster.chat.qwen3 import TOOL_SCHEMA, ParsedCall, parse_calls, whole_characters
+from aster.core.rows import Row
 from aster.core.transcript import Step, Transcript
 from aster.core.types import CallStatus, ToolCall
-from aster.exchange.base import Layout, Row, Unreadable, blank, finish, read_call, result
+from aster.exchange.base import Layout, Unreadable, blank, finish, read_call, result
 from aster.exchange.extra import exact, ours, restore, with_extra
 
 ROLES = {
@@ -36,7 +37,7 @@ def read(row: Row) -> list[Transcript]:
     if isinstance(messages, str):
         try:
             messages = json.loads(messages)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unreadable("the messages are not JSON") from None
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise Unreadable("no messages")

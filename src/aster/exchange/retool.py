@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from aster.chat.parsers import CODE
+from aster.core.rows import Row
 from aster.core.transcript import Transcript
-from aster.exchange.base import Layout, Row, Unreadable, add_exchanges, blank, finish
+from aster.exchange.base import Layout, Unreadable, add_exchanges, blank, finish
 from aster.exchange.messages import text_of
 
 QUESTION = "*user question:*"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from aster.core.errors import UserError
-from aster.core.problems.rows import BATCH, parquet_rows
+from aster.core.rows import BATCH, Broken, Row, as_row, json_line_rows, one_line, parquet_rows
 from aster.core.run import replacing
-from aster.exchange.base import Layout, Row
+from aster.exchange.base import Layout
 
 READ = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 WRITTEN = (".jsonl", ".json", ".parquet")
@@ -19,13 +18,13 @@ PIECE = 1 << 20
 """Characters of a JSON array read at once."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
-    """Each row with the words that say where it stands, or what it is instead of a row. UserError where there is no file, or
-    it cannot be read at all."""
+def read_rows(path: Path) -> Iterator[tuple[str, Row | Broken]]:
+    """Each row with the words that say where it stands, broken ones too. UserError where there is no file, or it cannot be read
+    at all."""
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a file of rows' if path.is_dir() else 'no such file'}")
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return _json_lines(path)
+        return json_line_rows(path)
     if path.suffix == ".json":
         return _json_array(path)
     if path.suffix == ".parquet":
@@ -48,27 +47,7 @@ def write_rows(path: Path, layout: Layout, rows: Iterable[Row]) -> int:
         return write(partial, layout, rows)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Row | str]]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield f"line {number}", _row(line.removeprefix(b"\xef\xbb\xbf"))
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def _row(text: bytes | str) -> Row | str:
-    try:
-        value = json.loads(text)
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except (ValueError, RecursionError):
-        return "not JSON"
-    return value if isinstance(value, dict) else "no JSON object"
-
-
-def _json_array(path: Path) -> Iterator[tuple[str, Row | str]]:
+def _json_array(path: Path) -> Iterator[tuple[str, Row | Broken]]:
     """The objects of one array, without the whole of it in memory."""
     decoder = json.JSONDecoder()
     number, buffer, opened = 0, "", False
@@ -88,6 +67,8 @@ def _json_array(path: Path) -> Iterator[tuple[str, Row | str]]:
                         opened, position = True, position + 1
                         continue
                     if buffer[position] == "]":
+                        if buffer[position + 1 :].strip() or stream.read().strip():
+                            raise UserError(f"{path}: something follows the array, after row {number}; take it away")
                         return
                     try:
                         value, end = decoder.raw_decode(buffer, position)
@@ -95,12 +76,12 @@ def _json_array(path: Path) -> Iterator[tuple[str, Row | str]]:
                         # A row that goes on in the next piece. A number could be cut too, but a row is an object.
                         break
                     number, position = number + 1, end
-                    yield f"row {number}", value if isinstance(value, dict) else "no JSON object"
+                    yield f"row {number}", as_row(value)
                 buffer = buffer[position:]
                 if not piece:
                     raise UserError(f"{path}: not JSON after row {number}: the array does not end, or a row in it is broken")
     except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
 
 
 def _skip(text: str, position: int, characters: str) -> int:

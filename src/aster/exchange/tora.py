@@ -9,8 +9,9 @@ from typing import Any
 
 from aster.chat.parsers import FENCED, Exchange
 from aster.chat.qwen3 import AssistantTurn, ParsedCall
+from aster.core.rows import Row
 from aster.core.transcript import Transcript
-from aster.exchange.base import Layout, Row, Unreadable, add_exchanges, blank, finish
+from aster.exchange.base import Layout, Unreadable, add_exchanges, blank, finish
 
 PROMPTS = ("question", "problem", "input", "prompt")
 CUT = "Reach max function call limit."

@@ -10,8 +10,9 @@ from typing import Any
 
 from aster.chat.parsers import CHATML
 from aster.core.problems import BOX_REQUEST
+from aster.core.rows import Row
 from aster.core.transcript import Transcript
-from aster.exchange.base import Layout, Row, Unreadable, add_exchanges, blank, finish
+from aster.exchange.base import Layout, Unreadable, add_exchanges, blank, finish
 
 _SPECIAL = re.compile(
     r"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\s*)?<\|im_start\|>user\n(?P<prompt>.*?)<\|im_end\|>", re.DOTALL

@@ -10,7 +10,7 @@ from aster.grading.nodes import Node, Unreadable, Unsupported, product
 from aster.grading.words import FUNCTIONS, GREEK, INVERSES, unit_of
 
 if TYPE_CHECKING:
-    from aster.grading.grammar import Reader
+    from aster.grading.terms import TermReader
 
 COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
 TEXTUAL = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|textnormal|mathrm|mbox|operatorname\*?)\s*\{([^{}]*)\}")
@@ -30,7 +30,7 @@ LETTER_OF_SET = re.compile(r"\s*\{?\s*([RZNQC])\s*\}?(?![A-Za-z_^])")
 PAIRS = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}
 
 
-def read(reader: Reader) -> Node:
+def read(reader: TermReader) -> Node:
     r"""A node that begins with a backslash."""
     matrix = reader.match(MATRIX)
     if matrix:
@@ -83,7 +83,7 @@ def read(reader: Reader) -> Node:
     raise Unreadable(f"cannot read \\{name[:20]}")
 
 
-def word(reader: Reader) -> Node:
+def word(reader: TermReader) -> Node:
     """A node that begins with a letter."""
     found = reader.match(WORD)
     letters = found[0] if found else ""
@@ -115,7 +115,7 @@ def word(reader: Reader) -> Node:
     return _times_last(reader, node, letters[-1])
 
 
-def _times_last(reader: Reader, node: Node, letter: str) -> Node:
+def _times_last(reader: TermReader, node: Node, letter: str) -> Node:
     """``ab^2`` is ``a b^2``: the last letter keeps its power, the others come before."""
     last = reader.subscripted(letter)
     reader.space()
@@ -126,7 +126,7 @@ def _times_last(reader: Reader, node: Node, letter: str) -> Node:
     return product(node, last)
 
 
-def _root(reader: Reader) -> Node:
+def _root(reader: TermReader) -> Node:
     index = None
     reader.space()
     if reader.peek("["):
@@ -139,7 +139,7 @@ def _root(reader: Reader) -> Node:
     return Node("fn", (inside,), "sqrt") if index is None else Node("fn", (inside, index), "root")
 
 
-def _function(reader: Reader, function: str, name: str, python: bool = False) -> Node:
+def _function(reader: TermReader, function: str, name: str, python: bool = False) -> Node:
     """A function with its power, base and argument; ``python``: without a backslash."""
     power = None
     base: Node | None = None
@@ -176,7 +176,7 @@ def _function(reader: Reader, function: str, name: str, python: bool = False) ->
     return node if power is None else Node("pow", (node, power))
 
 
-def _arguments(reader: Reader) -> tuple[Node, ...]:
+def _arguments(reader: TermReader) -> tuple[Node, ...]:
     r"""What a function is taken of: a bracket, or the factors that follow (``\sin 2x``)."""
     reader.space()
     if reader.peek("("):
@@ -196,7 +196,7 @@ def _arguments(reader: Reader) -> tuple[Node, ...]:
     return (node,)
 
 
-def _set(reader: Reader) -> Node:
+def _set(reader: TermReader) -> Node:
     reader.space()
     if reader.take("\\}", "\\rbrace"):
         return Node("set")
@@ -205,7 +205,7 @@ def _set(reader: Reader) -> Node:
     return Node("set", inner.args if inner.kind == "list" else (inner,))
 
 
-def _textual(content: str, reader: Reader) -> Node:
+def _textual(content: str, reader: TermReader) -> Node:
     r"""The content of ``\text{}`` or ``\mathrm{}`` where a factor may stand."""
     content = content.strip("~ ")
     if content in ("i", "e"):
@@ -219,7 +219,7 @@ def _textual(content: str, reader: Reader) -> Node:
     raise Unreadable(f"cannot read the text {content[:20]!r}")
 
 
-def _matrix(reader: Reader, content: str) -> Node:
+def _matrix(reader: TermReader, content: str) -> Node:
     rows = re.split(r"\\\\", content)
     if rows and not rows[-1].strip(" \\"):
         rows.pop()
@@ -229,7 +229,7 @@ def _matrix(reader: Reader, content: str) -> Node:
     return Node("matrix", cells)
 
 
-def _python_matrix(reader: Reader) -> Node:
+def _python_matrix(reader: TermReader) -> Node:
     inner = reader.bracket("(")
     return as_matrix(inner) or _column(inner)
 

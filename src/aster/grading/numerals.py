@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aster.grading.nodes import Node, Unreadable
 
 if TYPE_CHECKING:
-    from aster.grading.grammar import Reader
+    from aster.grading.terms import TermReader
 
 LONGEST_NUMBER = 4000
 """Digits of one number."""
@@ -25,7 +25,7 @@ MIXED = re.compile(
 )
 
 
-def read(reader: Reader) -> Node:
+def read(reader: TermReader) -> Node:
     """A number here: digits, decimals, repeating ones, ``1e5``, thousands, mixed numbers."""
     text = reader.text
     # x^2\frac{1}{2} is x^2 times 1/2: without braces, what follows the digits is no part of the exponent.

@@ -122,10 +122,8 @@ class Policy(Sampler, Protocol):
         ``peak_memory_mb`` (MiB) where the engine can tell."""
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
-        """Write a checkpoint folder, with the optimizer's state beside the weights if asked, whole or not at all."""
-
-    async def load(self, path: Path) -> None:
-        """Read weights, and the optimizer's state where there is one."""
+        """Write a checkpoint folder, with the optimizer's state beside the weights if asked, whole or not at all. It is read
+        where a policy is opened."""
 
     async def pause_sampler(self) -> None:
         """No turn is sampled until :meth:`refresh_sampler`, where sampling and training share a device: turns under way wait.

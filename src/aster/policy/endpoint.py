@@ -263,10 +263,6 @@ class EndpointPolicy:
         """Refused."""
         raise refusal()
 
-    async def load(self, path: Path) -> None:  # noqa: ARG002 - as above
-        """Refused."""
-        raise refusal()
-
     async def pause_sampler(self) -> None:
         """Nothing to do: no weights change."""
 

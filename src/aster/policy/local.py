@@ -42,7 +42,7 @@ class LocalPolicy:
         """Load ``path`` (a checkpoint; default: the recipe's model), with its optimizer's state if asked. ``capacity`` is the
         longest sequence to sample, in tokens; ``overlapped``: turns are sampled while the model is trained. UserError where it
         cannot be loaded."""
-        settings = self._settings = recipe.model
+        settings = recipe.model
         keep_freed_memory()
         self._pool = ThreadPoolExecutor(1, "aster-policy")
         self._sampling_pool = ThreadPoolExecutor(1, "aster-sampler") if overlapped else self._pool
@@ -147,11 +147,6 @@ class LocalPolicy:
         """Write a ``transformers`` folder (and the optimizer's state), whole or not at all."""
         await self._call(self._save, path, optimizer)
 
-    async def load(self, path: Path) -> None:
-        """Read weights, and the optimizer's state where there is one; else it starts anew."""
-        await self._call(self._load, path)
-        await self.refresh_sampler()
-
     async def _call(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
@@ -169,15 +164,6 @@ class LocalPolicy:
                 # What the two writers raise on a full disk.
                 free = shutil.disk_usage(path.parent).free / (1 << 20)
                 raise OSError(f"{str(error).splitlines()[0]} ({free:.1f} MiB are free)") from error
-
-    def _load(self, path: Path) -> None:
-        if self.adapters is None:
-            self.model.load_state_dict(load_model(path, self._settings).state_dict())
-        else:
-            self.adapters.load(path)
-        # The moments of other weights must not move these.
-        self.trainer.optimizer.forget()
-        self._load_optimizer(path)
 
     def _load_optimizer(self, path: Path) -> None:
         file = path / OPTIMIZER

@@ -39,13 +39,6 @@ class MasterAdamW:
         self._copy_back()
         return float(norm)
 
-    def forget(self) -> None:
-        """The model's weights have been replaced: start anew from them."""
-        self.adam.state.clear()
-        with torch.no_grad():
-            for parameter, master in self._copied:
-                master.copy_(parameter)
-
     def state_dict(self) -> dict[str, Any]:
         """The moments, and the master weights that are not the model's own."""
         return {"adam": self.adam.state_dict(), "masters": [master.detach() for _, master in self._copied]}

@@ -272,13 +272,6 @@ class TinkerPolicy:
             if folder.parent.exists() and not folder.exists():
                 await self._service.forget(self._saved.pop(folder))
 
-    async def load(self, path: Path) -> None:
-        """Go on from a checkpoint's weights and optimizer state."""
-        # First: a server that trains all parameters has room for one model.
-        await self._service.unload(self._training.model_id)
-        await self._attach(path, optimizer=True)
-        await self.refresh_sampler()
-
     async def close(self) -> None:
         """Let the server free the model and what the run has pruned since its last checkpoint, and end the connections."""
         await self._forget_pruned()

@@ -252,11 +252,6 @@ class VllmPolicy:
         """Write a checkpoint."""
         await self.local.save(path, optimizer)
 
-    async def load(self, path: Path) -> None:
-        """Read a checkpoint, and hand it to vLLM."""
-        await self.local.load(path)
-        await self.refresh_sampler()
-
     async def close(self, keep_log: bool = False) -> None:
         """End the server and the local policy's thread."""
         await self.server.stop()

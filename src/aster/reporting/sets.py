@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from aster.reporting.table import aligned
 
 ROWS: tuple[tuple[str, str, str], ...] = (
     ("trajectories", "trajectories", "{:,}"),
+    ("copies", "copies of earlier ones", "{:,}"),
     ("problems", "problems", "{:,}"),
     ("verified", "verified right", "{:.1%}"),
     ("unverified", "not verified", "{:.1%}"),
@@ -50,8 +51,21 @@ def statistics_table(results: Sequence[dict[str, Any]]) -> str:
         for place in range(10)
     ]
     lines += aligned([("thinking", *(result["name"] for result in results)), *places])
-    lines += ["", *(f"{result['name']}: {result['verdict']}" for result in results)]
+    lines += ["", *(f"{result['name']}: {result['verdict']}" for result in results), *_copies_of(results)]
     return "\n".join(lines)
+
+
+def copies_lines(copies: Mapping[tuple[str, str], int]) -> list[str]:
+    """How many trajectories of a set are copies of ones in another, or in itself: a line for each such pair."""
+    lines = []
+    for (copy, of), count in copies.items():
+        what = "1 trajectory is a copy" if count == 1 else f"{count:,} trajectories are copies"
+        lines.append(f"{copy}: {what} of {'others in it' if copy == of else f'those in {of}'}")
+    return lines
+
+
+def _copies_of(results: Sequence[dict[str, Any]]) -> list[str]:
+    return copies_lines({(result["name"], of): count for result in results for of, count in result["copies_of"].items()})
 
 
 def funnel_table(funnel: Sequence[Funnel]) -> str:
@@ -78,8 +92,10 @@ def contamination_table(hits: Sequence[Hit]) -> str:
     return "\n".join(lines)
 
 
-def write_sets_page(path: Path, title: str, *, results: Sequence[dict[str, Any]] = (), funnel: Sequence[Funnel] = ()) -> None:
-    """Write a self-contained HTML page with the statistics, the funnel, or both."""
+def write_sets_page(
+    path: Path, title: str, *, results: Sequence[dict[str, Any]] = (), funnel: Sequence[Funnel] = (), notes: Sequence[str] = ()
+) -> None:
+    """Write a self-contained HTML page with the statistics, the funnel, or both. ``notes``: lines below the funnel."""
     # matplotlib takes half a second to import.
     from aster.reporting import charts
 
@@ -105,9 +121,11 @@ def write_sets_page(path: Path, title: str, *, results: Sequence[dict[str, Any]]
         title=title,
         charts=drawn,
         funnel=funnel,
+        notes=notes,
         names=[result["name"] for result in results],
         rows=[(label, [_cell(result[key], form) for result in results]) for key, label, form in ROWS],
         verdicts=[(result["name"], result["verdict"]) for result in results],
+        copies=_copies_of(results),
     )
     with replacing(path) as partial:
         partial.write_text(html, encoding="utf-8", errors="replace")

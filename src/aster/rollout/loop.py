@@ -1,8 +1,9 @@
 """The one loop: generate, parse, run the tool, append, until the policy answers or a budget ends.
 
-Synthesis, RL and evaluation all come through here. The budget is checked here and nowhere else, in this order:
+Whoever samples tokens comes through here, in synthesis, RL and evaluation; a server that gives text alone has a loop of its own
+(:mod:`aster.teacher.chat`). The budget is checked in this order:
 
-    before a turn   context_tokens, turns, wall_seconds
+    before a turn   context_tokens, turns, wall_seconds (:meth:`Budget.before_turn`)
     after it        context_tokens or turn_tokens (the turn was cut), then tool_calls, call by call
 
 Without a sandbox there is no tool: the prompt has no schema of it, and the first turn that ends is the answer.
@@ -18,12 +19,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from aster.chat import AssistantTurn, ParsedCall, Qwen3Dialect
+from aster.chat import AssistantTurn, Qwen3Dialect
 from aster.core.errors import UserError
-from aster.core.types import Budget, CallStatus, Problem, StopReason, ToolCall, Trajectory
+from aster.core.types import Budget, Problem, StopReason, Trajectory
 from aster.grading import grade_final
 from aster.policy import Completion, EngineLost, Sampler, SamplingParams
-from aster.sandbox import AnySandbox, AnySession, SandboxFailure
+from aster.rollout.tool import PythonTool
+from aster.sandbox import AnySandbox, SandboxFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ async def rollout(
     is a text for the system turn, before the tool's schema, ``prefix`` one before the problem. Without a ``sandbox`` the policy
     has no tool."""
     trajectory = Trajectory(problem.id, sample, seed)
-    attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, sandbox, budget, decoding, system, prefix)
+    tool = PythonTool(sandbox, seed, problem.setup) if sandbox is not None else None
+    attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, tool, budget, decoding, system, prefix)
     began = time.monotonic()
     try:
         trajectory.stop_reason = await attempt.run(began)
@@ -64,7 +67,8 @@ async def rollout(
         trajectory.stop_reason, trajectory.error = StopReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"
     finally:
         sampler.release(sequence)
-        await attempt.close()
+        if tool is not None:
+            await tool.close()
     trajectory.seconds = round(time.monotonic() - began, 4)
     grade = await grade_final(attempt.final.content if attempt.final else None, trajectory.stop_reason, problem.answer)
     trajectory.answer, trajectory.verdict = grade.answer, grade.verdict.reason
@@ -79,43 +83,40 @@ class _Attempt:
     sequence: str
     sampler: Sampler
     dialect: Qwen3Dialect
-    sandbox: AnySandbox | None
+    tool: PythonTool | None
     budget: Budget
     decoding: Decoding
     system: str = ""
     prefix: str = ""
-    session: AnySession | None = None
     final: AssistantTurn | None = None
 
     async def run(self, began: float) -> StopReason:
         trajectory, budget = self.trajectory, self.budget
         prompt = self.prefix + self.problem.prompt
-        trajectory.append("prompt", self.dialect.prompt_ids(prompt, tools=self.sandbox is not None, system=self.system))
-        for turn_count in range(budget.turns + 1):
+        trajectory.append("prompt", self.dialect.prompt_ids(prompt, tools=self.tool is not None, system=self.system))
+        turns = 0
+        while True:
             room = budget.context_tokens - len(trajectory.token_ids)
-            if room <= 0:
-                return StopReason.TOKEN_BUDGET
-            if turn_count == budget.turns:
-                return StopReason.TURN_BUDGET
-            if time.monotonic() - began > budget.wall_seconds:
-                return StopReason.TIME_BUDGET
+            ended = budget.before_turn(room, turns, time.monotonic() - began)
+            if ended is not None:
+                return ended
+            turns += 1
             completion = await self.sample(min(room, budget.turn_tokens))
             turn = trajectory.append("assistant", completion.token_ids, completion.logprobs)
             if not completion.stopped:
                 return StopReason.TOKEN_BUDGET
             parsed = self.dialect.parse(completion.token_ids)
-            if not parsed.calls or self.sandbox is None:
+            if not parsed.calls or self.tool is None:
                 self.final = parsed
                 return StopReason.ANSWERED
             for call in parsed.calls:
                 if len(trajectory.calls) >= budget.tool_calls:
                     return StopReason.CALL_BUDGET
-                turn.calls.append(await self.call(call, self.sandbox))
+                turn.calls.append(await self.tool.run(call))
             response = self.dialect.tool_ids([call.output for call in turn.calls])
             if len(trajectory.token_ids) + len(response) >= budget.context_tokens:
                 return StopReason.TOKEN_BUDGET
             trajectory.append("tool", response)
-        raise AssertionError("the loop returns at its last turn")
 
     async def sample(self, max_tokens: int) -> Completion:
         params = SamplingParams(
@@ -127,14 +128,3 @@ class _Attempt:
             sequence=self.sequence,
         )
         return await self.sampler.sample(list(self.trajectory.token_ids), params)
-
-    async def call(self, call: ParsedCall, sandbox: AnySandbox) -> ToolCall:
-        if call.error:
-            return ToolCall(call.code, CallStatus.MALFORMED, f"Error: {call.error}", 0.0)
-        if self.session is None:
-            self.session = await sandbox.open(self.trajectory.seed, self.problem.setup)
-        return await self.session.run(call.code)
-
-    async def close(self) -> None:
-        if self.session is not None:
-            await self.session.close()

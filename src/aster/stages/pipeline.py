@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from aster.core.errors import UserError
 from aster.core.progress import say
-from aster.core.recipe import Recipe, cold_start_name
+from aster.core.recipe import Recipe, Synthesize, cold_start_name
 from aster.core.run import RunFolder, read_json, replacing
 from aster.core.sets import iterate_set
 from aster.core.types import FAULTS
@@ -71,16 +72,30 @@ def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
 
 
 def reopen_synthesis(recipe: Recipe, folder: RunFolder) -> None:
-    """Where a finished synthesis has failed attempts that are to be repeated, and nothing was made of it yet: go on with it."""
-    settings = recipe.synthesize
-    if settings.teacher != "endpoint" or not settings.retry_failed or folder.summary("curate") is not None:
+    """Where more is asked of an endpoint than a finished synthesis made, and nothing was made of it yet: go on with it."""
+    settings, summary = recipe.synthesize, folder.summary("synthesize")
+    if settings.teacher != "endpoint" or summary is None:
         return
-    if not (folder.summary("synthesize") or {}).get("failures"):
-        return
-    made = iterate_set(folder.path / "synthesize" / "transcripts.jsonl")
-    # A dialogue that outgrew the server's context failed too, and would again.
-    if any(transcript.stop_reason in FAULTS for transcript in made):
+    more = _asks_for_more(settings, summary)
+    if folder.summary("curate") is not None:
+        if more:
+            say(f"synthesize.{more}: more than synthesis had, but its attempts are curated; choose another --run to use it")
+    elif more or (settings.retry_failed and summary["failures"] and _has_faults(folder)):
         folder.reopen("synthesize")
+
+
+def _asks_for_more(settings: Synthesize, summary: dict[str, Any]) -> str:
+    """The field that asks for more than a finished synthesis had: attempts at a problem, or money where that had run out."""
+    ended_at = summary.get("stopped_at_cost")
+    if ended_at is not None and (settings.max_cost is None or settings.max_cost > ended_at):
+        return "max_cost"
+    return "attempts" if settings.attempts > summary.get("attempts_per_problem", settings.attempts) else ""
+
+
+def _has_faults(folder: RunFolder) -> bool:
+    """Whether attempts failed that may not fail again. A dialogue that outgrew the server's context would."""
+    made = iterate_set(folder.path / "synthesize" / "transcripts.jsonl")
+    return any(transcript.stop_reason in FAULTS for transcript in made)
 
 
 def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:

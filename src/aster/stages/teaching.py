@@ -4,7 +4,8 @@
     synthesize/requests.jsonl       tokens and cost of every answered request
     synthesize/trajectories/        the attempts in the student's dialect, in the order of the problems: what later stages read
 
-A run that is killed has lost the attempts under way, and repeats none that is on disk.
+A run that is killed has lost the attempts under way, and repeats none that is on disk. One that has reached its limit of money,
+or has made all attempts, goes on when more is asked: an attempt is its problem, its number and its seed, and hangs on no limit.
 """
 
 from __future__ import annotations
@@ -96,13 +97,15 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
     tally = _made(path, settings.retry_failed)
     _require_same_problems(recipe, folder, jobs, tally)
     missing = [job for job in jobs if (job.problem.id, job.sample) not in tally.keys]
+    total = len(tally.keys) + len(missing)
     if tally.keys:
-        say(f"synthesize: resuming after attempt {len(tally.keys)} of {len(jobs)}")
+        say(f"synthesize: resuming after attempt {len(tally.keys)} of {total}")
     if missing:
         async with author, make_sandbox(recipe.sandbox) as sandbox:
-            with Progress("synthesize", len(jobs), "attempt", done=len(jobs) - len(missing)) as progress:
+            _require_same_teacher(author, tally)
+            with Progress("synthesize", total, "attempt", done=len(tally.keys)) as progress:
                 work = _Work(recipe, author, spending, sandbox, path, tally, progress)
-                await work.make(missing, len(jobs))
+                await work.make(missing, total)
     if tally.failures:
         say(f"synthesize: {tally.failures.total()} of {len(tally.keys)} attempts failed: {tally}")
     if tally.failures.total() == len(tally.keys):
@@ -110,18 +113,20 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
             f"synthesize: every one of {len(tally.keys)} attempts failed ({tally}); synthesize.retry_failed=true repeats them"
         )
     _render(path, jobs, folder, dialect)
-    total = spending.total
+    spent = spending.total
     folder.finish(
         "synthesize",
         {
             "author": tally.author,
             "attempts": len(tally.keys),
+            "attempts_per_problem": settings.attempts,
+            "stopped_at_cost": settings.max_cost if len(tally.keys) < total else None,
             "correct": tally.correct,
             "tool_calls": tally.tool_calls / max(1, len(tally.keys)),
             "failures": dict(tally.failures),
-            "prompt_tokens": total.prompt_tokens,
-            "completion_tokens": total.completion_tokens,
-            "cost": round(total.cost, 6),
+            "prompt_tokens": spent.prompt_tokens,
+            "completion_tokens": spent.completion_tokens,
+            "cost": round(spent.cost, 6),
         },
     )
 
@@ -233,6 +238,15 @@ def _require_same_problems(recipe: Recipe, folder: RunFolder, jobs: list[Job], t
         )
 
 
+def _require_same_teacher(author: ChatAuthor, tally: Tally) -> None:
+    """UserError where a recipe that names no model meets another one than at first."""
+    if tally.author and author.model != tally.author:
+        raise UserError(
+            f"{author.field}: {author.server.address} serves {author.model}, and the attempts on disk are by {tally.author}; "
+            "give the address where that is served, or choose another --run"
+        )
+
+
 def _made(path: Path, retry_failed: bool) -> Tally:
     """The attempts on disk. With ``retry_failed`` those that failed are taken off it."""
     drop_torn_line(path)
@@ -248,7 +262,7 @@ def _made(path: Path, retry_failed: bool) -> Tally:
 
 
 def _render(path: Path, jobs: list[Job], folder: RunFolder, dialect: Qwen3Dialect) -> None:
-    """The attempts as the student's tokens, in the order of the jobs; one file's worth of them in memory."""
+    """The attempts on disk as the student's tokens, in the order of the problems; one file's worth of them in memory."""
     place: dict[Key, int] = {}
     with open(path, "rb") as stream:
         offset = 0
@@ -256,7 +270,8 @@ def _render(path: Path, jobs: list[Job], folder: RunFolder, dialect: Qwen3Dialec
             record = json.loads(line)
             place[record["problem_id"], record["sample"]] = offset
             offset += len(line)
-        keys = [key for job in jobs if (key := (job.problem.id, job.sample)) in place]
+        order = {job.problem.id: number for number, job in enumerate(jobs)}
+        keys = sorted(place, key=lambda key: (order[key[0]], key[1]))
         for number, start in enumerate(range(0, len(keys), CHUNK)):
             trajectories = []
             for key in keys[start : start + CHUNK]:

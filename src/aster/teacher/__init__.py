@@ -1,4 +1,6 @@
-"""Who writes the trajectories of the cold start. Now: the lab's scripted experts, or the policy itself."""
+"""Who writes the trajectories of the cold start: the lab's scripted experts, or a model behind a chat server.
+
+The third teacher, the base model itself, is a policy like any other and needs nothing here."""
 
 from aster.teacher.scripted import ScriptedTeacher
 

@@ -3,7 +3,7 @@
 :class:`ChatAuthor` writes :class:`~aster.core.transcript.Transcript`s: text, whatever tokens the teacher has. Its loop checks
 the budget in the order of :mod:`aster.rollout.loop`, the loop of token policies:
 
-    before a turn   context_tokens, turns, wall_seconds
+    before a turn   context_tokens, turns, wall_seconds (:meth:`Budget.before_turn`)
     after it        the turn was cut, then tool_calls, call by call
 
 Tokens are counted by the server. Before it has counted a prompt, and for the newest outputs, their number is estimated; a
@@ -31,14 +31,14 @@ from aster.core.types import Budget, Problem, StopReason, ToolCall
 from aster.grading import grade_final
 from aster.policy.requests import Server, ServerError
 from aster.rollout import Decoding
-from aster.sandbox import AnySandbox, AnySession, SandboxFailure
+from aster.rollout.tool import PythonTool, not_run
+from aster.sandbox import AnySandbox, SandboxFailure
 from aster.teacher.failures import Failure, TeacherGone, failed, room_told
 from aster.teacher.messages import (
     Answer,
     Calls,
     SendReasoning,
     estimate,
-    malformed,
     read_answer,
     result_messages,
     turn_message,
@@ -115,7 +115,8 @@ class ChatAuthor:
                 usage=Usage(),
                 metadata=dict(problem.metadata),
             )
-            dialogue = _Dialogue(self, problem, transcript, sandbox, budget, decoding, tools)
+            tool = PythonTool(sandbox, seed, problem.setup)
+            dialogue = _Dialogue(self, problem, transcript, tool, budget, decoding, tools)
             began = time.monotonic()
             try:
                 transcript.stop_reason = await dialogue.run(began)
@@ -126,7 +127,7 @@ class ChatAuthor:
                 transcript.stop_reason = StopReason.TOKEN_BUDGET if full else StopReason.ENGINE_ERROR
                 transcript.error = str(error)
             finally:
-                await dialogue.close()
+                await tool.close()
             transcript.seconds = round(time.monotonic() - began, 4)
             last = transcript.steps[-1].text if transcript.steps else None
             grade = await grade_final(last, transcript.stop_reason, problem.answer)
@@ -180,22 +181,17 @@ class ChatAuthor:
         self.longest = longest if isinstance(longest, int) else None
 
 
-def _unrun(call: ParsedCall, why: str) -> ToolCall:
-    """A call that is kept and was not run."""
-    return malformed(ParsedCall(call.code, why))
-
-
 @dataclass(slots=True)
 class _Dialogue:
     author: ChatAuthor
     problem: Problem
     transcript: Transcript
-    sandbox: AnySandbox
+    tool: PythonTool
     budget: Budget
     decoding: Decoding
     tools: bool
+    """Whether the tool is offered."""
     messages: list[dict[str, Any]] = field(default_factory=list)
-    session: AnySession | None = None
     counted: int = 0
     """Tokens of the dialogue so far, as far as the server has counted them."""
     written: int = 0
@@ -212,36 +208,29 @@ class _Dialogue:
         """The loop. Failure and SandboxFailure are the caller's to record."""
         budget, transcript = self.budget, self.transcript
         self._open()
-        for turn_count in range(budget.turns + 1):
+        while True:
+            turns = len(transcript.steps)
             room = min(budget.context_tokens, self.author.longest or budget.context_tokens) - self.used
-            if room <= 0:
-                return StopReason.TOKEN_BUDGET
-            if turn_count == budget.turns:
-                return StopReason.TURN_BUDGET
-            if time.monotonic() - began > budget.wall_seconds:
-                return StopReason.TIME_BUDGET
-            answer = await self._turn(turn_count, min(room, budget.turn_tokens))
+            ended = budget.before_turn(room, turns, time.monotonic() - began)
+            if ended is not None:
+                return ended
+            answer = await self._turn(turns, min(room, budget.turn_tokens))
             step = Step(answer.thinking, answer.text, tokens=answer.completion_tokens)
             transcript.steps.append(step)
             if answer.finish_reason == "length":
-                step.calls = [_unrun(call.parsed, "the turn was cut off") for call in answer.calls]
+                step.calls = [not_run(call.parsed, "the turn was cut off") for call in answer.calls]
                 return StopReason.TOKEN_BUDGET
             if not answer.calls:
                 return StopReason.ANSWERED
             for place, call in enumerate(answer.calls):
                 if len(transcript.calls) >= budget.tool_calls:
-                    step.calls += [_unrun(left.parsed, "the budget of calls is spent") for left in answer.calls[place:]]
+                    step.calls += [not_run(left.parsed, "the budget of calls is spent") for left in answer.calls[place:]]
                     return StopReason.CALL_BUDGET
                 step.calls.append(await self._call(call.parsed))
             told = [turn_message(answer, self.author.calls, self.author.send_reasoning)]
             results = result_messages(answer, step.calls, self.author.calls)
             self.messages += told + results
             self.fresh += estimate(results)
-        raise AssertionError("the loop returns at its last turn")
-
-    async def close(self) -> None:
-        if self.session is not None:
-            await self.session.close()
 
     def _open(self) -> None:
         writing = WRITINGS.get(self.author.calls)
@@ -268,8 +257,11 @@ class _Dialogue:
         prompt = answer.prompt_tokens if answer.prompt_tokens is not None else asked
         texts = {"role": "assistant", "content": answer.raw + answer.thinking}
         completion = answer.completion_tokens if answer.completion_tokens is not None else estimate([texts])
-        if answer.completion_tokens is None and author.spending.limit is not None:
-            raise UserError(f"{author.field}: the server does not say how many tokens a turn had, so a limit cannot be kept")
+        if None in (answer.prompt_tokens, answer.completion_tokens) and author.spending.limit is not None:
+            raise UserError(
+                f"{author.field}: the server does not say how many tokens a turn had, so a limit cannot be kept; "
+                "take max_cost away"
+            )
         self.first_prompt = self.first_prompt or prompt
         self.written += completion
         self.counted, self.fresh = prompt + completion, 0
@@ -313,10 +305,4 @@ class _Dialogue:
         return {key: value for key, value in body.items() if value is not None}
 
     async def _call(self, call: ParsedCall) -> ToolCall:
-        if not self.tools:
-            return malformed(ParsedCall(call.code, "no tool is offered here"))
-        if call.error:
-            return malformed(call)
-        if self.session is None:
-            self.session = await self.sandbox.open(self.transcript.seed, self.problem.setup)
-        return await self.session.run(call.code)
+        return await self.tool.run(call) if self.tools else not_run(call, "no tool is offered here")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from aster.chat.parsers import WRITINGS
 from aster.chat.parsers.base import split_thinking
 from aster.chat.qwen3 import ParsedCall, read_arguments, whole_characters
-from aster.core.types import CallStatus, ToolCall
+from aster.core.types import ToolCall
 from aster.teacher.failures import Failure, unusable
 
 Calls = Literal["tools", "code", "fenced", "harmony"]
@@ -107,11 +107,6 @@ def result_messages(answer: Answer, results: list[ToolCall], calls: Calls) -> li
 def arguments(code: str) -> str:
     """The one argument as the API has it: a text of JSON. Templates parse it, so even what was malformed is sent whole."""
     return json.dumps({"code": code}, ensure_ascii=False)
-
-
-def malformed(call: ParsedCall) -> ToolCall:
-    """The result of a call that could not be read."""
-    return ToolCall(call.code, CallStatus.MALFORMED, f"Error: {call.error}", 0.0)
 
 
 def estimate(messages: list[dict[str, Any]]) -> int:

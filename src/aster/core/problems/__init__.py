@@ -24,7 +24,8 @@ from typing import Any
 from aster.core.boxed import extract_boxed
 from aster.core.errors import UserError
 from aster.core.problems.layouts import Layout, layout_of, metadata_of, value_of
-from aster.core.problems.rows import HUB, kind_of, rows_of, stem_of
+from aster.core.problems.rows import HUB, rows_of, stem_of
+from aster.core.rows import kind_of
 from aster.core.seeds import derive
 from aster.core.types import Problem
 
@@ -147,7 +148,7 @@ def _answer_text(where: str, name: str, value: Any) -> str | None:
     r"""The text of an answer column. A solution's is in its ``\boxed{}``; Skywork-OR1 has a JSON list of one answer."""
     if isinstance(value, str) and value.strip().startswith('["'):
         # Not every text that begins like a list is one.
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]

@@ -92,7 +92,7 @@ def mapped(layout: Layout, columns: Mapping[str, str]) -> Layout:
     """The layout with the user's columns. UserError where one is for something unknown."""
     unknown = sorted(set(columns) - set(FIELDS))
     if unknown:
-        raise UserError(f"problems.columns: no field named {unknown[0]!r}; there are {', '.join(FIELDS)}")
+        raise UserError(f"--columns: no field named {unknown[0]!r}; there are {', '.join(FIELDS)}")
     fields = {name: getattr(layout, name) for name in Layout.__slots__} | {name: (column,) for name, column in columns.items()}
     if "difficulty" in columns:
         fields |= {"pass_rate": (), "fail_count": ()}

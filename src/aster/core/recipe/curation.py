@@ -122,6 +122,9 @@ class Curate(Section):
     causal: Share = 0.0
     """At least this share of the calls after the first uses what an earlier call left: a name it bound, a number it printed.
     0: off."""
+    unique: bool | None = None
+    """Of trajectories that are the same (the same problem, and the same turns to the character) keep one. None: yes, where
+    several sets are read, for they may overlap."""
     per_problem: Positive | None = None
     """Keep at most so many trajectories of a problem, chosen by the seed. None: all."""
     size: Positive | None = None
@@ -130,8 +133,9 @@ class Curate(Section):
     """What ``size`` is shared out over: each kind of problem gets an equal part, as far as it has so many. Empty: over
     nothing."""
 
-    def resolved(self, cold_start: ColdStart | str) -> Curate:
-        """The chain in force for a cold start: every None that stands for "by cold start" filled in."""
+    def resolved(self, cold_start: ColdStart | str, sources: int = 1) -> Curate:
+        """The chain in force for a cold start and so many sets: every None that stands for "by cold start" or "by the number of
+        sets" filled in."""
         is_set = not isinstance(cold_start, ColdStart)
         density = self.density
         if density.open and not is_set:
@@ -141,5 +145,6 @@ class Curate(Section):
                 "verified": self.verified if self.verified is not None else not is_set,
                 "succeeded": self.succeeded if self.succeeded is not None else not is_set,
                 "density": density,
+                "unique": self.unique if self.unique is not None else sources > 1,
             }
         )

@@ -1,4 +1,4 @@
-"""The sections of the cold-start data: problems and the teacher."""
+"""The sections of what is asked, and of what an attempt may spend."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Synthesize(Section):
     problems: Positive = 400
     """Training problems given to the teacher."""
     attempts: Positive = 1
-    """Attempts per problem."""
+    """Attempts per problem. An endpoint's may be raised later: those that are made stay."""
     limits: Limits = Limits()
     """What an attempt may spend. An endpoint's tokens are counted by its server."""
     base_url: str = ""
@@ -45,7 +45,8 @@ class Synthesize(Section):
     """The field in which the reasoning of earlier turns goes back to the server. ``auto``: the one it came in. ``no``: it does
     not, for servers that refuse it."""
     request: dict[str, Any] = {}
-    """More fields of every request, such as ``{reasoning_effort: high}``; null takes one of ours away (``{seed: null}``)."""
+    """More fields of every request, such as ``{reasoning_effort: high}``; null takes one of ours away (``{seed: null}``).
+    ``model``, ``messages``, ``n`` and ``stream`` are ours alone."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -59,8 +60,8 @@ class Synthesize(Section):
     max_cost: PositiveFloat | None = None
     """No request is sent that could bring the cost above this; earlier starts of the run count. None: no limit."""
     finish_at_limit: bool = False
-    """Where ``max_cost`` is reached: true finishes the stage with the attempts that are there. False ends the run, and the same
-    command with a higher limit goes on."""
+    """Where ``max_cost`` is reached: true finishes the stage with the attempts that are there. False ends the run. Either way
+    the same command with a higher limit goes on, until something was curated."""
     retry_failed: bool = False
     """A resumed run makes attempts again that failed through no doing of the teacher's."""
 
@@ -71,6 +72,13 @@ class Synthesize(Section):
                 raise ValueError(f"base_url: teacher=endpoint needs the server's address (got {self.base_url!r})")
         elif self.base_url:
             raise ValueError("base_url: nothing would use it; set teacher=endpoint, or leave it empty")
+        taken = sorted({"model", "messages", "n", "stream"} & self.request.keys())
+        if taken:
+            raise ValueError(f"request: {taken[0]} is no field to change: one whole answer of synthesize.model is asked for")
+        for name in ("max_tokens", "max_completion_tokens"):
+            most = self.request.get(name)
+            if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+                raise ValueError(f"request: {name}: must be a whole number above 0, or null (got {most!r})")
         if self.max_cost is not None and not (self.prices.prompt or self.prices.completion):
             raise ValueError("max_cost: there is no cost without prices; set prices.prompt and prices.completion")
         return self
