@@ -1,7 +1,7 @@
 """What contestants are held against: the decode steps alone, the matrix products alone, and what the machine does at best.
 
-The decode steps are ``transformers``' own forward. ASTER's sampler computes the same in fewer operations, so that it is no bound
-for it; what the sampler does besides, and tools, are beside that."""
+The decode steps are ``transformers``' own forward. ASTER computes the same in fewer operations, so that it is no bound for its
+sampler; what the sampler does besides, and tools, come on top of that."""
 
 from __future__ import annotations
 
