@@ -135,10 +135,10 @@ def test_limits_of_a_session(level: Any) -> None:
         "open('a', 'wb').write(bytes(5 << 20))",
         "for n in range(4): open(f'b{n}', 'wb').write(bytes(3 << 20))",
         "kept = [open('/dev/null') for _ in range(700)]",
-        "import threading, time\nthreads = []\nfor _ in range(3000):\n"
-        "    threads.append(threading.Thread(target=time.sleep, args=[2]))\n"
+        "import threading\nend, threads = threading.Event(), []\nfor _ in range(3000):\n"
+        "    threads.append(threading.Thread(target=end.wait))\n"
         "    threads[-1].start()",
-        "[t.join() for t in threads if t.ident]\n40 + 2",
+        "end.set()\n[t.join() for t in threads if t.ident]\n40 + 2",
     )
     assert "File too large" in file
     if level == "namespaces":
