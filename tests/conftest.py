@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,19 @@ import pytest
 from aster.core import recipe
 from aster.sandbox import Sandbox
 from tests.shop_fixture import Shop
+from tests.stages.runs import preload
+
+preload()
+# What a shell starts in the background ignores Ctrl-C, and so do the children that tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """What shares something dear stays in one test process."""
+    from tests.scheduling import Scheduling
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +54,7 @@ def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shop() -> Iterator[Shop]:
     """A sandbox with short cells."""
     loop = asyncio.new_event_loop()
-    settings = recipe.Sandbox(cell_seconds=5.0, memory_mb=256, output_characters=400, sessions=64)
+    settings = recipe.Sandbox(cell_seconds=5.0, memory_mb=256, output_characters=400, sessions=64, preload=[])
     sandbox = loop.run_until_complete(Sandbox(settings).__aenter__())
     yield Shop(loop, sandbox)
     loop.run_until_complete(sandbox.__aexit__(None, None, None))

@@ -20,6 +20,7 @@ from aster.curation.judging import judge_sources
 from aster.curation.sources import Source
 from aster.curation.statistics import statistics_of
 from tests.curation.transcripts import calls, step, transcript
+from tests.sandbox.test_lifecycle import children
 
 DENSE = [
     transcript(f"d{n}", step("think", ("a = 1", "")), step("on", ("b = a + 1", "")), step("so", ("b * 2", "4")), answer="4")
@@ -170,12 +171,8 @@ def test_workers_end_with_the_command_that_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "aster", "data", "curate", str(tmp_path / "many.jsonl"), "--out", str(out), "causal=0.1"]
     # Whoever has the pipe open still lives: it ends when all of them have.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-    def children(of: int) -> list[int]:
-        return [int(child) for child in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
-
     while process.poll() is None and not any(children(child) for child in children(process.pid)):
         time.sleep(0.01)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert not out.exists()

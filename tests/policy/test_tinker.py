@@ -7,7 +7,6 @@ import json
 import shutil
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -159,12 +158,10 @@ def test_a_server_that_stays_away_is_one_error_after_the_patience(
     fake: FakeTinkerServer, lab_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def work() -> None:
-        async with opened(recipe_for(fake, lab_folder, patience_seconds=3.0)) as policy:
+        async with opened(recipe_for(fake, lab_folder, patience_seconds=1.0)) as policy:
             fake.stop()
-            began = time.monotonic()
-            with pytest.raises(UserError, match="has not answered for 3 seconds") as error:
+            with pytest.raises(UserError, match="has not answered for 1 seconds") as error:
                 await policy.forward_backward(SAMPLES, Loss("cross_entropy"))
-            assert 2.0 < time.monotonic() - began < 15.0
             assert "\n" not in str(error.value)
             # Whoever asks after that hears it at once.
             with pytest.raises(UserError, match="has not answered"):
@@ -176,13 +173,13 @@ def test_a_server_that_stays_away_is_one_error_after_the_patience(
 
 def test_a_server_that_goes_away_in_a_refresh_is_one_error_too(fake: FakeTinkerServer, lab_folder: Path) -> None:
     async def work() -> None:
-        async with opened(recipe_for(fake, lab_folder, patience_seconds=3.0)) as policy:
+        async with opened(recipe_for(fake, lab_folder, patience_seconds=1.0)) as policy:
             fake.seconds_a_refresh = 20.0
             refresh = asyncio.create_task(policy.refresh_sampler())
             await asyncio.sleep(0.3)  # the loop goes on meanwhile
             assert not refresh.done()
             fake.stop()
-            with pytest.raises(UserError, match="has not answered for 3 seconds"):
+            with pytest.raises(UserError, match="has not answered for 1 seconds"):
                 await refresh
 
     run(work)
@@ -199,16 +196,14 @@ def test_a_server_that_fails_for_ever_is_one_error_after_the_patience(
         raise tinker.APIStatusError("no free worker", response=response, body=None)
 
     async def work() -> None:
-        service = Service(fake.url, 2.0)
+        service = Service(fake.url, 1.0)
         await service.connect()
         try:
-            began = time.monotonic()
             requests = [service.ask("a turn", call, repeat=True, turn=True) for _ in range(5)]
             found = await asyncio.gather(*requests, return_exceptions=True)
-            assert 2.0 < time.monotonic() - began < 10.0
             for error in found:
                 assert isinstance(error, UserError)
-                assert "has failed at a turn for 2 seconds (no free worker)" in str(error)
+                assert "has failed at a turn for 1 seconds (no free worker)" in str(error)
         finally:
             await service.close()
 
@@ -292,7 +287,7 @@ def test_a_server_that_was_there_gets_the_whole_patience_when_a_policy_is_opened
             fake.stop()
 
         async def come_back() -> None:
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(1.0)
             fake.start()
 
         coming = asyncio.create_task(come_back())

@@ -48,27 +48,49 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the core tests at every level."""
     if metafunc.function.__name__ in CORE:
         for fixture in {"_patient", "_hasty"} & set(metafunc.fixturenames):
-            metafunc.parametrize(fixture, levels_here(), indirect=True, scope="session")
+            metafunc.parametrize(fixture, levels_here(), indirect=True)
 
 
-def _bench(settings: recipe.Sandbox) -> Iterator[Bench]:
-    loop = asyncio.new_event_loop()
-    bench = Bench(loop, loop.run_until_complete(Sandbox(settings).__aenter__()))
-    yield bench
-    loop.run_until_complete(bench.sandbox.__aexit__(None, None, None))
-    loop.close()
+class Benches:
+    """Warm sandboxes, each started when it is first asked for: a start takes a second or two of the processor."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Bench] = {}
+
+    def get(self, settings: recipe.Sandbox) -> Bench:
+        """The one with these settings."""
+        key = settings.model_dump_json()
+        if key not in self._open:
+            loop = asyncio.new_event_loop()
+            self._open[key] = Bench(loop, loop.run_until_complete(Sandbox(settings).__aenter__()))
+        return self._open[key]
+
+    def close(self) -> None:
+        """End them all."""
+        for bench in self._open.values():
+            bench.loop.run_until_complete(bench.sandbox.__aexit__(None, None, None))
+            bench.loop.close()
 
 
 @pytest.fixture(scope="session")
-def _patient(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    isolation = getattr(request, "param", ISOLATION)
-    yield from _bench(recipe.Sandbox(isolation=isolation, cell_seconds=20.0, memory_mb=64, output_characters=400, sessions=64))
+def _benches() -> Iterator[Benches]:
+    benches = Benches()
+    yield benches
+    benches.close()
 
 
-@pytest.fixture(scope="session")
-def _hasty(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    isolation = getattr(request, "param", ISOLATION)
-    yield from _bench(recipe.Sandbox(isolation=isolation, cell_seconds=0.5, memory_mb=256, output_characters=400, sessions=64))
+@pytest.fixture
+def _patient(request: pytest.FixtureRequest, _benches: Benches) -> Bench:
+    level: Any = level_taken(getattr(request, "param", ISOLATION)).value
+    return _benches.get(recipe.Sandbox(isolation=level, cell_seconds=20.0, memory_mb=64, output_characters=400, sessions=64))
+
+
+@pytest.fixture
+def _hasty(request: pytest.FixtureRequest, _benches: Benches) -> Bench:
+    level: Any = level_taken(getattr(request, "param", ISOLATION)).value
+    return _benches.get(
+        recipe.Sandbox(isolation=level, cell_seconds=0.5, memory_mb=256, output_characters=400, sessions=64, preload=[])
+    )
 
 
 @pytest.fixture
@@ -80,6 +102,6 @@ def bench(_patient: Bench) -> Iterator[Bench]:
 
 @pytest.fixture
 def hasty(_hasty: Bench) -> Iterator[Bench]:
-    """Cells of 0.5 s."""
+    """Cells of 0.5 s, in processes without libraries, which start at once: some tests kill the zygote."""
     yield _hasty
     _hasty.close_sessions()

@@ -47,7 +47,10 @@ def test_an_await_is_interrupted(hasty: Bench) -> None:
     ],
     ids=["swallows interrupts", "ignores signals", "loops in C", "stops itself"],
 )
-def test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt(hasty: Bench, code: str) -> None:
+def test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt(
+    hasty: Bench, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aster.sandbox.runner.GRACE_SECONDS", 0.2)
     _, stuck, after = hasty.cells("x = 1", code, "x")
     assert stuck.status == "timeout"
     assert stuck.output.endswith(f"so it was killed; the {KEPT}]")

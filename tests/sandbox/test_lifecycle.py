@@ -100,7 +100,7 @@ def test_sessions_beyond_the_limit_wait_and_nothing_is_left_after_the_end(
         return result.output
 
     async def main() -> list[str]:
-        async with Sandbox(recipe.Sandbox(cell_seconds=10, memory_mb=64, sessions=2)) as sandbox:
+        async with Sandbox(recipe.Sandbox(cell_seconds=10, memory_mb=64, sessions=2, preload=[])) as sandbox:
             results = await asyncio.gather(*(one(sandbox, number) for number in range(6)))
             assert soon(lambda: len(runners_of(sandbox)) <= READY), "a closed session leaves nothing"
             left_open = await sandbox.open(0)
@@ -120,7 +120,7 @@ from aster.core import recipe
 from aster.sandbox import Sandbox
 tempfile.tempdir = sys.argv[1]
 async def main():
-    async with Sandbox(recipe.Sandbox(cell_seconds=600)) as sandbox:
+    async with Sandbox(recipe.Sandbox(cell_seconds=600, preload=[])) as sandbox:
         busy, idle = await sandbox.open(0), await sandbox.open(1)
         await busy.run("import subprocess; p = subprocess.Popen(['sleep', '1000'], process_group=0)")
         task = asyncio.create_task(busy.run("while True: pass"))
@@ -141,7 +141,7 @@ asyncio.run(main())
     assert soon(lambda: not list(tmp_path.iterdir()))
 
 
-def test_nothing_is_left_of_thirty_busy_sessions_whose_supervisor_was_killed(tmp_path: Path) -> None:
+def test_nothing_is_left_of_twenty_busy_sessions_whose_supervisor_was_killed(tmp_path: Path) -> None:
     code = r"""
 import asyncio, sys, tempfile
 from aster.core import recipe
@@ -156,7 +156,7 @@ WORK = [
 ]
 async def main():
     async with Sandbox(recipe.Sandbox(cell_seconds=600, preload=[])) as sandbox:
-        sessions = await asyncio.gather(*(sandbox.open(number) for number in range(25)))
+        sessions = await asyncio.gather(*(sandbox.open(number) for number in range(15)))
         sessions += await asyncio.gather(*(session.fork() for session in sessions[:5]))
         await asyncio.gather(*(s.run("until = 0.3; import time\nwhile time.process_time() < until: pass") for s in sessions))
         tasks = [asyncio.create_task(s.run(WORK[number % len(WORK)])) for number, s in enumerate(sessions)]
@@ -169,7 +169,7 @@ asyncio.run(main())
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"ready\n"
     root = f"{tmp_path}/aster-sandbox-"
-    assert len(processes_with(root)) >= 60
+    assert len(processes_with(root)) >= 40
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
@@ -222,7 +222,7 @@ def test_closing_a_session_ends_its_running_cell(bench: Bench) -> None:
 
 def test_a_cancelled_open_gives_its_place_back() -> None:
     async def main() -> None:
-        async with Sandbox(recipe.Sandbox(sessions=1)) as sandbox:
+        async with Sandbox(recipe.Sandbox(sessions=1, preload=[])) as sandbox:
             for wait in (0.0, 0.001, 0.004):
                 opening = asyncio.create_task(sandbox.open(0))
                 await asyncio.sleep(wait)
@@ -315,12 +315,12 @@ def test_where_descriptors_run_out_the_sandbox_goes_on_when_there_are_some_again
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)
             for room in range(8):
                 sandbox._pool.clear()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
                 lowest = os.dup(0)
                 os.close(lowest)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + room, limit[1]))
                 sandbox._pool.wanting.set()
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(0.15)
                 resource.setrlimit(resource.RLIMIT_NOFILE, limit)
             assert sandbox._house is not None
             assert not sandbox._house.done()

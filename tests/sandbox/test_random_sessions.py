@@ -16,7 +16,7 @@ from aster.core.types import CallStatus, ToolCall
 from aster.sandbox import Sandbox, Session
 from tests.sandbox.test_properties import reference
 
-SESSIONS = int(os.environ.get("ASTER_SANDBOX_SESSIONS", "60"))
+SESSIONS = int(os.environ.get("ASTER_SANDBOX_SESSIONS", "36"))
 AT_ONCE = 12
 CELLS = 8
 FIRST = """

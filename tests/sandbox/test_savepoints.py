@@ -35,7 +35,7 @@ siblings = [pid for pid in range(2, 100) if pid != os.getpid() and alive(pid)]
 
 def expensive(code: str = "") -> str:
     """A cell that is worth a savepoint."""
-    burn = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until:\n    pass"
+    burn = "import time\nuntil = time.process_time() + 0.3\nwhile time.process_time() < until:\n    pass"
     return f"{MARK}{burn}\n{code}"
 
 
@@ -168,7 +168,7 @@ def test_nonsense_does_not_disturb_the_keeper(bench: Bench, what: str) -> None:
     branch = bench.fork(session)
     keeper = session.keeper
     assert keeper is not None
-    assert bench.do(session.run(f"{FORGE}{what}\ntime.sleep(0.3)")).status == "ok"
+    assert bench.do(session.run(f"{FORGE}{what}\ntime.sleep(0.1)")).status == "ok"
     assert bench.do(session.run("os._exit(1)")).status == "crashed"
     assert [bench.do(one.run("x")).output for one in (session, branch, bench.fork(session))] == ["5", "5", "5"]
     assert session.keeper is keeper is branch.keeper

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aster.chat import Qwen3Dialect
+from tests.once import once
 from tests.stages.runs import SETTINGS, Commands, Tiny, merged
 from tests.stages.taught import teach_model
 
@@ -29,15 +30,14 @@ def coin_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mask += [trained] * len(span)
         return TrainingSample(ids, mask, 1.0)
 
-    return teach_model(tmp_path_factory.mktemp("coin") / "model", toss, steps=60, batch=12)
+    return once(tmp_path_factory, "coin", lambda folder: teach_model(folder, toss, steps=60, batch=12))
 
 
 @pytest.fixture(scope="session")
 def coin_problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight tosses; the answer is always 1."""
-    path = tmp_path_factory.mktemp("problems") / "coins.jsonl"
-    path.write_text("".join(json.dumps({"id": f"coin-{i}", "prompt": f"Toss {i}", "answer": "1"}) + "\n" for i in range(8)))
-    return path
+    lines = [json.dumps({"id": f"coin-{i}", "prompt": f"Toss {i}", "answer": "1"}) for i in range(8)]
+    return once(tmp_path_factory, "coins.jsonl", lambda path: path.write_text("".join(f"{line}\n" for line in lines)))
 
 
 @pytest.fixture(scope="session")

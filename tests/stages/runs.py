@@ -7,13 +7,14 @@ processes of the real command line; a few tests start ``python -m aster`` itself
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -101,16 +102,21 @@ class Ended:
     err: str
 
 
-def _child(arguments: list[str], out: Path, err: Path, chunk: int | None) -> None:
+def preload() -> None:
+    """Tell the fork server what to import. Python has one a process, and whoever starts it first settles what it has imported:
+    the package's own pools use it too, so this comes before every test."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOAD))
+
+
+def _child(arguments: list[str], out: Path, err: Path, constants: Mapping[str, Any]) -> None:
     for path, number in ((out, 1), (err, 2)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if chunk is not None:
-        import aster.stages.evaluate
-
-        aster.stages.evaluate.CHUNK = chunk
+    for name, value in constants.items():
+        module, constant = name.rsplit(".", 1)
+        setattr(importlib.import_module(module), constant, value)
     from aster.cli import main
 
     sys.argv = ["aster", *arguments]
@@ -120,17 +126,19 @@ def _child(arguments: list[str], out: Path, err: Path, chunk: int | None) -> Non
 class Commands:
     """Runs ``aster`` commands in forked processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, constants: Mapping[str, Any] | None = None) -> None:
+        """``constants``: values of the package's constants, by dotted name, in every command."""
         self.folder = folder
+        self.constants = constants or {}
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(list(PRELOAD))
         self.count = 0
 
-    def start(self, *arguments: str | Path, chunk: int | None = None) -> tuple[BaseProcess, Path, Path]:
+    def start(self, *arguments: str | Path, constants: Mapping[str, Any] | None = None) -> tuple[BaseProcess, Path, Path]:
         """Start a command; returns the process and the files of its stdout and stderr."""
         self.count += 1
         out, err = self.folder / f"{self.count}.out", self.folder / f"{self.count}.err"
-        process = self.context.Process(target=_child, args=([str(a) for a in arguments], out, err, chunk))
+        given = {**self.constants, **(constants or {})}
+        process = self.context.Process(target=_child, args=([str(a) for a in arguments], out, err, given))
         process.start()
         return process, out, err
 
@@ -140,10 +148,14 @@ class Commands:
         return self.ended(process, out, err)
 
     def killed(
-        self, when: Callable[[], bool], *arguments: str | Path, chunk: int | None = None, number: int = signal.SIGKILL
+        self,
+        when: Callable[[], bool],
+        *arguments: str | Path,
+        constants: Mapping[str, Any] | None = None,
+        number: int = signal.SIGKILL,
     ) -> Ended:
         """Run a command and send it a signal as soon as ``when`` holds."""
-        process, out, err = self.start(*arguments, chunk=chunk)
+        process, out, err = self.start(*arguments, constants=constants)
         assert process.pid is not None
         while not when():
             assert process.is_alive(), f"it ended before it could be killed: {err.read_text()}"

@@ -269,11 +269,7 @@ def test_ctrl_c_ends_a_run_with_one_line_and_it_resumes(tiny: Tiny, commands: Co
     changes = {"cold_start": "zero", "rl.stages": [{"steps": 40, "limits": limits}]}
     recipe = tiny.file(tmp_path / "tiny.yaml", changes)
     command = [sys.executable, "-m", "aster", "rl", str(recipe), "--run", str(run)]
-
-    def heed() -> None:  # what a shell starts in the background ignores the signal, and so do its children
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0, preexec_fn=heed)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
     while steps(run, "rl") < 2 and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)

@@ -33,7 +33,9 @@ def test_stages_one_by_one_are_the_run(tiny: Tiny, commands: Commands, tmp_path:
 
 def test_a_run_is_the_same_at_every_isolation_level(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:
     """Without user namespaces, too: what a level needs is not used at a weaker one."""
-    recipe = tiny.file(tmp_path / "tiny.yaml")
+    rl = [{"steps": 1, "limits": tiny.settings["rl"]["stages"][0]["limits"]}]
+    changes = {"synthesize.problems": 32, "rl.stages": rl, "evaluate.policies": ["base", "rl"]}
+    recipe = tiny.file(tmp_path / "tiny.yaml", changes)
     outcomes = []
     for level in levels_here():
         folder = tmp_path / level

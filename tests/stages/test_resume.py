@@ -188,11 +188,12 @@ def test_an_evaluation_goes_on_after_its_last_whole_chunk(
     shutil.rmtree(run / "evaluate")
     (run / "summary.json").unlink()
     command = ("evaluate", tiny.file(tmp_path / "tiny.yaml"), "--run", run)
+    small = {"aster.stages.evaluate.CHUNK": 2}
     chunk = run / "evaluate" / "base" / "trajectories" / "chunk_00000.jsonl.gz"
-    assert commands.killed(chunk.exists, *command, chunk=2).code == -signal.SIGKILL
+    assert commands.killed(chunk.exists, *command, constants=small).code == -signal.SIGKILL
     assert not (run / "evaluate" / "base" / "summary.json").exists()
     made = chunk.stat().st_mtime_ns
-    again = commands.killed(lambda: (run / "evaluate" / "base" / "summary.json").exists(), *command, chunk=2)
+    again = commands.killed(lambda: (run / "evaluate" / "base" / "summary.json").exists(), *command, constants=small)
     assert "evaluate base: resuming after attempt" in again.err
     assert not chunk.exists() or chunk.stat().st_mtime_ns == made
     assert commands.run(*command).code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ PROBLEMS = 12
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
-    """The command line, in processes that start at once."""
-    return Commands(tmp_path_factory.mktemp("commands"))
+    """The command line, in processes that start at once and do not wait long between attempts at a request."""
+    return Commands(tmp_path_factory.mktemp("commands"), {"aster.policy.requests.PAUSES": (0.01, 0.02)})
 
 
 class Bench:
@@ -153,6 +154,7 @@ def test_a_server_that_is_gone_for_good_ends_in_one_line(commands: Commands, tea
     process, out, err = commands.start(*bench.command("synthesize"))
     while not bench.at(6)():
         assert process.is_alive(), err.read_text()
+        time.sleep(0.001)
     teacher.dead = True
     ended = commands.ended(process, out, err)
     assert ended.code == 2
