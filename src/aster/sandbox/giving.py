@@ -183,7 +183,8 @@ class SharedFile(contextlib.AbstractContextManager["SharedFile"]):
 
 def heap() -> Iterator[tuple[int, int]]:
     """Address and size of the areas that hold this process's objects. OSError without /proc."""
-    # The C library shortens its heap when what lies at its end is freed, as the text below will be; not beyond where it ends now.
+    # The C library shortens its heap when what lies at its end is freed, as the text below will be. What is beyond its present
+    # end may be gone in a moment.
     with contextlib.suppress(AttributeError):  # not every C library has that
         libc.malloc_trim(0)
     end = _sbrk(0)
