@@ -71,7 +71,7 @@ def share(exercise: Callable[[], object]) -> None:
     """Let forks of this process give back what they have in common with it. OSError where that cannot be.
 
     ``exercise`` does in a fork what sessions do. What that copies is where sessions look: they cannot ask the kernel which
-    pages are their own, and to compare all of the heap would take them five times as long.
+    pages are their own, and to compare all of the heap would take them several times as long.
     """
     global _common
     if not has_one_thread():
@@ -98,24 +98,23 @@ def give_back() -> int:
 
 
 class Giver:
-    """Decides when a session's process gives back."""
+    """Decides when a session's process gives back: when it is about to be copied, or has nothing to read at a descriptor."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._faults = getrusage(RUSAGE_SELF).ru_minflt
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
 
     def give(self) -> None:
         """Give back, if this process has copied so much since the last time that it is worth while."""
         if self._worth_while():
             self._give()
 
-    def wait(self, descriptor: int) -> None:
+    def wait(self) -> None:
         """Return when there is something to read, or give back and return after a moment; at once where that is not worth
         while."""
-        if self._worth_while():
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(1e3 * IDLE_SECONDS):
-                self._give()
+        if self._worth_while() and not self._poll.poll(1e3 * IDLE_SECONDS):
+            self._give()
 
     def _worth_while(self) -> bool:
         return _common is not None and getrusage(RUSAGE_SELF).ru_minflt - self._faults >= WORTH

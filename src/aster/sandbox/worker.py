@@ -79,7 +79,7 @@ class Worker:
         guard.__exit__()
         self._interpreter = Interpreter(module.__dict__, self._report, guard, request.timeout_text)
         self._work = Work()
-        self._giver = giving.Giver()
+        self._giver = giving.Giver(CONNECTION)
 
     def serve(self, connection: int, output: int) -> NoReturn:
         """Answer the requests of a supervisor for ever."""
@@ -95,7 +95,7 @@ class Worker:
             try:
                 taken = take_request(buffer)
                 if taken is None:
-                    self._giver.wait(CONNECTION)
+                    self._giver.wait()
                     data, passed = receive(connection, 1 << 16, 2)
                     if not data:
                         os._exit(0)
@@ -231,7 +231,7 @@ class Worker:
         self._interpreter.after_fork()
         self._unsaved = True
         self._work.restart()
-        self._giver = giving.Giver()
+        self._giver = giving.Giver(CONNECTION)
         copied.take_signals()
 
     def _attach(self, connection: int, output: int) -> None:

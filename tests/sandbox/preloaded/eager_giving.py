@@ -8,7 +8,7 @@ given: list[int] = []
 """What each time came to, in bytes that were equal."""
 
 
-def _always(_giver: giving.Giver, _descriptor: int) -> None:
+def _always(_giver: giving.Giver) -> None:
     given.append(giving.give_back())
 
 
