@@ -8,8 +8,10 @@ import gc
 import io
 import itertools
 import mmap
+import sys
 from collections import Counter
 
+from aster.sandbox import giving
 from aster.sandbox.cells import Interpreter
 from aster.sandbox.isolation.syscalls import libc
 
@@ -48,20 +50,12 @@ POOL_USED = 250
 """So many blocks from one pool, where it has as many, and it was a free one."""
 MOST_FILLING = 1 << 20
 """Bytes of one block size that are filled at the most, should an interpreter lay out its memory in another way."""
-HUGE_PAGE = 2 << 20
-MADV_COLLAPSE = 25
 
 
 def warm_up(packages: list[str]) -> None:
     """Import and exercise what cells use, through the same code that runs cells, and make the process cheap to fork."""
-    stream = io.StringIO()
-    interpreter = Interpreter({"__name__": "warm_up"}, stream.write)
-    with contextlib.redirect_stdout(stream):
-        cells = [STANDARD, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)]
-        for code in cells * ROUNDS:
-            if interpreter.run(0, code) != "ok":
-                raise RuntimeError(stream.getvalue())
-        interpreter.run(0, "1 / 0")
+    cells = [STANDARD, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)]
+    exercise(cells * ROUNDS)
     libc.setvbuf(
         ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0
     )  # _IOLBF: what C code prints keeps its place among the lines
@@ -69,7 +63,23 @@ def warm_up(packages: list[str]) -> None:
     fill_pools()
     gc.freeze()
     merge_mappings()
-    collapse_pages()
+    try:
+        giving.share(lambda: exercise(cells))
+    except OSError as error:
+        print(f"sessions keep pages that are equal to their parent's: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # without /proc forks cost what they cost
+            giving.collapse(list(giving.heap()))
+
+
+def exercise(cells: list[str]) -> None:
+    """Run cells, and one that fails. RuntimeError where another does."""
+    stream = io.StringIO()
+    interpreter = Interpreter({"__name__": "warm_up"}, stream.write)
+    with contextlib.redirect_stdout(stream):
+        for code in cells:
+            if interpreter.run(0, code) != "ok":
+                raise RuntimeError(stream.getvalue())
+        interpreter.run(0, "1 / 0")
 
 
 def fill_pools() -> None:
@@ -109,23 +119,3 @@ def merge_mappings() -> None:
             first, last = (int(bound, 16) for bound in bounds.split("-"))
             data = next_name == name and next_rights == "rw-p"
             libc.mprotect(first, last - first, mmap.PROT_READ | (mmap.PROT_WRITE if data else mmap.PROT_EXEC))
-
-
-def collapse_pages() -> None:
-    """Put this process's memory into huge pages, as far as the kernel will (Linux 6.1 and later).
-
-    A fork copies the page table's entries one by one, and a huge page has one for 512. A child that writes still copies 4 KiB.
-    """
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    try:
-        with open("/proc/self/maps") as file:
-            lines = file.readlines()
-    except OSError:  # no /proc: forks cost what they cost
-        return
-    for line in lines:
-        fields = line.split()
-        if fields[1] != "rw-p" or (len(fields) > 5 and fields[5] != "[heap]"):
-            continue
-        first, last = (int(bound, 16) for bound in fields[0].split("-"))
-        for start in range(-(-first // HUGE_PAGE) * HUGE_PAGE, last - HUGE_PAGE + 1, HUGE_PAGE):
-            libc.madvise(start, HUGE_PAGE, MADV_COLLAPSE)  # refused where the range is not filled: no harm

@@ -19,7 +19,7 @@ from collections.abc import Callable, Set
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
-from aster.sandbox import copies, snapshot
+from aster.sandbox import copies, giving, snapshot
 from aster.sandbox.cells import Interpreter, short_traceback
 from aster.sandbox.copies import CONNECTION, EMPTY, OUTPUT, Copied, Work
 from aster.sandbox.isolation.guard import remove_tree
@@ -79,6 +79,7 @@ class Worker:
         guard.__exit__()
         self._interpreter = Interpreter(module.__dict__, self._report, guard, request.timeout_text)
         self._work = Work()
+        self._giver = giving.Giver(CONNECTION)
 
     def serve(self, connection: int, output: int) -> NoReturn:
         """Answer the requests of a supervisor for ever."""
@@ -94,6 +95,7 @@ class Worker:
             try:
                 taken = take_request(buffer)
                 if taken is None:
+                    self._giver.wait()
                     data, passed = receive(connection, 1 << 16, 2)
                     if not data:
                         os._exit(0)
@@ -164,6 +166,7 @@ class Worker:
         """Leave a sleeping copy of this process behind, where a fork makes one. Returns in this process, and in the copy when
         that is woken."""
         self._unsaved = False
+        self._giver.give()  # or the copy would keep what this process gives back later
         folder = line_folder(self._scratch, self._line)
         state = random.getstate()
         message = {"saved": self._line, "of": self._pid, "step": self._step}
@@ -228,6 +231,7 @@ class Worker:
         self._interpreter.after_fork()
         self._unsaved = True
         self._work.restart()
+        self._giver = giving.Giver(CONNECTION)
         copied.take_signals()
 
     def _attach(self, connection: int, output: int) -> None:

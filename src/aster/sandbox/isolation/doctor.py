@@ -36,6 +36,10 @@ HINTS = {
     ),
     "Landlock": "Linux 5.13 or newer with CONFIG_SECURITY_LANDLOCK, and landlock in the lsm= list of the kernel's command line",
     "seccomp": "a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64",
+    "pages given back": (
+        "not needed; sessions hold some MiB more without it. It needs x86-64, Linux 5.14, /proc, memfd_create and memory that "
+        "may be executed"
+    ),
     "autogroups": (
         "not needed; without them a session that starts many processes takes the processor from others: lower "
         "sandbox.processes, or (outside a control group with a share of its own) sysctl kernel.sched_autogroup_enabled=1"
