@@ -52,7 +52,12 @@ def test_problems_stop_at_a_broken_row_and_an_import_counts_it(reason: str, tmp_
     assert (report.attempts, dict(report.unreadable), report.examples[reason]) == (2, {reason: 1}, ["line 2"])
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"{}")[:10] + b"\xff" * 20, gzip.compress(b"{}" * 5000)[:-9], b"{}"])
+# An archive has the time in it: without names of their own the tests would have others in every process.
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(b"{}")[:10] + b"\xff" * 20, gzip.compress(b"{}" * 5000)[:-9], b"{}"],
+    ids=["spoilt", "cut short", "no archive"],
+)
 def test_a_damaged_archive_is_one_line_to_whoever_reads_it(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)
