@@ -1,7 +1,8 @@
 """Compiled parts of the sampler's forward on a CPU: attention over a cache, and the small steps between matrix products.
 
 ``scaled_dot_product_attention`` is made for many queries; where each sequence has one, it is slower than the loops here, and
-makes all sequences as long as the longest. A normalisation of some rows costs torch more to begin than to compute. Where numba is not installed, or the numbers are not float32 in a CPU's memory, torch does all of it.
+makes all sequences as long as the longest. A normalisation of some rows costs torch more to begin than to compute. Where numba
+is not installed, or the numbers are not float32 in a CPU's memory, torch does all of it.
 """
 
 from __future__ import annotations
