@@ -186,7 +186,7 @@ def main() -> None:
             "trajectories": count, "smoke": options.smoke, "ratios": {},
         }  # fmt: skip
         with asyncio.Runner() as runner, tempfile.TemporaryDirectory() as folder:
-            sandbox = make_sandbox(recipe.Sandbox(sessions=max(count, recipe.Sandbox().sessions)))
+            sandbox = make_sandbox(recipe.Sandbox(sessions=max(count, recipe.Sandbox().sessions)), beside_sampler=True)
             runner.run(sandbox.__aenter__())
             try:
                 ours = Ours(policy, subject.dialect, sandbox, runner)

@@ -17,7 +17,7 @@ import pytest
 
 from aster.core import recipe
 from aster.core.errors import UserError
-from aster.sandbox import Sandbox, supervisor
+from aster.sandbox import Sandbox, make_sandbox, supervisor
 from aster.sandbox.isolation import Level, Report, paths, probe, seccomp, syscalls
 from aster.sandbox.isolation.doctor import describe
 from aster.sandbox.isolation.machine import _autogroups
@@ -148,6 +148,24 @@ def test_limits_of_a_session(level: Any) -> None:
     assert "Too many open files" in descriptors
     assert "can't start new thread" in threads
     assert after == "42"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor is not divided")
+@pytest.mark.parametrize("level", levels_here())
+@pytest.mark.parametrize(
+    ("beside_sampler", "spare", "left"), [(True, 1, slice(1, None)), (True, 999, slice(-1, None)), (False, 1, slice(None))]
+)
+def test_a_sampler_in_this_process_has_processors_to_itself(level: Any, beside_sampler: bool, spare: int, left: slice) -> None:
+    settings = recipe.Sandbox(isolation=level, preload=[], spare_processors=spare)
+    processors = sorted(os.sched_getaffinity(0))
+
+    async def main() -> str:
+        async with make_sandbox(settings, beside_sampler=beside_sampler) as sandbox:
+            session = await sandbox.open(0)
+            return (await session.run("import os\nsorted(os.sched_getaffinity(0))")).output
+
+    assert asyncio.run(main()) == str(processors[left])
+    assert sorted(os.sched_getaffinity(0)) == processors
 
 
 def test_the_host_name_and_the_working_directory_are_the_same_everywhere(bench: Bench) -> None:

@@ -175,8 +175,10 @@ async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, 
 
     async with AsyncExitStack() as stack:
         try:
-            sandbox = await stack.enter_async_context(make_sandbox(settings.sandbox)) if settings.tools else None
-            if sandbox is not None:
+            sandbox = None
+            if settings.tools:
+                beside_sampler = settings.kind == "local" and settings.engine.samples_here
+                sandbox = await stack.enter_async_context(make_sandbox(settings.sandbox, beside_sampler=beside_sampler))
                 level = sandbox.level.value if isinstance(sandbox, Sandbox) else "of the service"
                 folder.note(isolation=level)
             start = await stack.enter_async_context(open_attempts(settings, rollout, sandbox, folder))

@@ -98,9 +98,10 @@ class Settings(Section):
             raise UserError(f"--policy {self.policy}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the numbers, without what may change from call to call: addresses of sessions, patience."""
+        """All that decides the numbers, without what may change from call to call: where sessions run, patience."""
         found = self.model_dump(mode="json")
-        del found["sandbox"]["addresses"]
+        for name in ("addresses", "spare_processors"):
+            del found["sandbox"][name]
         for name in ("patience_seconds", "request_seconds", "vllm_python", "vllm_memory", "vllm_sleep"):
             del found["engine"][name]
         return found

@@ -45,12 +45,14 @@ class AnySandbox(Protocol):
         """A fresh session."""
 
 
-def make_sandbox(settings: recipe.Sandbox) -> AnySandbox:
-    """The sandbox that a recipe's section asks for: services where it names addresses, else one in this process."""
+def make_sandbox(settings: recipe.Sandbox, *, beside_sampler: bool = False) -> AnySandbox:
+    """The sandbox that a recipe's section asks for: services where it names addresses, else one in this process.
+
+    ``beside_sampler``: this process samples a policy too, and cells leave it ``spare_processors``."""
     if settings.addresses:
         from aster.sandbox.client import SandboxClient  # with an HTTP library, which no zygote needs
 
         return SandboxClient(settings.addresses, os.environ.get(TOKEN_VARIABLE), settings)
     from aster.sandbox.supervisor import Sandbox
 
-    return Sandbox(settings)
+    return Sandbox(settings, beside_sampler=beside_sampler)

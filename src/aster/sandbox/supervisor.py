@@ -34,10 +34,13 @@ NOT_ISOLATED = "sandbox: NOT ISOLATED: cells can reach your files and processes 
 
 
 class Sandbox:
-    """Runs model-written Python in sessions. Use as ``async with Sandbox(recipe.sandbox) as sandbox``; one event loop."""
+    """Runs model-written Python in sessions. Use as ``async with Sandbox(recipe.sandbox) as sandbox``; one event loop.
 
-    def __init__(self, settings: recipe.Sandbox) -> None:
+    ``beside_sampler``: sessions leave ``spare_processors`` to this process."""
+
+    def __init__(self, settings: recipe.Sandbox, *, beside_sampler: bool = False) -> None:
         self.settings = settings
+        self._spare_processors = settings.spare_processors if beside_sampler else 0
         self._slots = asyncio.Semaphore(settings.sessions)
         self._sessions: set[Session] = set()
         self._zygote: ZygoteHandle | None = None
@@ -57,7 +60,7 @@ class Sandbox:
         _allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
         root = tempfile.mkdtemp(prefix="aster-sandbox-")
         try:
-            self._plan = await asyncio.to_thread(make_plan, self.settings, root)
+            self._plan = await asyncio.to_thread(make_plan, self.settings, root, self._spare_processors)
             _say_once(
                 NOT_ISOLATED if self._plan.level is Level.RLIMITS else f"sandbox: isolation level {self._plan.level.value}"
             )

@@ -26,8 +26,11 @@ async def attempt_all(
     decoding: Decoding,
     sampler_for: Callable[[Job], Sampler],
     dialect: Qwen3Dialect,
+    sampled_here: bool,
 ) -> list[Trajectory]:
     """Make every attempt, ``chunk`` of them a file of the stage. Files that are there are read instead: an interrupt loses one.
+
+    ``sampled_here``: this process computes the turns.
 
     UserError where every attempt of a file fails through no doing of the policy.
     """
@@ -39,7 +42,7 @@ async def attempt_all(
         say(f"{label}: resuming after attempt {before} of {len(jobs)}")
     trajectories: list[Trajectory] = []
     with Progress(label, len(jobs), "attempt", done=before) as progress:
-        async with make_sandbox(recipe.sandbox) as sandbox:
+        async with make_sandbox(recipe.sandbox, beside_sampler=sampled_here) as sandbox:
             workshop = Workshop(
                 sampler_for,
                 dialect,

@@ -60,6 +60,7 @@ async def _evaluate(recipe: Recipe, folder: RunFolder, problems: list[Problem], 
             decoding=Decoding(settings.temperature, settings.top_p),
             sampler_for=lambda _: policy,
             dialect=policy.dialect,
+            sampled_here=recipe.policy.samples_here,
         )
     write_trajectories(folder.trajectory_file(stage, "all"), trajectories)
     found = summarize([outcome(trajectory) for trajectory in trajectories], recipe.seed)

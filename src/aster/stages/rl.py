@@ -46,7 +46,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
             capacity=capacity,
             overlapped=settings.max_staleness > 0,
         ) as policy,
-        make_sandbox(recipe.sandbox) as sandbox,
+        make_sandbox(recipe.sandbox, beside_sampler=recipe.policy.samples_here) as sandbox,
         Rollouts(
             Workshop(
                 lambda _: policy,

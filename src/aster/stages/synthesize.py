@@ -49,6 +49,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
             decoding=Decoding(),
             sampler_for=sampler_for,
             dialect=dialect,
+            sampled_here=settings.teacher == "policy" and recipe.policy.samples_here,
         )
     folder.finish(
         "synthesize",

@@ -112,6 +112,9 @@ class Sandbox(Section):
     reserve_mb: Annotated[int, Field(ge=0)] = 256
     """Memory of the machine, in MiB, that sessions leave to others. Where less is left, new processes wait, and the
     session that holds most loses its cell."""
+    spare_processors: Annotated[int, Field(ge=0)] = 1
+    """Processors on which no cell runs while a policy is sampled in this process: so many of those that it may use are left to
+    the sampler. One is left for cells in any case."""
     preload: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = [
         "sympy",
         "numpy",

@@ -41,6 +41,8 @@ def enter_zygote(plan: Plan, supervisor: int) -> Plan:
     Returns in a descendant of the caller, with what was found out put into the plan. All below the guard ends when the
     supervisor does, in whatever way. To be called before anything of weight is imported.
     """
+    if plan.processors:
+        os.sched_setaffinity(0, plan.processors)
     guard = stand_guard(supervisor, plan.root)
     if plan.level is Level.NAMESPACES:
         namespaces.enter(plan, guard)

@@ -33,6 +33,8 @@ class Plan:
     seccomp: bool
     sessions: int
     """Sessions that may be alive at once."""
+    processors: tuple[int, ...] = ()
+    """The numbers of those that all processes of the sandbox begin on; empty: all."""
     session_ids: bool = False
     """Each session has a user id of its own. The zygote finds out whether that can be: it needs root."""
     keep_reading: bool = False
@@ -48,7 +50,8 @@ class Plan:
     def from_text(cls, text: str) -> Plan:
         """The inverse of to_text."""
         values = json.loads(text)
-        return cls(**{**values, "level": Level(values["level"]), "readable": tuple(values["readable"])})
+        tuples = {name: tuple(values[name]) for name in ("readable", "processors")}
+        return cls(**{**values, **tuples, "level": Level(values["level"])})
 
 
 @dataclass(frozen=True, slots=True)

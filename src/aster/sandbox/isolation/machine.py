@@ -102,14 +102,18 @@ def choose(demanded: str) -> Level:
     return level
 
 
-def make_plan(settings: recipe.Sandbox, root: str) -> Plan:
-    """The plan of a sandbox with its files below ``root``. UserError for a level or mounts that cannot be had."""
+def make_plan(settings: recipe.Sandbox, root: str, spare_processors: int = 0) -> Plan:
+    """The plan of a sandbox with its files below ``root``. UserError for a level or mounts that cannot be had.
+
+    ``spare_processors``: so many of this process's are not for sessions, but for one."""
     check_mounts(settings.mounts)
     level = choose(settings.isolation)
     report = probe()
     abi = 0 if level is Level.RLIMITS else report.landlock_abi
     readable = readable_paths(settings.preload, settings.mounts)
-    return Plan(level, os.path.realpath(root), readable, abi, report.seccomp, settings.sessions)
+    processors = sorted(os.sched_getaffinity(0))
+    left = tuple(processors[-max(1, len(processors) - spare_processors) :])
+    return Plan(level, os.path.realpath(root), readable, abi, report.seccomp, settings.sessions, left)
 
 
 def try_everything() -> Report:
