@@ -17,10 +17,11 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from aster.policy import SamplingParams
+from aster.policy import SamplingParams, graphs
 from aster.policy import sampler as sampler_module
 from aster.policy.attention import IMPLEMENTATION
 from aster.policy.drawing import uniform
+from aster.policy.graphs import DecodeGraphs
 from aster.policy.sampler import LocalSampler
 from tests.policy.models import before_each_forward
 
@@ -171,15 +172,27 @@ async def play(sampler: LocalSampler, seed: int) -> list[Story]:
     return stories
 
 
+def take_another_way(sampler: LocalSampler, rng: random.Random) -> None:
+    """The ways of devices that may not be here: torch's attention, and steps that are captured as graphs (they are run as they
+    are)."""
+    way = rng.choice(["as here", "torch", "graphs"])
+    if way != "as here":
+        sampler.cache.kernels = None
+    if way == "graphs":
+        sampler.graphs = DecodeGraphs(sampler.decoder, sampler.cache)
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 def test_random_schedules_end_exact_and_leak_no_slot(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = tiny_model(IMPLEMENTATION), tiny_model("eager")
+    monkeypatch.setattr(graphs, "SHORTEST", 16)
     outcomes: dict[str, int] = {"ended": 0, "cancelled": 0, "failed once": 0}
     with ThreadPoolExecutor(1) as pool:
         for seed in range(part, SCHEDULES, PARTS):
             rng = random.Random(-seed - 1)
             monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", rng.choice([8192, 8]))
             sampler = LocalSampler(model, rng.randint(1, 5), CAPACITY, False, pool)
+            take_another_way(sampler, rng)
 
             async def work(sampler: LocalSampler = sampler, seed: int = seed) -> list[Story]:
                 stories = await asyncio.wait_for(play(sampler, seed), 60)

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aster.policy.base import Completion, SamplingParams
 from aster.policy.cache import DecodeLayout, KeyValueCache
 from aster.policy.decoder import Decoder
 from aster.policy.drawing import choose
+from aster.policy.graphs import graphs_for
 
 PREFILL_TOKENS = 8192
 """Most tokens of one flat forward; longer prompts are fed in several steps."""
@@ -65,6 +67,7 @@ class LocalSampler:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.cache = KeyValueCache(model.config, slots, capacity, self.dtype, self.device)
+        self.graphs = graphs_for(self.decoder, self.cache)
         self.holders: list[Sequence] = []
         """``holders[slot]`` is the sequence in a slot; without gaps."""
         self.sequences: dict[str, Sequence] = {}
@@ -105,7 +108,7 @@ class LocalSampler:
         if self.runner is None or self.runner.done():
             # An event belongs to the loop that waited for it first; this may be a new loop.
             self.changed, self.stepping = asyncio.Event(), asyncio.Lock()
-            self.decoder.renew()
+            self._renew()
             self.runner = asyncio.create_task(self._run())
         self.changed.set()
         try:
@@ -134,7 +137,7 @@ class LocalSampler:
         """Go on after :meth:`pause`. If the weights have ``changed``, every cache is dropped: a turn under way feeds its tokens
         again, so that its next ones are the new weights' alone."""
         if changed:
-            self.decoder.renew()
+            self._renew()
             for sequence in self.sequences.values():
                 request = sequence.request
                 if request is not None and request.admitted:
@@ -272,11 +275,41 @@ class LocalSampler:
             if self.deterministic:
                 return
 
+    def _renew(self) -> None:
+        """The weights may be others, or elsewhere."""
+        self.decoder.renew()
+        if self.graphs is not None:
+            self.graphs.renew()
+
     @torch.inference_mode()
     def _step(self, running: list[tuple[Sequence, Request]]) -> list[tuple[Request, Completion]]:
+        single = self.graphs is not None and all(len(request.pending) == 1 for _, request in running)
+        ready, hidden = self._feed_one_each(running) if single else self._feed(running)
+        if not ready:
+            return []
+        logits = self.model.get_output_embeddings()(hidden)
+        positions = [len(sequence.cached) for sequence, _ in ready]
+        tokens_drawn, logprobs = choose(logits, [request.params for _, request in ready], positions)
+        finished: list[tuple[Request, Completion]] = []
+        for (sequence, request), token, logprob in zip(ready, tokens_drawn, logprobs, strict=True):
+            request.token_ids.append(token)
+            request.logprobs.append(logprob)
+            stopped = token in request.params.stop_token_ids
+            if stopped or len(request.token_ids) == request.params.max_tokens:
+                with self.lock:
+                    if sequence.request is request:
+                        sequence.request = None
+                finished.append((request, Completion(request.token_ids, request.logprobs, stopped)))
+            else:
+                request.pending.append(token)
+        return finished
+
+    def _feed(self, running: list[tuple[Sequence, Request]]) -> tuple[list[tuple[Sequence, Request]], Tensor]:
+        """Feed what is pending, as much as one forward takes. Returns those with nothing left, and their hidden states."""
         fed: list[tuple[int, int, int]] = []
         flat: list[int] = []
-        ready: list[tuple[Sequence, Request, int]] = []
+        ready: list[tuple[Sequence, Request]] = []
+        last: list[int] = []
         room = max(PREFILL_TOKENS, len(running))
         # Those that feed few tokens come first; see DecodeLayout.
         ordered = sorted(running, key=lambda pair: len(pair[1].pending))
@@ -290,29 +323,27 @@ class LocalSampler:
             flat += tokens
             sequence.cached += tokens
             if not request.pending:
-                ready.append((sequence, request, len(flat) - 1))
+                ready.append((sequence, request))
+                last.append(len(flat) - 1)
         layout = DecodeLayout(self.cache, fed, len(self.holders), self.device)
         hidden = self.decoder(torch.tensor(flat, device=self.device), layout)
-        if not ready:
-            return []
         if len(ready) < len(flat):
-            hidden = hidden[torch.tensor([i for _, _, i in ready], device=self.device)]
-        logits = self.model.get_output_embeddings()(hidden)
-        positions = [len(sequence.cached) for sequence, _, _ in ready]
-        tokens_drawn, logprobs = choose(logits, [request.params for _, request, _ in ready], positions)
-        finished: list[tuple[Request, Completion]] = []
-        for (sequence, request, _), token, logprob in zip(ready, tokens_drawn, logprobs, strict=True):
-            request.token_ids.append(token)
-            request.logprobs.append(logprob)
-            stopped = token in request.params.stop_token_ids
-            if stopped or len(request.token_ids) == request.params.max_tokens:
-                with self.lock:
-                    if sequence.request is request:
-                        sequence.request = None
-                finished.append((request, Completion(request.token_ids, request.logprobs, stopped)))
-            else:
-                request.pending.append(token)
-        return finished
+            hidden = hidden[torch.tensor(last, dtype=torch.long, device=self.device)]
+        return ready, hidden
+
+    def _feed_one_each(self, running: list[tuple[Sequence, Request]]) -> tuple[list[tuple[Sequence, Request]], Tensor]:
+        """Feed one token of each, as a graph. Those whose tools run get one too, where their next one will be."""
+        assert self.graphs is not None
+        token_ids = [0] * len(self.holders)
+        positions = [min(len(sequence.cached), self.cache.capacity - 1) for sequence in self.holders]
+        for sequence, request in running:
+            assert sequence.slot is not None
+            token_ids[sequence.slot] = request.pending.pop()
+            sequence.cached.append(token_ids[sequence.slot])
+        hidden = self.graphs(token_ids, positions)
+        if len(running) < len(self.holders):
+            hidden = hidden[torch.tensor([sequence.slot for sequence, _ in running], device=self.device)]
+        return running, hidden
 
 
 def _shared(cached: list[int], token_ids: list[int]) -> int:

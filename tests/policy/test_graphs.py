@@ -1,0 +1,100 @@
+"""Decoding steps as CUDA graphs. What a graph captures is also run, on a processor, by test_schedules.py."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from aster.policy import SamplingParams
+from aster.policy.attention import IMPLEMENTATION
+from aster.policy.graphs import DecodeGraphs, rounded
+from aster.policy.sampler import LocalSampler
+
+
+@given(st.integers(1, 1 << 20))
+def test_lengths_are_rounded_up_by_little_to_few(length: int) -> None:
+    assert length <= rounded(length) <= max(256, length * 9 / 8)
+    assert rounded(rounded(length)) == rounded(length)
+    assert rounded(length) % 16 == 0, "what fused attention wants of a mask"
+
+
+def make_model(device: str, rotation: str = "default") -> Qwen3ForCausalLM:
+    torch.manual_seed(3)
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        rope_parameters={"rope_type": rotation, "rope_theta": 10000.0, "factor": 2.0},
+        initializer_range=0.5,
+        attn_implementation=IMPLEMENTATION,
+    )
+    return Qwen3ForCausalLM(config).eval().to(device)
+
+
+def test_a_processor_has_no_graphs() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert LocalSampler(make_model("cpu"), 4, 64, False, pool).graphs is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_graphs_change_no_token() -> None:
+    model = make_model("cuda")
+
+    async def turns(sampler: LocalSampler) -> list[list[int]]:
+        prompts = [[number + 1, 5, 7] for number in range(6)]
+        params = [SamplingParams(400, 0.0, 1.0, 0, (), str(number)) for number in range(6)]
+        done = await asyncio.gather(*map(sampler.sample, prompts, params))
+        return [completion.token_ids for completion in done]
+
+    with ThreadPoolExecutor(1) as pool:
+        captured, plain = (LocalSampler(model, 6, 512, False, pool) for _ in range(2))
+        plain.graphs = None
+        assert asyncio.run(turns(captured)) == asyncio.run(turns(plain))
+        assert captured.graphs is not None
+        assert {length for _, length in captured.graphs.steps} == {256, 288, 320, 352, 384, 416}
+        # New weights in place are what a graph computes with.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.05)
+        for sampler in (captured, plain):
+            sampler.resume(changed=True)
+        assert captured.graphs.steps
+        assert asyncio.run(turns(captured)) == asyncio.run(turns(plain))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_rotations_that_move_are_not_captured(capfd: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert LocalSampler(make_model("cuda", "dynamic"), 4, 64, False, pool).graphs is None
+    assert "dynamic" in capfd.readouterr().err
+
+
+def test_replaced_weights_are_captured_again() -> None:
+    model = make_model("cpu")
+    with ThreadPoolExecutor(1) as pool:
+        sampler = LocalSampler(model, 4, 64, False, pool)
+        sampler.cache.kernels = None
+        graphs = sampler.graphs = DecodeGraphs(sampler.decoder, sampler.cache)
+
+        def turn() -> list[int]:
+            return asyncio.run(sampler.sample([1, 2, 3], SamplingParams(9, 0.0, 1.0, 0, (), "a"))).token_ids
+
+        before = turn()
+        first = dict(graphs.steps)
+        sampler.resume(changed=True)
+        assert graphs.steps == first
+        down = model.base_model.layers[0].mlp.down_proj
+        down.weight = torch.nn.Parameter(-down.weight.detach())
+        sampler.resume(changed=True)
+        assert not graphs.steps
+        assert turn() != before
