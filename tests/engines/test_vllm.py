@@ -228,6 +228,7 @@ def test_rl_steps_with_weights_refreshed(vllm_python: str, tiny: Tiny, commands:
         "rl.prompts": 4,
         "rl.samples": 8,
         "rl.minibatches": 1,
+        "rollout.deterministic": False,
     }
     process, _, err = commands.start("rl", tiny.file(tmp_path / "tiny.yaml", changes), "--run", tmp_path / "run")
     process.join(900)

@@ -376,7 +376,7 @@ def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
     teacher = {"base_url", "concurrency", "request_seconds", "prices", "max_cost", "finish_at_limit", "retry_failed"}
     if recipe.synthesize.teacher == "endpoint":
         teacher.add("attempts")
-    elsewhere = {"sandbox": {"addresses"}, "policy": machine, "synthesize": teacher}
+    elsewhere = {"sandbox": {"addresses", "spare_processors"}, "policy": machine, "synthesize": teacher}
     old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
     changed = first_difference(old, new)
     if changed:

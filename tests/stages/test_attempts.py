@@ -1,0 +1,56 @@
+"""What the stages that make attempts ask of the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from aster.chat.transcripts import transcribe
+from aster.core.recipe import Recipe
+from aster.core.recipe.data import Limits
+from aster.core.run import RunFolder
+from aster.lab.experts import Script
+from aster.lab.families import Walk
+from aster.policy.loading import load_tokenizer, make_dialect, resolve
+from aster.rollout import Decoding
+from aster.stages.attempts import attempt_all
+from aster.stages.common import make_jobs, teaching_problems
+from aster.teacher.scripted import ScriptedTeacher
+from tests.stages.runs import SETTINGS
+
+
+def looking(_walk: Walk, _rng: random.Random) -> Script:
+    """Says on which processors cells run."""
+    output = yield "Where am I?", "import os\nsorted(os.sched_getaffinity(0))"
+    return f"There: {output}", "1"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor is not divided")
+@pytest.mark.parametrize("sampled_here", [True, False])
+def test_cells_leave_a_processor_to_a_policy_that_is_sampled_here(tmp_path: Path, sampled_here: bool) -> None:
+    recipe = Recipe.model_validate(SETTINGS)
+    dialect = make_dialect(load_tokenizer(resolve("lab")))
+    problems = teaching_problems(recipe, 1)
+    with RunFolder.open(tmp_path / "run", recipe) as folder:
+        folder.begin()
+        made = asyncio.run(
+            attempt_all(
+                recipe,
+                folder,
+                "synthesize",
+                make_jobs(problems, 1, "seed"),
+                chunk=1,
+                limits=Limits(),
+                decoding=Decoding(),
+                sampler_for=lambda job: ScriptedTeacher(looking, job.problem, 0, dialect),
+                dialect=dialect,
+                sampled_here=sampled_here,
+            )
+        )
+    processors = sorted(os.sched_getaffinity(0))
+    transcript = transcribe(made[0], problems[0], dialect)
+    assert [call.output for step in transcript.steps for call in step.calls] == [str(processors[sampled_here:])]
