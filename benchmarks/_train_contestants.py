@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -84,11 +84,14 @@ class Contestant(Protocol):
         """Forward, backward, clip, AdamW."""
 
 
-def take_gradient(model: Any) -> Tensor:
+def take_gradient(parameters: Iterable[Tensor]) -> Tensor:
     """All gradients as one vector; cleared."""
-    vector = torch.cat([parameter.grad.flatten().float() for parameter in model.parameters()])
-    model.zero_grad(set_to_none=True)
-    return vector
+    taken = []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        taken.append(parameter.grad.flatten().float())
+        parameter.grad = None
+    return torch.cat(taken)
 
 
 def load_peer(subject: Subject, checkpointing: bool) -> Any:
@@ -112,7 +115,8 @@ class Aster:
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """See :class:`Contestant`."""
         loss = asyncio.run(self.policy.forward_backward(self.samples, LOSS))["loss"]
-        return loss, take_gradient(self.model)
+        # Where the weights are bfloat16, the gradients are at their masters.
+        return loss, take_gradient(self.policy.trainer.optimizer.masters)
 
     def step(self) -> None:
         """See :class:`Contestant`."""
@@ -167,7 +171,7 @@ class Trl:
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """See :class:`Contestant`."""
-        return self.backward(), take_gradient(self.model)
+        return self.backward(), take_gradient(self.model.parameters())
 
     def step(self) -> None:
         """See :class:`Contestant`."""
@@ -215,7 +219,7 @@ class Sorted:
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """See :class:`Contestant`."""
-        return self.backward(), take_gradient(self.model)
+        return self.backward(), take_gradient(self.model.parameters())
 
     def step(self) -> None:
         """See :class:`Contestant`."""
