@@ -11,9 +11,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from aster.core.errors import UserError
+from aster.core.recipe import Policy
+from aster.policy.adapters import Adapters
 from aster.policy.cache import DecodeLayout, KeyValueCache
-from aster.policy.decoder import Decoder, join
+from aster.policy.decoder import Decoder
 from aster.policy.loading import load_model
+from aster.policy.products import join
 from tests.policy.models import random_ids, recipe_for
 
 
@@ -34,10 +37,10 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def hidden_states(model: Any, decoder: Decoder) -> torch.Tensor:
+def hidden_states(model: Any, decoder: Decoder, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Of eight sequences: prompts, one of them long, then one token of some and nine of another, of all, of many, of a few, of
     one."""
-    cache = KeyValueCache(model.config, 8, 64, torch.float32, torch.device("cpu"))
+    cache = KeyValueCache(model.config, 8, 64, dtype, torch.device("cpu"))
     lengths = [20, 5, 41, 7, 7, 12, 1, 28]
     steps: list[list[tuple[int, int, int]]] = [list(zip(range(8), [0] * 8, lengths, strict=True))]
     for part in (
@@ -72,6 +75,41 @@ def test_it_equals_the_models_own_forward(model: Any, compiled: bool, monkeypatc
     fast.renew()
     assert not fast.plain
     torch.testing.assert_close(hidden_states(model, fast), hidden_states(model, plain), atol=1e-4, rtol=1e-4)
+
+
+def adapt(model: Any) -> list[torch.nn.Parameter]:
+    """Give a model LoRA adapters that change what it computes; returns their parameters."""
+    Adapters(model, Policy(lora_rank=3, lora_alpha=5.0), 0)
+    parameters = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    generator = torch.Generator().manual_seed(1)
+    for parameter in parameters:
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return parameters
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_adapters_are_computed_as_peft_does_and_training_changes_them(model: Any, dtype: torch.dtype, tolerance: float) -> None:
+    parameters = adapt(model)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    fast, plain = Decoder(model), Decoder(model)
+    plain.plain = True
+    fast.renew()
+    assert not fast.plain
+    before = hidden_states(model, fast, dtype)
+    assert apart(before, hidden_states(model, plain, dtype)) < tolerance
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(-1.5)
+    after = hidden_states(model, fast, dtype)
+    assert apart(after, hidden_states(model, plain, dtype)) < tolerance
+    assert apart(after, before) > 5 * tolerance
+
+
+def apart(left: torch.Tensor, right: torch.Tensor) -> float:
+    """The mean difference, as a share of the mean size."""
+    return float((left - right).abs().mean() / right.abs().mean())
 
 
 def test_weights_changed_in_place_are_seen_and_replaced_ones_after_renewing(model: Any) -> None:

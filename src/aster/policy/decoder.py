@@ -2,11 +2,9 @@
 
 A step of decoding does little arithmetic, and ``transformers`` does it in many small operations: some eighty a layer, at a few
 microseconds each. Where a model is built like Llama (Qwen2, Qwen3 and Mistral are), its layers are computed here in about
-twenty: query, key and value in one product, gate and up in another, query and key normalised and rotated together. All else
-(adapters, quantized layers, other architectures) goes through the model's own forward.
-
-The joined weights are no copies: :func:`join` lays them out side by side in memory and the model's parameters become views of
-that, so that training changes both.
+twenty: query, key and value in one product, gate and up in another, query and key normalised and rotated together. LoRA's
+adapters are computed beside their layers. All else (quantized layers, other architectures) goes through the model's own
+forward.
 """
 
 from __future__ import annotations
@@ -16,9 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from aster.policy.cache import DecodeLayout
+from aster.policy.products import Product, computable
 
 KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the architectures whose layers are computed here."""
@@ -29,17 +28,15 @@ class _Layer:
     """The weights of a layer. H hidden size, D head size; Q and K heads of queries and of keys."""
 
     first_norm: Tensor
-    attention: Tensor
-    """((Q + 2 K) D, H): of query, key and value."""
-    attention_bias: Tensor | None
+    attention: Product
+    """H to (Q + 2 K) D: query, key and value."""
     head_norms: Tensor | None
     """(Q + K, D): what normalised queries and keys are multiplied with, where the architecture normalises them."""
-    output: Tensor
-    output_bias: Tensor | None
+    output: Product
     second_norm: Tensor
-    gate_up: Tensor
-    """(2 I, H)."""
-    down: Tensor
+    gate_up: Product
+    """H to 2 I."""
+    down: Product
     scaling: float
 
 
@@ -79,18 +76,15 @@ class Decoder:
         step = steps(self, layout, *rotation)
         for number, layer in enumerate(self.layers):
             normed = step.norm(hidden, layer.first_norm)
-            joint = F.linear(normed, layer.attention, layer.attention_bias).view(len(hidden), heads + self.keys, self.size)
+            joint = layer.attention(normed).view(len(hidden), heads + self.keys, self.size)
             mixed = step.attend(number, layer, joint).reshape(len(hidden), -1)
-            hidden = _add_product(hidden, mixed, layer.output, layer.output_bias)
-            normed = step.norm(hidden, layer.second_norm)
-            gate, up = F.linear(normed, layer.gate_up).chunk(2, -1)
-            hidden = _add_product(hidden, F.silu(gate) * up, layer.down, None)
+            hidden = layer.output.added_to(hidden, mixed)
+            gate, up = layer.gate_up(step.norm(hidden, layer.second_norm)).chunk(2, -1)
+            hidden = layer.down.added_to(hidden, F.silu(gate) * up)
         return step.norm(hidden, base.norm.weight)
 
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        biases = [part.bias for part in projections if part.bias is not None]
         norms = None
         if hasattr(attention, "q_norm"):
             norms = torch.cat(
@@ -101,33 +95,14 @@ class Decoder:
             )
         return _Layer(
             layer.input_layernorm.weight,
-            join([part.weight for part in projections]),
-            join(biases) if biases else None,
+            Product([attention.q_proj, attention.k_proj, attention.v_proj]),
             norms,
-            attention.o_proj.weight,
-            attention.o_proj.bias,
+            Product([attention.o_proj]),
             layer.post_attention_layernorm.weight,
-            join([mlp.gate_proj.weight, mlp.up_proj.weight]),
-            mlp.down_proj.weight,
+            Product([mlp.gate_proj, mlp.up_proj]),
+            Product([mlp.down_proj]),
             attention.scaling,
         )
-
-
-def join(parameters: list[nn.Parameter]) -> Tensor:
-    """One tensor of all rows, of which the parameters are views from now on. Where they are such views already, it is found."""
-    first = parameters[0].data
-    rows = [len(parameter) for parameter in parameters]
-    step = first[0].numel() * first.element_size() if first.dim() > 1 else first.element_size()
-    places = [parameter.data_ptr() for parameter in parameters]
-    expected = [places[0] + step * sum(rows[:index]) for index in range(len(rows))]
-    storage = first.untyped_storage()
-    within = all(p.data.untyped_storage().data_ptr() == storage.data_ptr() for p in parameters)
-    if within and places == expected and all(parameter.is_contiguous() for parameter in parameters):
-        return first.as_strided((sum(rows), *first.shape[1:]), first.stride(), first.storage_offset())
-    joined = torch.cat([parameter.data for parameter in parameters])
-    for parameter, part in zip(parameters, joined.split(rows), strict=True):
-        parameter.data = part
-    return joined
 
 
 class _Plain:
@@ -175,22 +150,14 @@ class _Compiled:
         return self.layout.mix(number, query, layer.scaling)
 
 
-def _add_product(hidden: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``hidden + inputs weight^T + bias``."""
-    product = torch.addmm(hidden, inputs, weight.t())
-    return product if bias is None else product + bias
-
-
 def _computable(model: Any) -> bool:
-    """Whether every layer is one that is computed here: plain linear layers, SiLU, no adapter, nothing on other devices."""
+    """Whether every layer is one that is computed here: linear layers, with or without LoRA, and SiLU."""
     if model.config.model_type not in KINDS or model.config.hidden_act != "silu":
         return False
     for layer in model.base_model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        linear = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        linear += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-        if any(type(part) is not nn.Linear for part in linear) or any(part.bias is not None for part in linear[4:]):
-            return False
-        if len({part.bias is None for part in linear[:3]}) > 1:
+        products = [[attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj]]
+        products += [[mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
+        if not all(computable(layers) for layers in products):
             return False
     return True
