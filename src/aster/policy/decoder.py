@@ -58,11 +58,13 @@ class Decoder:
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Take the parameters as they are now. Costs next to nothing where they are still those of the last time."""
+        """Take the parameters as they are now. Where they are those of the last time, it costs next to nothing, and all that is
+        computed with stays where it is in memory, since a captured step reads it there."""
         if self.plain:
             return
         base = self.model.base_model
-        self.layers = [self._layer(layer) for layer in base.layers]
+        before = [layer.head_norms for layer in self.layers] or [None] * len(base.layers)
+        self.layers = [self._layer(*pair) for pair in zip(base.layers, before, strict=True)]
 
     def __call__(self, token_ids: Tensor, layout: DecodeLayout) -> Tensor:
         """Hidden states (N, H) after the last norm, for N flat tokens whose places ``layout`` knows.
@@ -87,7 +89,8 @@ class Decoder:
             hidden = _add_product(hidden, F.silu(gate) * up, layer.down, None)
         return step.norm(hidden, base.norm.weight)
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, layer: Any, head_norms: Tensor | None) -> _Layer:
+        """``head_norms``: those of the last time, whose memory is used again."""
         attention, mlp = layer.self_attn, layer.mlp
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         biases = [part.bias for part in projections if part.bias is not None]
@@ -99,6 +102,8 @@ class Decoder:
                     attention.k_norm.weight.expand(self.keys, self.size),
                 ]
             )
+            if head_norms is not None and (head_norms.device, head_norms.dtype) == (norms.device, norms.dtype):
+                norms = head_norms.copy_(norms)
         return _Layer(
             layer.input_layernorm.weight,
             join([part.weight for part in projections]),
