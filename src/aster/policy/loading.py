@@ -147,6 +147,10 @@ def load_model(path: Path, settings: Model) -> Any:
         raise UserError(f"model.device: {device}: must be cpu, cuda, cuda:NUMBER or auto")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("model.device: cuda was asked for, and torch sees no GPU; use device=cpu or auto")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"model.device: {device} was asked for, and torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on"
+        )
     if path.is_file():
         _forget_quantization(model)
     model = model.to(device).eval()
@@ -159,6 +163,27 @@ def load_model(path: Path, settings: Model) -> Any:
                 # A layer checkpoints in training mode alone; what is in it stays in evaluation mode (no dropout).
                 module.training = True
     return model
+
+
+def context_of(config: Any) -> int | None:
+    """Most tokens of a model's context, None where its configuration does not say. A factor of its rotary embeddings counts:
+    some models tell their context without it."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    if longest is None:
+        return None
+    rotation = getattr(config, "rope_parameters", None) or {}
+    stretched = (rotation.get("original_max_position_embeddings") or longest) * (rotation.get("factor") or 1.0)
+    return max(longest, int(stretched))
+
+
+def require_context(model: Any, tokens: int) -> None:
+    """UserError where a model's context is shorter."""
+    longest = context_of(model.config)
+    if longest is not None and tokens > longest:
+        raise UserError(
+            f"limits.context_tokens: {tokens} is more than the {longest} tokens of the model's context; lower it "
+            "(aster evaluate --policy: --budget)"
+        )
 
 
 def _windowed(config: Any) -> bool:

@@ -21,7 +21,7 @@ from aster.core.recipe import Recipe
 from aster.core.run import replacing
 from aster.core.seeds import derive
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
-from aster.policy.loading import BROKEN, load_tokenizer, make_dialect, resolve
+from aster.policy.loading import BROKEN, context_of, load_tokenizer, make_dialect, resolve
 from aster.policy.tinker_data import Reduction, grad_norm, make_request, measure, trained
 from aster.policy.tinker_service import Service
 
@@ -63,7 +63,7 @@ class TinkerPolicy:
         try:
             models = await service.connect()
             base_model = choose_model(recipe, source, [model.model_name or "" for model in models])
-            longest = [model.max_context_length for model in models if model.model_name == base_model] + [context_of(source)]
+            longest = [model.max_context_length for model in models if model.model_name == base_model] + [context_in(source)]
             most = min((found for found in longest if found), default=None)  # None: neither the server nor the model says
             if capacity is not None and most is not None and capacity > most:
                 raise UserError(
@@ -302,16 +302,15 @@ def last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
-def context_of(source: Path) -> int | None:
-    """Most tokens of the model's context, where its configuration says."""
+def context_in(source: Path) -> int | None:
+    """Most tokens of the context of the model in a folder, where its configuration says."""
     if source.is_file():
         return None
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True)
     except BROKEN as error:
         raise UserError(f"model.path: {source}: its config.json cannot be read: {error}") from error
-    longest: int | None = getattr(config, "max_position_embeddings", None)
-    return longest
+    return context_of(config)
 
 
 def read_pointer(path: Path, base_model: str, rank: int) -> str:
