@@ -176,12 +176,22 @@ def context_of(config: Any) -> int | None:
     return max(longest, int(stretched))
 
 
-def require_context(model: Any, tokens: int) -> None:
-    """UserError where a model's context is shorter."""
-    longest = context_of(model.config)
+def context_in(source: Path) -> int | None:
+    """Most tokens of the context of the model in a folder, where its configuration says."""
+    if source.is_file():
+        return None
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+    except BROKEN as error:
+        raise UserError(f"model.path: {source}: its config.json cannot be read: {error}") from error
+    return context_of(config)
+
+
+def require_context(longest: int | None, tokens: int, field: str = "limits.context_tokens") -> None:
+    """UserError, which names the recipe's ``field``, where a model's context is shorter."""
     if longest is not None and tokens > longest:
         raise UserError(
-            f"limits.context_tokens: {tokens} is more than the {longest} tokens of the model's context; lower it "
+            f"{field}: {tokens} is more than the {longest} tokens of the model's context; lower it "
             "(aster evaluate --policy: --budget)"
         )
 

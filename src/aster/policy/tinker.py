@@ -14,14 +14,13 @@ from typing import Any
 
 from tinker import types
 from tinker.lib.retry_handler import RetryConfig
-from transformers import AutoConfig
 
 from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.core.run import replacing
 from aster.core.seeds import derive
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
-from aster.policy.loading import BROKEN, context_of, load_tokenizer, make_dialect, resolve
+from aster.policy.loading import context_in, load_tokenizer, make_dialect, resolve
 from aster.policy.tinker_data import Reduction, grad_norm, make_request, measure, trained
 from aster.policy.tinker_service import Service
 
@@ -300,17 +299,6 @@ def choose_model(recipe: Recipe, source: Path, served: list[str]) -> str:
 def last_part(name: str) -> str:
     """``Qwen3-4B`` of ``Qwen/Qwen3-4B``, and of ``/models/Qwen3-4B/``."""
     return name.rstrip("/").rpartition("/")[2]
-
-
-def context_in(source: Path) -> int | None:
-    """Most tokens of the context of the model in a folder, where its configuration says."""
-    if source.is_file():
-        return None
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
-    except BROKEN as error:
-        raise UserError(f"model.path: {source}: its config.json cannot be read: {error}") from error
-    return context_of(config)
 
 
 def read_pointer(path: Path, base_model: str, rank: int) -> str:

@@ -43,7 +43,7 @@ from aster.core.recipe import Recipe
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.policy.endpoint import EndpointSampler, probe
 from aster.policy.handover import blank, roomy_directory, untie, weights_bytes, write_merged
-from aster.policy.loading import require_context
+from aster.policy.loading import context_of, require_context
 from aster.policy.local import LocalPolicy
 from aster.policy.requests import Server, ServerError
 
@@ -275,7 +275,7 @@ async def start_vllm(
     local = LocalPolicy(recipe, checkpoint, optimizer=optimizer)
     policy: VllmPolicy | None = None
     try:
-        require_context(local.model, capacity)
+        require_context(context_of(local.model.config), capacity)
         descriptor, log = tempfile.mkstemp(prefix="aster-vllm-", suffix=".log")
         os.close(descriptor)
         folder = Path(tempfile.mkdtemp(prefix="aster-vllm-", dir=roomy_directory(weights_bytes(local.model))))
