@@ -65,6 +65,7 @@ def before_each_forward(sampler: LocalSampler, look: Callable[[list[int]], None]
     class Watched(Decoder):
         def __init__(self) -> None:
             """Nothing of its own."""
+            self.model = decoder.model
 
         def renew(self) -> None:
             decoder.renew()
@@ -73,9 +74,12 @@ def before_each_forward(sampler: LocalSampler, look: Callable[[list[int]], None]
             look(token_ids.tolist())
             return decoder(token_ids, layout)
 
-    sampler.decoder = Watched()
+    users: list[Any] = [sampler] if sampler.graphs is None else [sampler, sampler.graphs]
+    for user in users:
+        user.decoder = Watched()
     yield
-    sampler.decoder = decoder
+    for user in users:
+        user.decoder = decoder
 
 
 def oracle(folder: Path, attention: str = "eager") -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from aster.core.types import Problem, StopReason, Trajectory
 from aster.lab.base import BASE_MODEL
 from aster.lab.tokenizer import build_tokenizer
 from aster.policy import AdamStep, Completion, Loss, SamplingParams
+from aster.policy.endpoint import EndpointPolicy
 from aster.policy.opening import open_policy
 from aster.policy.requests import ServerError
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
@@ -104,12 +106,43 @@ def test_a_turn_that_the_server_ended_goes_on(reason: str) -> None:
         assert (engine.asked[-1]["prompt"], engine.asked[-1]["max_tokens"]) == ([1, 2, 3, 7, 8], 198)
 
 
-def test_a_server_that_samples_nothing_is_an_error() -> None:
+@pytest.mark.parametrize("reason", ["stop", "abort"])
+def test_a_server_that_samples_nothing_is_an_error(reason: str) -> None:
+    answers: list[tuple[list[int], str]] = [([], reason)]
+
     def nothing(prompt: list[int], _: dict[str, Any]) -> tuple[list[int], str]:
-        return ([], "stop") if prompt == [1, 2, 3] else ([7], "stop")
+        return answers.pop() if prompt == [1, 2, 3] and answers else (ANSWER, "stop")
 
     with serving(FakeEngine(nothing)) as engine, pytest.raises(ServerError, match="without any token"):
         one(engine, PARAMS)
+
+
+def test_a_turn_that_is_cut_before_its_first_token_waits_for_the_new_weights() -> None:
+    """As one that reaches a server of ours as that goes to sleep."""
+    asleep = threading.Event()
+
+    def cut(prompt: list[int], _: dict[str, Any]) -> tuple[list[int], str]:
+        if prompt != [1, 2, 3] or asleep.is_set():
+            return ANSWER, "stop"
+        asleep.wait(10)
+        return [], "abort"
+
+    async def work(engine: FakeEngine) -> Completion:
+        async with open_policy(recipe_for(engine), capacity=1024) as policy:
+            assert isinstance(policy, EndpointPolicy)
+            turn = asyncio.create_task(policy.sample([1, 2, 3], PARAMS))
+            while engine.under_way == 0:
+                await asyncio.sleep(0.01)
+            policy.sampler.hold()
+            asleep.set()
+            while engine.under_way:
+                await asyncio.sleep(0.01)
+            assert not (await asyncio.wait([turn], timeout=0.1))[0]
+            policy.sampler.resume()
+            return await turn
+
+    with serving(FakeEngine(cut)) as engine:
+        assert asyncio.run(work(engine)).token_ids == ANSWER
 
 
 def test_no_more_turns_are_under_way_than_slots(engine: FakeEngine) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from aster.policy import SamplingParams
+from aster.policy import Completion, SamplingParams
 from aster.policy.attention import IMPLEMENTATION
 from aster.policy.graphs import DecodeGraphs, rounded
 from aster.policy.sampler import LocalSampler
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
 @given(st.integers(1, 1 << 20))
@@ -46,7 +52,7 @@ def test_a_processor_has_no_graphs() -> None:
         assert LocalSampler(make_model("cpu"), 4, 64, False, pool).graphs is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@needs_gpu
 def test_graphs_change_no_token() -> None:
     model = make_model("cuda")
 
@@ -72,15 +78,74 @@ def test_graphs_change_no_token() -> None:
         assert asyncio.run(turns(captured)) == asyncio.run(turns(plain))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@needs_gpu
 def test_rotations_that_move_are_not_captured(capfd: pytest.CaptureFixture[str]) -> None:
     with ThreadPoolExecutor(1) as pool:
         assert LocalSampler(make_model("cuda", "dynamic"), 4, 64, False, pool).graphs is None
     assert "dynamic" in capfd.readouterr().err
 
 
-def test_replaced_weights_are_captured_again() -> None:
+class Capture(TorchDispatchMode):
+    """Stands for a graph on a processor: the operations on tensors, and the memory that they read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """Compute again, with what is in that memory now."""
+        for func, args, kwargs, result in self.operations:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class CapturedHere(DecodeGraphs):
+    def _capture(self, slots: int, length: int) -> Callable[[], torch.Tensor]:
+        compute, capture = super()._capture(slots, length), Capture()
+        with capture:
+            hidden = compute()
+
+        def replay() -> torch.Tensor:
+            capture.replay()
+            return hidden
+
+        return replay
+
+
+def test_what_is_captured_is_computed_with_the_weights_of_now() -> None:
     model = make_model("cpu")
+
+    def turn(sampler: LocalSampler) -> Completion:
+        return asyncio.run(sampler.sample([1, 2, 3], SamplingParams(20, 0.0, 1.0, 0, (), "a")))
+
+    with ThreadPoolExecutor(1) as pool:
+        captured, plain = (LocalSampler(model, 2, 64, False, pool) for _ in range(2))
+        captured.cache.kernels = None
+        graphs = captured.graphs = CapturedHere(captured.decoder, captured.cache)
+        before = turn(captured)
+        assert before.token_ids == turn(plain).token_ids
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.5)
+        for sampler in (captured, plain):
+            sampler.resume(changed=True)
+        (first,) = graphs.steps.values()
+        after = turn(captured)
+        assert list(graphs.steps.values()) == [first], "captured once"
+        assert after.token_ids == turn(plain).token_ids != before.token_ids
+        assert after.logprobs == pytest.approx(turn(plain).logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_replaced_weights_are_captured_again(device: str) -> None:
+    model = make_model(device)
     with ThreadPoolExecutor(1) as pool:
         sampler = LocalSampler(model, 4, 64, False, pool)
         sampler.cache.kernels = None

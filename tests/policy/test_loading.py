@@ -19,7 +19,7 @@ from aster.core.errors import UserError
 from aster.core.recipe import Model
 from aster.lab.tokenizer import build_tokenizer
 from aster.policy import AdamStep, Loss, SamplingParams, TrainingSample
-from aster.policy.loading import load_model, load_tokenizer, make_dialect, resolve
+from aster.policy.loading import context_of, load_model, load_tokenizer, make_dialect, resolve
 from aster.policy.local import LocalPolicy
 from tests.policy.models import oracle, oracle_logprobs, recipe_for
 
@@ -333,6 +333,33 @@ def test_a_gpu_that_is_not_there_is_the_users_error(lab_folder: Path) -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match=r"model\.device: cuda was asked for"):
         load_model(lab_folder, Model(device="cuda"))
+
+
+def test_a_gpu_beyond_those_there_are(lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"model\.device: cuda:2 was asked for, and torch sees 2 GPUs"):
+        load_model(lab_folder, Model(device="cuda:2"))
+
+
+@pytest.mark.parametrize(
+    ("rotation", "longest"),
+    [
+        ({"rope_type": "default"}, 512),
+        ({"rope_type": "linear", "factor": 4.0}, 2048),
+        # Told in the context already, and not.
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 400}, 1600),
+    ],
+)
+def test_the_context_of_a_model(rotation: dict[str, Any], longest: int) -> None:
+    config = Qwen3Config(max_position_embeddings=512, rope_parameters={"rope_theta": 1e4, **rotation})
+    assert context_of(config) == longest
+
+
+def test_a_context_longer_than_the_models(lab_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"limits\.context_tokens: 2049 is more than the 2048 tokens of the model's context"):
+        LocalPolicy(recipe_for(lab_folder), capacity=2049)
 
 
 @needs_smollm2

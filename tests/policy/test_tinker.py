@@ -349,7 +349,7 @@ def test_a_context_longer_than_the_models(fake: FakeTinkerServer, lab_folder: Pa
 
 def test_a_context_that_nobody_tells(fake: FakeTinkerServer, lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server lists none, and a GGUF file has no configuration beside it."""
-    monkeypatch.setattr(tinker_policy, "context_of", lambda _: None)
+    monkeypatch.setattr(tinker_policy, "context_in", lambda _: None)
 
     async def work() -> None:
         async with opened(recipe_for(fake, lab_folder)) as policy:

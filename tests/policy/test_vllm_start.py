@@ -64,7 +64,7 @@ def test_a_python_without_vllm(lab_folder: Path, tmp_path: Path) -> None:
 
 def test_a_context_beyond_the_model_s_positions(lab_folder: Path, tmp_path: Path) -> None:
     python = fake_python(tmp_path / "python", "is never started", "")
-    assert "limits.context_tokens: 4096 are more than the 2048" in refused(
+    assert "limits.context_tokens: 4096 is more than the 2048" in refused(
         recipe_for(lab_folder, vllm_python=python), capacity=4096
     )
 

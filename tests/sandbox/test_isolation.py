@@ -18,7 +18,7 @@ import pytest
 from aster.core import recipe
 from aster.core.errors import UserError
 from aster.sandbox import Sandbox, make_sandbox, supervisor
-from aster.sandbox.isolation import Level, Report, paths, probe, seccomp, syscalls
+from aster.sandbox.isolation import Level, Report, make_plan, paths, probe, seccomp, syscalls
 from aster.sandbox.isolation.doctor import describe
 from aster.sandbox.isolation.machine import _autogroups
 from tests.sandbox.conftest import levels_here
@@ -166,6 +166,13 @@ def test_a_sampler_in_this_process_has_processors_to_itself(level: Any, beside_s
 
     assert asyncio.run(main()) == str(processors[left])
     assert sorted(os.sched_getaffinity(0)) == processors
+
+
+def test_no_processor_is_chosen_where_none_is_spared(tmp_path: Path) -> None:
+    """Choosing is a system call that may be forbidden, and it would outlast a change of ours."""
+    settings = recipe.Sandbox(preload=[])
+    assert make_plan(settings, str(tmp_path)).processors == ()
+    assert len(make_plan(settings, str(tmp_path), 1).processors) == max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def test_the_host_name_and_the_working_directory_are_the_same_everywhere(bench: Bench) -> None:

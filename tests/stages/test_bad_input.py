@@ -92,6 +92,8 @@ def test_contexts_beyond_the_cache_are_refused_before_any_work(
 ) -> None:
     refuse(tiny, tmp_path, {**changes, "rollout.cache_tokens": 5000}, f"{field}.context_tokens: a context of 5001 tokens")
     assert not (tmp_path / "run" / "synthesize").exists()
+    refuse(tiny, tmp_path, changes, f"{field}.context_tokens: 5001 is more than the")
+    assert not (tmp_path / "run" / "synthesize").exists()
 
 
 @pytest.fixture

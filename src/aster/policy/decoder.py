@@ -55,11 +55,13 @@ class Decoder:
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Take the parameters as they are now. Costs next to nothing where they are still those of the last time."""
+        """Take the parameters as they are now. Where they are those of the last time, it costs next to nothing, and all that is
+        computed with stays where it is in memory, since a captured step reads it there."""
         if self.plain:
             return
         base = self.model.base_model
-        self.layers = [self._layer(layer) for layer in base.layers]
+        before = [layer.head_norms for layer in self.layers] or [None] * len(base.layers)
+        self.layers = [self._layer(*pair) for pair in zip(base.layers, before, strict=True)]
 
     def __call__(self, token_ids: Tensor, layout: DecodeLayout) -> Tensor:
         """Hidden states (N, H) after the last norm, for N flat tokens whose places ``layout`` knows.
@@ -83,7 +85,8 @@ class Decoder:
             hidden = layer.down.added_to(hidden, F.silu(gate) * up)
         return step.norm(hidden, base.norm.weight)
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, layer: Any, head_norms: Tensor | None) -> _Layer:
+        """``head_norms``: those of the last time, whose memory is used again."""
         attention, mlp = layer.self_attn, layer.mlp
         norms = None
         if hasattr(attention, "q_norm"):
@@ -93,6 +96,8 @@ class Decoder:
                     attention.k_norm.weight.expand(self.keys, self.size),
                 ]
             )
+            if head_norms is not None and (head_norms.device, head_norms.dtype) == (norms.device, norms.dtype):
+                norms = head_norms.copy_(norms)
         return _Layer(
             layer.input_layernorm.weight,
             Product([attention.q_proj, attention.k_proj, attention.v_proj]),

@@ -55,6 +55,7 @@ class EndpointSampler:
         self._places = asyncio.Semaphore(concurrency)
         self._going = asyncio.Event()
         self._going.set()
+        self._holds = 0
 
     def open(self, sequence: str) -> None:
         """Nothing to announce: servers find a trajectory's cache by its tokens."""
@@ -71,18 +72,20 @@ class EndpointSampler:
         async with self._places:
             while True:
                 await self._going.wait()
+                holds = self._holds
                 part = await self._request(token_ids + found, params, params.max_tokens - len(found))
                 found += part.token_ids
                 logprobs += part.logprobs
                 stopped = bool(part.token_ids) and found[-1] in params.stop_token_ids
                 if stopped or part.finish_reason == "length" or len(found) >= params.max_tokens:
                     return Completion(found, logprobs, stopped)
-                if not part.token_ids and part.finish_reason != "abort":
+                if not part.token_ids and not (part.finish_reason == "abort" and self._holds > holds):
                     raise ServerError(f"{self.server.address}: a turn ended ({part.finish_reason}) without any token")
 
     def hold(self) -> None:
         """Send no request until :meth:`resume`; a turn whose request the server cuts short meanwhile waits."""
         self._going.clear()
+        self._holds += 1
 
     def resume(self) -> None:
         """Go on after :meth:`hold`."""

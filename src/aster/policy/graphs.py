@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,9 @@ class DecodeGraphs:
         self.steps: OrderedDict[tuple[int, int], Callable[[], Tensor]] = OrderedDict()
         """By slots and positions."""
         self._places: list[int] = []
-        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        """All captures are on it: for every stream that it multiplies on, a library keeps room to work in."""
+        self._pool: Any = None
 
     def renew(self) -> None:
         """Drop all graphs if a parameter is not where it was: the decoder was renewed."""
@@ -60,6 +63,8 @@ class DecodeGraphs:
         if places != self._places:
             self.steps.clear()
             self._places = places
+            if self._stream is not None:
+                self._pool = torch.cuda.graph_pool_handle()  # torch takes no pool again whose graphs have all gone
 
     def __call__(self, token_ids: list[int], positions: list[int]) -> Tensor:
         """Hidden states (N, H) of one token for each of the first N slots, whose keys and values go to ``positions``. They
@@ -83,18 +88,18 @@ class DecodeGraphs:
             token_ids, positions = self.inputs[:, :slots]
             return self.decoder(token_ids, StaticLayout(self.cache, positions, length))
 
-        if self._pool is None:
+        if self._stream is None:
             return compute  # no graphs on a processor: as a test runs it
-        # Once outside, on another stream: libraries allocate at their first call. The step may be run any number of times.
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            compute()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: where sampling and training overlap, the trainer's thread allocates meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            hidden = compute()
+        with torch.cuda.device(self.device):  # torch synchronizes the current one
+            graph = torch.cuda.CUDAGraph()
+            # Once outside: libraries allocate at their first call. The step may be run any number of times.
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                compute()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            # thread_local: where sampling and training overlap, the trainer's thread allocates meanwhile.
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                hidden = compute()
 
         def replay() -> Tensor:
             graph.replay()

@@ -147,6 +147,10 @@ def load_model(path: Path, settings: Model) -> Any:
         raise UserError(f"model.device: {device}: must be cpu, cuda, cuda:NUMBER or auto")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("model.device: cuda was asked for, and torch sees no GPU; use device=cpu or auto")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"model.device: {device} was asked for, and torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on"
+        )
     if path.is_file():
         _forget_quantization(model)
     model = model.to(device).eval()
@@ -159,6 +163,37 @@ def load_model(path: Path, settings: Model) -> Any:
                 # A layer checkpoints in training mode alone; what is in it stays in evaluation mode (no dropout).
                 module.training = True
     return model
+
+
+def context_of(config: Any) -> int | None:
+    """Most tokens of a model's context, None where its configuration does not say. A factor of its rotary embeddings counts:
+    some models tell their context without it."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    if longest is None:
+        return None
+    rotation = getattr(config, "rope_parameters", None) or {}
+    stretched = (rotation.get("original_max_position_embeddings") or longest) * (rotation.get("factor") or 1.0)
+    return max(longest, int(stretched))
+
+
+def context_in(source: Path) -> int | None:
+    """Most tokens of the context of the model in a folder, where its configuration says."""
+    if source.is_file():
+        return None
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+    except BROKEN as error:
+        raise UserError(f"model.path: {source}: its config.json cannot be read: {error}") from error
+    return context_of(config)
+
+
+def require_context(longest: int | None, tokens: int, field: str = "limits.context_tokens") -> None:
+    """UserError, which names the recipe's ``field``, where a model's context is shorter."""
+    if longest is not None and tokens > longest:
+        raise UserError(
+            f"{field}: {tokens} is more than the {longest} tokens of the model's context; lower it "
+            "(aster evaluate --policy: --budget)"
+        )
 
 
 def _windowed(config: Any) -> bool:

@@ -18,7 +18,7 @@ from aster.core.recipe import Recipe
 from aster.core.run import replacing
 from aster.policy.adapters import Adapters
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
-from aster.policy.loading import BROKEN, load_model, load_tokenizer, make_dialect, resolve
+from aster.policy.loading import BROKEN, context_of, load_model, load_tokenizer, make_dialect, require_context, resolve
 from aster.policy.memory import give_back, keep_freed_memory
 from aster.policy.sampler import LocalSampler
 from aster.policy.trainer import LocalTrainer
@@ -70,13 +70,15 @@ class LocalPolicy:
             self.prepare_sampler(capacity)
 
     def prepare_sampler(self, capacity: int) -> None:
-        """Allocate the cache for sequences of at most ``capacity`` tokens."""
+        """Allocate the cache for sequences of at most ``capacity`` tokens. UserError where the model or the cache cannot have
+        such."""
         slots = min(self._rollout.slots, self._rollout.cache_tokens // capacity)
         if slots < 1:
             raise UserError(
                 f"rollout.cache_tokens: {self._rollout.cache_tokens} cannot hold one context of {capacity} tokens; "
                 "raise it, or lower limits.context_tokens"
             )
+        require_context(context_of(self.model.config), capacity)
         if self._sampler is None or self._sampler.cache.capacity < capacity or self._sampler.cache.slots != slots:
             model = self.model if self._shared else copy.deepcopy(self.model)
             self._sampler = LocalSampler(model, slots, capacity, self._rollout.deterministic, self._sampling_pool)

@@ -14,14 +14,13 @@ from typing import Any
 
 from tinker import types
 from tinker.lib.retry_handler import RetryConfig
-from transformers import AutoConfig
 
 from aster.core.errors import UserError
 from aster.core.recipe import Recipe
 from aster.core.run import replacing
 from aster.core.seeds import derive
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
-from aster.policy.loading import BROKEN, load_tokenizer, make_dialect, resolve
+from aster.policy.loading import context_in, load_tokenizer, make_dialect, resolve
 from aster.policy.tinker_data import Reduction, grad_norm, make_request, measure, trained
 from aster.policy.tinker_service import Service
 
@@ -63,7 +62,7 @@ class TinkerPolicy:
         try:
             models = await service.connect()
             base_model = choose_model(recipe, source, [model.model_name or "" for model in models])
-            longest = [model.max_context_length for model in models if model.model_name == base_model] + [context_of(source)]
+            longest = [model.max_context_length for model in models if model.model_name == base_model] + [context_in(source)]
             most = min((found for found in longest if found), default=None)  # None: neither the server nor the model says
             if capacity is not None and most is not None and capacity > most:
                 raise UserError(
@@ -300,18 +299,6 @@ def choose_model(recipe: Recipe, source: Path, served: list[str]) -> str:
 def last_part(name: str) -> str:
     """``Qwen3-4B`` of ``Qwen/Qwen3-4B``, and of ``/models/Qwen3-4B/``."""
     return name.rstrip("/").rpartition("/")[2]
-
-
-def context_of(source: Path) -> int | None:
-    """Most tokens of the model's context, where its configuration says."""
-    if source.is_file():
-        return None
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
-    except BROKEN as error:
-        raise UserError(f"model.path: {source}: its config.json cannot be read: {error}") from error
-    longest: int | None = getattr(config, "max_position_embeddings", None)
-    return longest
 
 
 def read_pointer(path: Path, base_model: str, rank: int) -> str:

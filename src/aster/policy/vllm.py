@@ -43,6 +43,7 @@ from aster.core.recipe import Recipe
 from aster.policy.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.policy.endpoint import EndpointSampler, probe
 from aster.policy.handover import blank, roomy_directory, untie, weights_bytes, write_merged
+from aster.policy.loading import context_of, require_context
 from aster.policy.local import LocalPolicy
 from aster.policy.requests import Server, ServerError
 
@@ -274,9 +275,7 @@ async def start_vllm(
     local = LocalPolicy(recipe, checkpoint, optimizer=optimizer)
     policy: VllmPolicy | None = None
     try:
-        longest = getattr(local.model.config, "max_position_embeddings", capacity)
-        if capacity > longest:
-            raise UserError(f"limits.context_tokens: {capacity} are more than the {longest} positions of the model")
+        require_context(context_of(local.model.config), capacity)
         descriptor, log = tempfile.mkstemp(prefix="aster-vllm-", suffix=".log")
         os.close(descriptor)
         folder = Path(tempfile.mkdtemp(prefix="aster-vllm-", dir=roomy_directory(weights_bytes(local.model))))

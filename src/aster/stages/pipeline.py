@@ -151,6 +151,12 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
                 f"{section}.context_tokens: a context of {tokens} tokens does not fit in rollout.cache_tokens "
                 f"({recipe.rollout.cache_tokens}); lower the one or raise the other"
             )
+    if contexts and recipe.policy.needs_weights:
+        from aster.policy.loading import context_in, require_context, resolve
+
+        longest = context_in(resolve(recipe.model.path))
+        for section, tokens in contexts.items():
+            require_context(longest, tokens, f"{section}.context_tokens")
 
 
 def refuse_training(recipe: Recipe, stages: list[str]) -> None:

@@ -112,7 +112,8 @@ def make_plan(settings: recipe.Sandbox, root: str, spare_processors: int = 0) ->
     abi = 0 if level is Level.RLIMITS else report.landlock_abi
     readable = readable_paths(settings.preload, settings.mounts)
     processors = sorted(os.sched_getaffinity(0))
-    left = tuple(processors[-max(1, len(processors) - spare_processors) :])
+    # Where none is spared, none is chosen: the sandbox's processes stay where this one may be put.
+    left = tuple(processors[-max(1, len(processors) - spare_processors) :]) if spare_processors else ()
     return Plan(level, os.path.realpath(root), readable, abi, report.seccomp, settings.sessions, left)
 
 
