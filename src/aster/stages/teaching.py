@@ -119,6 +119,7 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
         {
             "author": tally.author,
             "attempts": len(tally.keys),
+            "problems": settings.problems,
             "attempts_per_problem": settings.attempts,
             "stopped_at_cost": settings.max_cost if len(tally.keys) < total else None,
             "correct": tally.correct,
@@ -224,17 +225,24 @@ class _Work:
 
 
 def _require_same_problems(recipe: Recipe, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
-    """UserError where the file of problems has changed since attempts were made: they would be mixed with those at others."""
+    """UserError where attempts were made at problems that are not asked now: there are fewer, or their file has changed, and
+    the attempts would be mixed with those at others."""
     asked = {job.problem.id: job.problem.prompt for job in jobs}
     known = folder.problems()
-    # The run remembers the first text of an id.
-    changed = {name for name, _ in tally.keys if name not in asked}
-    changed |= {name for name, prompt in asked.items() if known[name]["prompt"] != prompt}
-    if changed:
-        source = recipe.problems.teach or recipe.problems.train
+    source = recipe.problems.teach or recipe.problems.train
+    left_out = {name for name, _ in tally.keys if name not in asked}
+    if left_out:
         raise UserError(
-            f"{source}: has changed since this run began: {len(changed)} of its problems are no longer there, or ask something "
-            f"else, such as {min(changed)}; bring the file back or choose another --run"
+            f"synthesize.problems: {len(left_out)} problems that have attempts are not among the {len(asked)} asked now, such "
+            f"as {min(left_out)}: an earlier command asked for more, or {source} has changed since; give the higher number, "
+            "bring the file back or choose another --run"
+        )
+    # The run remembers the first text of an id.
+    changed = {name for name, prompt in asked.items() if known[name]["prompt"] != prompt}
+    if changed:
+        raise UserError(
+            f"{source}: has changed since this run began: {len(changed)} of its problems ask something else, such as "
+            f"{min(changed)}; bring the file back or choose another --run"
         )
 
 
