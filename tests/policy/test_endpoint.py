@@ -43,7 +43,7 @@ def engine() -> Iterator[FakeEngine]:
 
 
 def recipe_for(engine: FakeEngine, slots: int = 8, **settings: Any) -> Recipe:
-    policy = Policy(sampler="endpoint", base_url=engine.address, **({"request_seconds": 5.0} | settings))
+    policy = Policy(sampler="endpoint", base_url=engine.address, **({"request_seconds": 60.0} | settings))
     return Recipe(model=Model(path=str(BASE_MODEL)), policy=policy, rollout=Rollout(slots=slots))
 
 
@@ -117,7 +117,7 @@ def test_no_more_turns_are_under_way_than_slots(engine: FakeEngine) -> None:
     engine.seconds = 0.05
     found = asyncio.run(sampled(recipe, [[1, i] for i in range(12)], PARAMS))
     assert [c.token_ids for c in found if isinstance(c, Completion)] == [CALL] * 12
-    assert engine.most == 3
+    assert engine.gauge.most == 3
 
 
 # -- a server in trouble
