@@ -121,6 +121,16 @@ def test_a_step_whose_answer_was_lost_is_done_once(path: str, fake: FakeTinkerSe
     run(work)
 
 
+def test_a_model_is_freed_though_a_connection_breaks(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)):
+            fake.faults["unload_model", "drop"] = 1
+        assert fake.faults["unload_model", "drop"] == 0
+        assert not fake.models
+
+    run(work)
+
+
 def test_a_server_that_was_started_again_loses_the_policy(fake: FakeTinkerServer, lab_folder: Path) -> None:
     async def work() -> None:
         async with opened(recipe_for(fake, lab_folder)) as policy:

@@ -317,11 +317,16 @@ class Service:
         await self._tidy("DELETE", f"/api/v1/training_runs/{model_id}/checkpoints/{checkpoint}")
 
     async def _tidy(self, method: str, path: str, **settings: Any) -> None:
-        """A request that frees something; no run depends on its success. None is sent to a server that was given up."""
-        if self._given_up.done():
-            return
-        with contextlib.suppress(httpx2.HTTPError, OSError):
-            await self._http.request(method, path, **settings)
+        """A request that frees something; no run depends on its success. None is sent to a server that was given up.
+
+        It is sent once more where the connection fails: one that was kept open may be closed by now, and a process that stood
+        still finds its time over."""
+        for _ in range(2):
+            if self._given_up.done():
+                return
+            with contextlib.suppress(httpx2.HTTPError, OSError):
+                await self._http.request(method, path, **settings)
+                return
 
 
 def status_of(error: BaseException) -> int | None:
