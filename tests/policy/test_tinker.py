@@ -329,6 +329,13 @@ def test_a_fault_that_names_a_process_by_its_rank(fake: FakeTinkerServer, lab_fo
     assert not line.startswith("policy.lora_rank")
 
 
+def test_a_long_fault_is_shown_in_part_and_known_by_its_last_words(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    fake.create_fault = "Traceback\n" + "  a line of it\n" * 1000 + "ValueError: lora_rank is too high"
+    line = refused(recipe_for(fake, lab_folder))
+    assert line.startswith("policy.lora_rank: 8: ")
+    assert len(line) < 1500
+
+
 def test_a_server_of_another_kind(fake: FakeTinkerServer, lab_folder: Path) -> None:
     line = refused(recipe_for(fake, lab_folder, base_url=f"{fake.url}/elsewhere"))
     assert "is no Tinker server" in line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 from aster.core.transcript import Transcript
 from aster.core.types import FAULTS
 from aster.policy.requests import ServerError
@@ -69,4 +69,4 @@ def room_told(error: ServerError) -> int | None:
 
 def unusable(where: str, answer: Any) -> Failure:
     """An answer that is JSON and no chat completion."""
-    return Failure("malformed_body", f"{where}: the answer is no chat completion: {' '.join(repr(answer).split())[:200]}")
+    return Failure("malformed_body", f"{where}: the answer is no chat completion: {one_line(repr(answer))}")
