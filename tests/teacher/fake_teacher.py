@@ -172,6 +172,9 @@ class FakeTeacher:
     def play_silent(self, *_: Any) -> dict[str, Any]:
         return {"content": None}
 
+    def play_stripped(self, *_: Any) -> dict[str, Any]:
+        return {"content": "analysisIt is 42, I guess.assistantfinalI get \\boxed{42}."}
+
     def play_withheld(self, *_: Any) -> dict[str, Any]:
         return {"content": "", "finish_reason": "content_filter"}
 

@@ -144,6 +144,7 @@ ENDS = {
     "garbled": "malformed_body",
     "no completion": "malformed_body",
     "silent": "empty_answer",
+    "stripped": "stripped_marks",
     "withheld": "content_filter",
     "refused": "refused",
     "too long": "context_length",

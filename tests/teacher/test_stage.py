@@ -355,12 +355,18 @@ def test_calls_in_text_from_the_server_to_the_student_s_tokens(
         ]
 
 
-def test_harmony_without_its_marks_is_no_call(commands: Commands, teacher: FakeTeacher, tmp_path: Path) -> None:
+@pytest.mark.parametrize("calls", ["harmony", "tools"])
+def test_harmony_without_its_marks_is_not_taken_for_answers(
+    calls: str, commands: Commands, teacher: FakeTeacher, tmp_path: Path
+) -> None:
     teacher.writes = "harmony"  # on a server that was not asked for special tokens
-    bench = Bench(tmp_path, teacher, attempts=1, calls="harmony")
-    assert commands.run(*bench.command("synthesize")).code == 0
-    summary = read_json(bench.run / "synthesize" / "summary.json")
-    assert (summary["attempts"], summary["correct"], summary["tool_calls"]) == (12, 0, 0.0)
+    bench = Bench(tmp_path, teacher, attempts=1, calls=calls)
+    ended = commands.run(*bench.command("synthesize"))
+    assert ended.code == 2
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("aster: error: ")]
+    assert "every one of 12 attempts failed (12 stripped_marks), the last with stripped_marks: " in line
+    assert "or leave the marks in (request: {skip_special_tokens: false}) and set calls to harmony" in line
+    assert bench.lines() == 12
 
 
 def test_where_and_how_fast_is_no_part_of_the_run_but_the_model_is(teacher: FakeTeacher, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import render
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 from aster.core.progress import Progress, say
 from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, append_line, drop_torn_line, write_trajectories
@@ -51,6 +51,7 @@ class Tally:
     cost: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
     failed_in_row: int = 0
+    last_error: str = ""
     author: str = ""
     """The model, by the name under which the server has it."""
 
@@ -67,7 +68,9 @@ class Tally:
         self.tool_calls += transcript.tool_calls
         self.cost += transcript.usage.cost if transcript.usage else 0.0
         name = failure_of(transcript)
-        self.failures.update([name] if name else [])
+        if name:
+            self.failures[name] += 1
+            self.last_error = one_line(transcript.error, None)
         self.failed_in_row = self.failed_in_row + 1 if transcript.stop_reason in FAULTS else 0
 
     def __str__(self) -> str:
@@ -110,7 +113,8 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
         say(f"synthesize: {tally.failures.total()} of {len(tally.keys)} attempts failed: {tally}")
     if tally.failures.total() == len(tally.keys):
         raise UserError(
-            f"synthesize: every one of {len(tally.keys)} attempts failed ({tally}); synthesize.retry_failed=true repeats them"
+            f"synthesize: every one of {len(tally.keys)} attempts failed ({tally}), the last with {tally.last_error}; "
+            "synthesize.retry_failed=true repeats them"
         )
     _render(path, jobs, folder, dialect)
     spent = spending.total
@@ -220,7 +224,7 @@ class _Work:
         if self.tally.failed_in_row >= FAILED_IN_ROW and self.ended is None:
             self.ended = UserError(
                 f"synthesize: {self.tally.failed_in_row} attempts failed one after another, the last with "
-                f"{' '.join(transcript.error.split())}; they are recorded, and synthesize.retry_failed=true repeats them"
+                f"{self.tally.last_error}; they are recorded, and synthesize.retry_failed=true repeats them"
             )
 
 

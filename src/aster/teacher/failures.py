@@ -17,6 +17,7 @@ FAILURES = {
     "server_error": "an error of the server's own (5xx), at every attempt",
     "malformed_body": "an answer that is no JSON, or no chat completion",
     "empty_answer": "a turn without reasoning, text or calls",
+    "stripped_marks": "a turn of a Harmony model (GPT-OSS) whose marks the server took off: where its parts begin is lost",
     "content_filter": "the server withheld the turn",
     "refused": "a request that the server will not serve (4xx)",
     "context_length": "the dialogue does not fit in the server's context; the attempt ends with token_budget",
