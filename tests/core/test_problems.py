@@ -249,7 +249,6 @@ def test_ids_of_published_files_do_not_meet() -> None:
     assert len(set(ids)) == len(ids) == 1060
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.tuples(*3 * [st.integers(1, 450)]).map(sorted), st.integers(0, 3))
 def test_a_choice_that_is_raised_holds_the_ones_before(total: int, counts: list[int], seed: int) -> None:
     """Also where few are asked for first, which Python draws in another way."""
