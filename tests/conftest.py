@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from aster.core import recipe
@@ -17,6 +18,9 @@ from tests.stages.runs import preload
 preload()
 # What a shell starts in the background ignores Ctrl-C, and so do the children that tests send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# No test asserts a time, and a machine may stand still for a while.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.hookimpl(optionalhook=True)

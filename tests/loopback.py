@@ -5,7 +5,36 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+GATHER_SECONDS = 30.0
+
+
+@dataclass
+class Gauge:
+    """The requests under way at a server, as its clients have them: one has ended before its answer is sent."""
+
+    gather: int = 0
+    """The first requests wait until so many are under way, however slow whoever sends them is; but not for ever."""
+    now: int = 0
+    most: int = 0
+    """That were ever under way at once."""
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """One request, from when it is read until its answer is known."""
+        with self.changed:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.most >= self.gather, GATHER_SECONDS)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.now -= 1
 
 
 @contextmanager

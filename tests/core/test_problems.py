@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aster.core.errors import UserError
-from aster.core.problems import BOX_REQUEST, DAPO_HEAD, DAPO_TAIL, load_problems
+from aster.core.problems import BOX_REQUEST, DAPO_HEAD, DAPO_TAIL, choose_problems, load_problems
 from aster.core.types import Problem
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -247,3 +247,17 @@ def test_ids_of_published_files_do_not_meet() -> None:
         pytest.skip(f"no published problems here: {DATA} is missing")
     ids = [problem.id for name in ("aime25", "hmmt25", "dapo_sample") for problem in load_problems(DATA / f"{name}.parquet")]
     assert len(set(ids)) == len(ids) == 1060
+
+
+@given(st.integers(1, 400), st.tuples(*3 * [st.integers(1, 450)]).map(sorted), st.integers(0, 3))
+def test_a_choice_that_is_raised_holds_the_ones_before(total: int, counts: list[int], seed: int) -> None:
+    """Also where few are asked for first, which Python draws in another way."""
+    problems = [Problem(str(n), "1+1?", "2") for n in range(total)]
+    chosen = [[int(p.id) for p in choose_problems(problems, count, seed, counts[0])] for count in counts]
+    assert chosen[0] == [int(p.id) for p in choose_problems(problems, counts[0], seed)]
+    before: set[int] = set()
+    for count, numbers in zip(counts, chosen, strict=True):
+        assert numbers == sorted(numbers)
+        assert len(set(numbers)) == min(count, total)
+        assert before <= set(numbers)
+        before = set(numbers)

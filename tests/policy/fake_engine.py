@@ -6,13 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from aster.lab.tokenizer import build_tokenizer
-from tests.loopback import served
+from tests.loopback import Gauge, served
 
 TOKENIZER = build_tokenizer()
 Reply = Callable[[list[int], dict[str, Any]], tuple[list[int], str]]
@@ -37,9 +37,7 @@ class FakeEngine:
     retry_after: str = "0"
     asked: list[dict[str, Any]] = field(default_factory=list)
     """The completions asked for, the failed ones too."""
-    most: int = 0
-    """Most completions under way at once."""
-    under_way: int = 0
+    gauge: Gauge = field(default_factory=Gauge)
     address: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -102,23 +100,18 @@ def serving(engine: FakeEngine) -> Iterator[FakeEngine]:
             with engine.lock:
                 engine.asked.append(body)
                 failure = engine.failures.pop(0) if engine.failures else 200
-                engine.under_way += 1
-                engine.most = max(engine.most, engine.under_way)
-            try:
+            with engine.gauge.request():
                 time.sleep(engine.seconds)
-                if failure == 0:
-                    self.close_connection = True
-                elif failure != 200:
-                    self.answer(failure, {"error": {"message": "the fake fails"}})
-                elif body["model"] not in engine.models:
-                    self.answer(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
-                else:
-                    self.answer(200, engine.completion(body))
-            except ConnectionError:
-                pass  # the client has gone
-            finally:
-                with engine.lock:
-                    engine.under_way -= 1
+                status, reply = failure, {"error": {"message": "the fake fails"}}
+                if failure == 200 and body["model"] not in engine.models:
+                    status, reply = 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+                elif failure == 200:
+                    reply = engine.completion(body)
+            if status == 0:
+                self.close_connection = True
+                return
+            with suppress(ConnectionError):  # the client has gone
+                self.answer(status, reply)
 
     with served(Handler) as engine.address:
         yield engine

@@ -56,7 +56,7 @@ class FakeTinkerServer:
     prompts: list[list[int]] = field(default_factory=list)
     """Of the turns that it sampled."""
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How often a path is yet to ``lose`` its answer, or to be ``busy``."""
+    """How often a path is yet to ``lose`` its answer, to be ``busy``, or to ``drop`` the connection before it does anything."""
     ends: list[int] = field(default_factory=list)
     """Tokens at which the next turns end at once, as at an end token of the model's own."""
     refuses_turns: bool = False
@@ -129,6 +129,7 @@ class FakeTinkerServer:
             if path == "retrieve_future":
                 self._wait(json.loads(body)["request_id"])
             with self._lock:
+                self._misbehave(path, "drop")
                 self._misbehave(path, "busy")
                 answer = self._answer(request.command, path, body)
                 self._misbehave(path, "lose")
@@ -154,7 +155,7 @@ class FakeTinkerServer:
     def _misbehave(self, path: str, how: str) -> None:
         if self.faults[path, how] > 0:
             self.faults[path, how] -= 1
-            if how == "lose":
+            if how in ("lose", "drop"):
                 raise Lost
             raise Refused(429, "too many requests")
 

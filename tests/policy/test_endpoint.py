@@ -45,7 +45,7 @@ def engine() -> Iterator[FakeEngine]:
 
 
 def recipe_for(engine: FakeEngine, slots: int = 8, **settings: Any) -> Recipe:
-    policy = Policy(sampler="endpoint", base_url=engine.address, **({"request_seconds": 5.0} | settings))
+    policy = Policy(sampler="endpoint", base_url=engine.address, **({"request_seconds": 60.0} | settings))
     return Recipe(model=Model(path=str(BASE_MODEL)), policy=policy, rollout=Rollout(slots=slots))
 
 
@@ -131,11 +131,11 @@ def test_a_turn_that_is_cut_before_its_first_token_waits_for_the_new_weights() -
         async with open_policy(recipe_for(engine), capacity=1024) as policy:
             assert isinstance(policy, EndpointPolicy)
             turn = asyncio.create_task(policy.sample([1, 2, 3], PARAMS))
-            while engine.under_way == 0:
+            while engine.gauge.now == 0:
                 await asyncio.sleep(0.01)
             policy.sampler.hold()
             asleep.set()
-            while engine.under_way:
+            while engine.gauge.now:
                 await asyncio.sleep(0.01)
             assert not (await asyncio.wait([turn], timeout=0.1))[0]
             policy.sampler.resume()
@@ -150,7 +150,7 @@ def test_no_more_turns_are_under_way_than_slots(engine: FakeEngine) -> None:
     engine.seconds = 0.05
     found = asyncio.run(sampled(recipe, [[1, i] for i in range(12)], PARAMS))
     assert [c.token_ids for c in found if isinstance(c, Completion)] == [CALL] * 12
-    assert engine.most == 3
+    assert engine.gauge.most == 3
 
 
 # -- a server in trouble

@@ -121,6 +121,16 @@ def test_a_step_whose_answer_was_lost_is_done_once(path: str, fake: FakeTinkerSe
     run(work)
 
 
+def test_a_model_is_freed_though_a_connection_breaks(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    async def work() -> None:
+        async with opened(recipe_for(fake, lab_folder)):
+            fake.faults["unload_model", "drop"] = 1
+        assert fake.faults["unload_model", "drop"] == 0
+        assert not fake.models
+
+    run(work)
+
+
 def test_a_server_that_was_started_again_loses_the_policy(fake: FakeTinkerServer, lab_folder: Path) -> None:
     async def work() -> None:
         async with opened(recipe_for(fake, lab_folder)) as policy:
@@ -317,6 +327,13 @@ def test_a_fault_that_names_a_process_by_its_rank(fake: FakeTinkerServer, lab_fo
     assert "cannot open the policy: " in line
     assert "[rank0]: CUDA out of memory" in line
     assert not line.startswith("policy.lora_rank")
+
+
+def test_a_long_fault_is_shown_in_part_and_known_by_its_last_words(fake: FakeTinkerServer, lab_folder: Path) -> None:
+    fake.create_fault = "Traceback\n" + "  a line of it\n" * 1000 + "ValueError: lora_rank is too high"
+    line = refused(recipe_for(fake, lab_folder))
+    assert line.startswith("policy.lora_rank: 8: ")
+    assert len(line) < 1500
 
 
 def test_a_server_of_another_kind(fake: FakeTinkerServer, lab_folder: Path) -> None:

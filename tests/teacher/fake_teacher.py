@@ -16,12 +16,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.loopback import served
+from tests.loopback import Gauge, served
 
 ANSWERED = "I get \\boxed{%s}."
 SLOW_SECONDS = 60.0
@@ -59,8 +59,7 @@ class FakeTeacher:
     times: list[float] = field(default_factory=list)
     played: Counter[str] = field(default_factory=Counter)
     """Requests by problem."""
-    under_way: int = 0
-    most: int = 0
+    gauge: Gauge = field(default_factory=Gauge)
     address: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -173,6 +172,9 @@ class FakeTeacher:
     def play_silent(self, *_: Any) -> dict[str, Any]:
         return {"content": None}
 
+    def play_stripped(self, *_: Any) -> dict[str, Any]:
+        return {"content": "analysisIt is 42, I guess.assistantfinalI get \\boxed{42}."}
+
     def play_withheld(self, *_: Any) -> dict[str, Any]:
         return {"content": "", "finish_reason": "content_filter"}
 
@@ -245,19 +247,14 @@ def serving(teacher: FakeTeacher) -> Iterator[FakeTeacher]:
             with teacher.lock:
                 teacher.asked.append(body)
                 teacher.times.append(time.monotonic())
-                teacher.under_way += 1
-                teacher.most = max(teacher.most, teacher.under_way)
-            try:
+            with teacher.gauge.request():
                 time.sleep(teacher.seconds)
-                if teacher.dead:
-                    self.close_connection = True
-                    return
-                self.answer(teacher.reply(body))
-            except ConnectionError:
-                pass  # the client has gone
-            finally:
-                with teacher.lock:
-                    teacher.under_way -= 1
+                reply = None if teacher.dead else teacher.reply(body)
+            if reply is None:
+                self.close_connection = True
+                return
+            with suppress(ConnectionError):  # the client has gone
+                self.answer(reply)
 
     with served(Handler) as teacher.address:
         yield teacher

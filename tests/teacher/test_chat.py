@@ -42,7 +42,7 @@ def attempts(
     """One attempt at each, side by side."""
 
     async def main() -> list[Transcript]:
-        async with ChatAuthor(teacher.address, **({"request_seconds": 5.0} | settings)) as author:
+        async with ChatAuthor(teacher.address, **settings) as author:
             asked = [
                 author.attempt(p, 1, 11 + n, sandbox=shop.sandbox, budget=budget, decoding=decoding, tools=tools)
                 for n, p in enumerate(problems)
@@ -128,10 +128,10 @@ def test_calls_in_text(shop: Shop, teacher: FakeTeacher) -> None:
 
 
 def test_no_more_attempts_are_under_way_than_asked_for(shop: Shop, teacher: FakeTeacher) -> None:
-    teacher.seconds = 0.02
+    teacher.gauge.gather, teacher.seconds = 3, 0.02
     found = attempts(shop, teacher, [problem(number=n) for n in range(8)], concurrency=3)
     assert [t.reward for t in found] == [1.0] * 8
-    assert teacher.most == 3
+    assert teacher.gauge.most == 3
 
 
 # -- failures: each has its name, and the others in the batch go on
@@ -144,6 +144,7 @@ ENDS = {
     "garbled": "malformed_body",
     "no completion": "malformed_body",
     "silent": "empty_answer",
+    "stripped": "stripped_marks",
     "withheld": "content_filter",
     "refused": "refused",
     "too long": "context_length",
@@ -152,10 +153,12 @@ ENDS = {
 
 def test_every_failure_is_recorded_by_its_name_and_the_batch_goes_on(shop: Shop, teacher: FakeTeacher) -> None:
     assert set(ENDS.values()) == set(FAILURES)
-    parts = [part for name in ENDS for part in (name, "")]
-    found = attempts(
-        shop, teacher, [problem(part, n) for n, part in enumerate(parts)], concurrency=len(parts), request_seconds=5
-    )
+    # These end as their time does. Beside them, with as little, one that does well may fail on a machine that stands still.
+    late = ["slow", "busy"]
+    parts = [part for name in ENDS if name not in late for part in (name, "")]
+    found = attempts(shop, teacher, [problem(part, n) for n, part in enumerate(parts)], concurrency=len(parts))
+    found += attempts(shop, teacher, [problem(part) for part in late], request_seconds=5)
+    parts += late
     for part, transcript in zip(parts, found, strict=True):
         if not part:
             assert (transcript.stop_reason, transcript.reward) == (StopReason.ANSWERED, 1.0)
@@ -317,7 +320,7 @@ def test_the_limit_is_never_exceeded_by_requests_side_by_side(shop: Shop, teache
     assert stopped
     assert len(stopped) + sum(isinstance(t, Transcript) and t.reward == 1.0 for t in found) == 40
     assert 3.0 - 2.048 < spending.spent <= 3.0
-    assert teacher.most <= 2
+    assert teacher.gauge.most <= 2
 
 
 @pytest.mark.parametrize("counts", [(), ("prompt_tokens",), ("completion_tokens",)])

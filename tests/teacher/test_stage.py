@@ -270,6 +270,36 @@ def test_more_attempts_are_added_to_those_that_are_there(commands: Commands, tea
     assert "stage synthesize is finished; nothing to do" in commands.run(*bench.command("synthesize")).err
 
 
+def test_more_problems_are_added_to_those_that_are_there(commands: Commands, teacher: FakeTeacher, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, teacher, attempts=1, problems=5)
+    assert commands.run(*bench.command("synthesize")).code == 0
+    first = kept(bench)
+    assert len(first) == 5
+    fewer = commands.run(*bench.command("synthesize", "synthesize.problems=4"))
+    assert fewer.code == 2
+    assert "synthesize.problems: 4 is fewer than the 5 with which" in fewer.err
+    more = commands.run(*bench.command("synthesize", "synthesize.problems=9"))
+    assert more.code == 0, more.err
+    assert "synthesize: resuming after attempt 5 of 9" in more.err
+    second = kept(bench)
+    assert first.items() < second.items()
+    assert rendered(bench) == sorted(second, key=lambda key: int(key[0][1:]))
+    assert len(teacher.asked) == 9 * 3
+    # The recipe as it was takes none of them away, and mixes nothing with them.
+    assert "stage synthesize is finished; nothing to do" in commands.run(*bench.command("synthesize")).err
+    (bench.run / "synthesize" / "summary.json").unlink()
+    fewer = commands.run(*bench.command("synthesize"))
+    assert fewer.code == 2
+    assert "synthesize.problems: 4 problems that have attempts are not among the 5 asked now" in fewer.err
+    everything = commands.run(*bench.command("synthesize", "synthesize.problems=400"))
+    assert everything.code == 0, everything.err
+    assert second.items() < kept(bench).items()
+    assert rendered(bench) == [(f"p{n}", 0) for n in range(PROBLEMS)]
+    assert commands.run(*bench.command("curate", "synthesize.problems=400")).code == 0
+    late = commands.run(*bench.command("synthesize", "synthesize.problems=500"))
+    assert "synthesize.problems: more than synthesis had, but its attempts are curated" in late.err
+
+
 def test_another_model_at_the_address_is_refused(commands: Commands, teacher: FakeTeacher, tmp_path: Path) -> None:
     bench = Bench(tmp_path, teacher, attempts=1)
     assert commands.run(*bench.command("synthesize")).code == 0
@@ -325,19 +355,32 @@ def test_calls_in_text_from_the_server_to_the_student_s_tokens(
         ]
 
 
-def test_harmony_without_its_marks_is_no_call(commands: Commands, teacher: FakeTeacher, tmp_path: Path) -> None:
+@pytest.mark.parametrize("calls", ["harmony", "tools"])
+def test_harmony_without_its_marks_is_not_taken_for_answers(
+    calls: str, commands: Commands, teacher: FakeTeacher, tmp_path: Path
+) -> None:
     teacher.writes = "harmony"  # on a server that was not asked for special tokens
-    bench = Bench(tmp_path, teacher, attempts=1, calls="harmony")
-    assert commands.run(*bench.command("synthesize")).code == 0
-    summary = read_json(bench.run / "synthesize" / "summary.json")
-    assert (summary["attempts"], summary["correct"], summary["tool_calls"]) == (12, 0, 0.0)
+    bench = Bench(tmp_path, teacher, attempts=1, calls=calls)
+    ended = commands.run(*bench.command("synthesize"))
+    assert ended.code == 2
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("aster: error: ")]
+    assert "every one of 12 attempts failed (12 stripped_marks), the last with stripped_marks: " in line
+    assert "or leave the marks in (request: {skip_special_tokens: false}) and set calls to harmony" in line
+    assert bench.lines() == 12
 
 
 def test_where_and_how_fast_is_no_part_of_the_run_but_the_model_is(teacher: FakeTeacher, tmp_path: Path) -> None:
     bench = Bench(tmp_path, teacher)
     RunFolder.open(bench.run, load_recipe(bench.file), []).close()
     (bench.run / "synthesize").mkdir()
-    others = ["base_url=http://elsewhere:1", "concurrency=9", "retry_failed=true", "prices.prompt=1.0", "attempts=5"]
+    others = [
+        "base_url=http://elsewhere:1",
+        "concurrency=9",
+        "retry_failed=true",
+        "prices.prompt=1.0",
+        "attempts=5",
+        "problems=500",
+    ]
     RunFolder.open(bench.run, load_recipe(bench.file, [f"synthesize.{text}" for text in others]), []).close()
     with pytest.raises(Exception, match=r"they differ in synthesize\.model"):
         RunFolder.open(bench.run, load_recipe(bench.file, ["synthesize.model=other"]), [])

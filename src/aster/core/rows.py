@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 
 BATCH = 256
 """Rows of a Parquet file in memory at once: sets of solutions have tens of kilobytes in each."""
@@ -108,8 +108,3 @@ def kind_of(value: Any) -> str:
     """What a JSON value is, in words."""
     names = {"dict": "object", "str": "text", "int": "number", "float": "number", "bool": "truth value", "NoneType": "null"}
     return names.get(type(value).__name__, type(value).__name__)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, in one line that is not too long."""
-    return " ".join(str(error).split())[:200]

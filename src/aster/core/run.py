@@ -205,6 +205,10 @@ class RunFolder:
         write_json(path, about)
         self._command = None
 
+    def first_recipe(self) -> Recipe:
+        """The recipe that the run began with. Later ones may differ in where it runs, and ask more of a teacher."""
+        return load_recipe(self.path / "recipe.yaml")
+
     @classmethod
     def load(cls, path: str | Path, recipe: Recipe | None = None) -> RunFolder:
         """An existing folder, to read. UserError where it is none, or does not belong to ``recipe``."""
@@ -372,10 +376,15 @@ def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
     if recipe.policy.sampler != "endpoint":
         machine.add("base_url")
     # A teacher is its model, wherever it is served, however fast and for whatever money; and each of its attempts is the same
-    # one, however many others there are.
+    # one, however many others there are. More problems hold those that were chosen before; fewer do not.
     teacher = {"base_url", "concurrency", "request_seconds", "prices", "max_cost", "finish_at_limit", "retry_failed"}
-    if recipe.synthesize.teacher == "endpoint":
-        teacher.add("attempts")
+    if recipe.synthesize.teacher == stored.synthesize.teacher == "endpoint":
+        teacher |= {"attempts", "problems"}
+        if recipe.synthesize.problems < stored.synthesize.problems:
+            raise UserError(
+                f"synthesize.problems: {recipe.synthesize.problems} is fewer than the {stored.synthesize.problems} with which "
+                f"{path} began; it can be raised alone: give at least so many, or choose another --run"
+            )
     elsewhere = {"sandbox": {"addresses", "spare_processors"}, "policy": machine, "synthesize": teacher}
     old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
     changed = first_difference(old, new)

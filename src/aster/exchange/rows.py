@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from aster.core.errors import UserError
-from aster.core.rows import BATCH, Broken, Row, as_row, json_line_rows, one_line, parquet_rows
+from aster.core.errors import UserError, one_line
+from aster.core.rows import BATCH, Broken, Row, as_row, json_line_rows, parquet_rows
 from aster.core.run import replacing
 from aster.exchange.base import Layout
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import httpx2
 
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 
 PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each new attempt at a request that met no server or an error of its own; after them it has failed."""
@@ -151,4 +151,4 @@ def _detail(response: httpx2.Response) -> str:
     if isinstance(body, dict):
         inner = body.get("error", body)
         body = inner.get("message", inner.get("detail", inner)) if isinstance(inner, dict) else inner
-    return f"HTTP status {response.status_code}: {' '.join(str(body).split())[:300]}"
+    return f"HTTP status {response.status_code}: {one_line(body)}"

@@ -33,7 +33,7 @@ import httpx2
 import tinker
 from tinker.lib.retryable_exception import RetryableException
 
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 from aster.core.progress import say
 from aster.policy.base import EngineLost
 
@@ -53,6 +53,8 @@ SILENT_SECONDS = 15.0
 """A server that has not answered for so long is said to be silent. A busy one may take a few seconds."""
 LONGEST_WAIT = 30.0
 """Most seconds between two attempts at a turn."""
+LONGEST_FAULT = 1000
+"""Characters of what the server said that are shown: some put a traceback before it."""
 GONE = re.compile(
     r"not loaded|(model|session|sampler|future) not found|unloaded|expired|promise (expired|broken)", re.IGNORECASE
 )
@@ -291,11 +293,11 @@ class Service:
                 await self.unload(model_id)
             if isinstance(error, UserError) or not isinstance(error, Exception):
                 raise
-            fault = describe(error)
-            unknown_state = state is not None and "heckpoint" in fault and not is_passing(error)
+            said, fault = _said(error), describe(error)
+            unknown_state = state is not None and "heckpoint" in said and not is_passing(error)
             if not unknown_state and (is_gone(error) or is_passing(error)):
                 raise EngineLost(f"the Tinker server at {self.base_url} was lost as the policy was opened ({fault})") from error
-            if RANK.search(fault):
+            if RANK.search(said):
                 raise UserError(
                     f"policy.lora_rank: {rank}: the Tinker server at {self.base_url} refuses it: {fault} (0 trains all "
                     "parameters, which SkyRL's FSDP and Megatron backends do and its JAX backend does not)"
@@ -317,11 +319,16 @@ class Service:
         await self._tidy("DELETE", f"/api/v1/training_runs/{model_id}/checkpoints/{checkpoint}")
 
     async def _tidy(self, method: str, path: str, **settings: Any) -> None:
-        """A request that frees something; no run depends on its success. None is sent to a server that was given up."""
-        if self._given_up.done():
-            return
-        with contextlib.suppress(httpx2.HTTPError, OSError):
-            await self._http.request(method, path, **settings)
+        """A request that frees something; no run depends on its success. None is sent to a server that was given up.
+
+        It is sent once more where the connection fails: one that was kept open may be closed by now, and a process that stood
+        still finds its time over."""
+        for _ in range(2):
+            if self._given_up.done():
+                return
+            with contextlib.suppress(httpx2.HTTPError, OSError):
+                await self._http.request(method, path, **settings)
+                return
 
 
 def status_of(error: BaseException) -> int | None:
@@ -334,7 +341,7 @@ def status_of(error: BaseException) -> int | None:
 
 def is_gone(error: BaseException) -> bool:
     """Whether the server says that it does not have the model, or the request, any more."""
-    return status_of(error) in (404, 410) or bool(GONE.search(describe(error)))
+    return status_of(error) in (404, 410) or bool(GONE.search(_said(error)))
 
 
 def is_result_lost(error: BaseException) -> bool:
@@ -351,7 +358,12 @@ def is_passing(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """What the server said, in one line: the client puts it in a frame of its own."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """What the server said, in one line that is not too long: the client puts it in a frame of its own."""
+    return one_line(_said(error), LONGEST_FAULT)
+
+
+def _said(error: BaseException) -> str:
+    """All that the server said: the words by which a fault is known may come last."""
+    text = one_line(error, None)
     found = re.search(r"'detail': (['\"])(.*?)\1\}", text)
     return found.group(2) if found else text

@@ -26,10 +26,10 @@ def training_problems(recipe: Recipe, count: int) -> list[Problem]:
     return _problems(recipe.problems, recipe.problems.train, "train", count, recipe.seed)
 
 
-def teaching_problems(recipe: Recipe, count: int) -> list[Problem]:
-    """Problems for the teacher: the training problems, unless the recipe names others."""
+def teaching_problems(recipe: Recipe, count: int, first: int | None = None) -> list[Problem]:
+    """Problems for the teacher: the training problems, unless the recipe names others. The choice of ``first`` is in them."""
     source = recipe.problems.teach or recipe.problems.train
-    return _problems(recipe.problems, source, "train", count, derive(recipe.seed, "teach"))
+    return _problems(recipe.problems, source, "train", count, derive(recipe.seed, "teach"), first)
 
 
 def evaluation_problems(recipe: Recipe, count: int) -> list[Problem]:
@@ -37,15 +37,16 @@ def evaluation_problems(recipe: Recipe, count: int) -> list[Problem]:
     return _problems(recipe.problems, recipe.problems.evaluate, "test", count, 0)
 
 
-def _problems(settings: Problems, source: str, split: str, count: int, seed: int) -> list[Problem]:
+def _problems(settings: Problems, source: str, split: str, count: int, seed: int, first: int | None = None) -> list[Problem]:
     if source == LAB:
         try:
             fewest, most = settings.levels
+            # Those of a lower count come first.
             return generate(settings.families, (fewest, most), "test" if split == "test" else "train", count, seed)
         except ValueError as error:
             raise UserError(f"problems: {error}") from None
     columns = {str(name): column for name, column in settings.columns.items()}
-    return choose_problems(load_problems(source, settings.prompt_suffix, columns), count, seed)
+    return choose_problems(load_problems(source, settings.prompt_suffix, columns), count, seed, first)
 
 
 def make_jobs(problems: list[Problem], samples: int, *seed_parts: int | str) -> list[Job]:

@@ -76,7 +76,7 @@ def reopen_synthesis(recipe: Recipe, folder: RunFolder) -> None:
     settings, summary = recipe.synthesize, folder.summary("synthesize")
     if settings.teacher != "endpoint" or summary is None:
         return
-    more = _asks_for_more(settings, summary)
+    more = _asks_for_more(settings, summary, folder.first_recipe().synthesize)
     if folder.summary("curate") is not None:
         if more:
             say(f"synthesize.{more}: more than synthesis had, but its attempts are curated; choose another --run to use it")
@@ -84,11 +84,15 @@ def reopen_synthesis(recipe: Recipe, folder: RunFolder) -> None:
         folder.reopen("synthesize")
 
 
-def _asks_for_more(settings: Synthesize, summary: dict[str, Any]) -> str:
-    """The field that asks for more than a finished synthesis had: attempts at a problem, or money where that had run out."""
+def _asks_for_more(settings: Synthesize, summary: dict[str, Any], first: Synthesize) -> str:
+    """The field that asks for more than a finished synthesis had: problems, attempts at each, or money where that had run out.
+
+    ``first``: what the run began with."""
     ended_at = summary.get("stopped_at_cost")
     if ended_at is not None and (settings.max_cost is None or settings.max_cost > ended_at):
         return "max_cost"
+    if settings.problems > summary.get("problems", first.problems):
+        return "problems"
     return "attempts" if settings.attempts > summary.get("attempts_per_problem", settings.attempts) else ""
 
 

@@ -32,7 +32,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 async def _run(recipe: Recipe, folder: RunFolder) -> None:
     settings = recipe.synthesize
-    problems = teaching_problems(recipe, settings.problems)
+    problems = teaching_problems(recipe, settings.problems, folder.first_recipe().synthesize.problems)
     folder.remember_problems(problems)
     jobs = make_jobs(problems, settings.attempts, recipe.seed, "synthesize")
     if settings.teacher == "endpoint":

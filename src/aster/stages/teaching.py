@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aster.chat import Qwen3Dialect
 from aster.chat.transcripts import render
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 from aster.core.progress import Progress, say
 from aster.core.recipe import Recipe
 from aster.core.run import RunFolder, append_line, drop_torn_line, write_trajectories
@@ -51,6 +51,7 @@ class Tally:
     cost: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
     failed_in_row: int = 0
+    last_error: str = ""
     author: str = ""
     """The model, by the name under which the server has it."""
 
@@ -67,7 +68,9 @@ class Tally:
         self.tool_calls += transcript.tool_calls
         self.cost += transcript.usage.cost if transcript.usage else 0.0
         name = failure_of(transcript)
-        self.failures.update([name] if name else [])
+        if name:
+            self.failures[name] += 1
+            self.last_error = one_line(transcript.error, None)
         self.failed_in_row = self.failed_in_row + 1 if transcript.stop_reason in FAULTS else 0
 
     def __str__(self) -> str:
@@ -110,7 +113,8 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
         say(f"synthesize: {tally.failures.total()} of {len(tally.keys)} attempts failed: {tally}")
     if tally.failures.total() == len(tally.keys):
         raise UserError(
-            f"synthesize: every one of {len(tally.keys)} attempts failed ({tally}); synthesize.retry_failed=true repeats them"
+            f"synthesize: every one of {len(tally.keys)} attempts failed ({tally}), the last with {tally.last_error}; "
+            "synthesize.retry_failed=true repeats them"
         )
     _render(path, jobs, folder, dialect)
     spent = spending.total
@@ -119,6 +123,7 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
         {
             "author": tally.author,
             "attempts": len(tally.keys),
+            "problems": settings.problems,
             "attempts_per_problem": settings.attempts,
             "stopped_at_cost": settings.max_cost if len(tally.keys) < total else None,
             "correct": tally.correct,
@@ -219,22 +224,29 @@ class _Work:
         if self.tally.failed_in_row >= FAILED_IN_ROW and self.ended is None:
             self.ended = UserError(
                 f"synthesize: {self.tally.failed_in_row} attempts failed one after another, the last with "
-                f"{' '.join(transcript.error.split())}; they are recorded, and synthesize.retry_failed=true repeats them"
+                f"{self.tally.last_error}; they are recorded, and synthesize.retry_failed=true repeats them"
             )
 
 
 def _require_same_problems(recipe: Recipe, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
-    """UserError where the file of problems has changed since attempts were made: they would be mixed with those at others."""
+    """UserError where attempts were made at problems that are not asked now: there are fewer, or their file has changed, and
+    the attempts would be mixed with those at others."""
     asked = {job.problem.id: job.problem.prompt for job in jobs}
     known = folder.problems()
-    # The run remembers the first text of an id.
-    changed = {name for name, _ in tally.keys if name not in asked}
-    changed |= {name for name, prompt in asked.items() if known[name]["prompt"] != prompt}
-    if changed:
-        source = recipe.problems.teach or recipe.problems.train
+    source = recipe.problems.teach or recipe.problems.train
+    left_out = {name for name, _ in tally.keys if name not in asked}
+    if left_out:
         raise UserError(
-            f"{source}: has changed since this run began: {len(changed)} of its problems are no longer there, or ask something "
-            f"else, such as {min(changed)}; bring the file back or choose another --run"
+            f"synthesize.problems: {len(left_out)} problems that have attempts are not among the {len(asked)} asked now, such "
+            f"as {min(left_out)}: an earlier command asked for more, or {source} has changed since; give the higher number, "
+            "bring the file back or choose another --run"
+        )
+    # The run remembers the first text of an id.
+    changed = {name for name, prompt in asked.items() if known[name]["prompt"] != prompt}
+    if changed:
+        raise UserError(
+            f"{source}: has changed since this run began: {len(changed)} of its problems ask something else, such as "
+            f"{min(changed)}; bring the file back or choose another --run"
         )
 
 

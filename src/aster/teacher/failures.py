@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 from aster.core.transcript import Transcript
 from aster.core.types import FAULTS
 from aster.policy.requests import ServerError
@@ -17,6 +17,7 @@ FAILURES = {
     "server_error": "an error of the server's own (5xx), at every attempt",
     "malformed_body": "an answer that is no JSON, or no chat completion",
     "empty_answer": "a turn without reasoning, text or calls",
+    "stripped_marks": "a turn of a Harmony model (GPT-OSS) whose marks the server took off: where its parts begin is lost",
     "content_filter": "the server withheld the turn",
     "refused": "a request that the server will not serve (4xx)",
     "context_length": "the dialogue does not fit in the server's context; the attempt ends with token_budget",
@@ -69,4 +70,4 @@ def room_told(error: ServerError) -> int | None:
 
 def unusable(where: str, answer: Any) -> Failure:
     """An answer that is JSON and no chat completion."""
-    return Failure("malformed_body", f"{where}: the answer is no chat completion: {' '.join(repr(answer).split())[:200]}")
+    return Failure("malformed_body", f"{where}: the answer is no chat completion: {one_line(repr(answer))}")

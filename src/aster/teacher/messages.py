@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aster.chat.parsers import WRITINGS
+from aster.chat.parsers import WRITINGS, without_marks
 from aster.chat.parsers.base import split_thinking
 from aster.chat.qwen3 import ParsedCall, read_arguments, whole_characters
+from aster.core.errors import one_line
 from aster.core.types import ToolCall
 from aster.teacher.failures import Failure, unusable
 
@@ -63,6 +64,13 @@ def read_answer(where: str, body: dict[str, Any], calls: Calls) -> Answer:
         raise unusable(where, body) from None
     if reason == "content_filter":
         raise Failure("content_filter", f"{where}: the server withheld the turn")
+    if without_marks(raw):
+        raise Failure(
+            "stripped_marks",
+            f"{where}: the text names Harmony's channels without their marks ({one_line(raw, 40)}...), so it cannot be read; "
+            "have the server take reasoning and calls out of the text (vLLM: --tool-call-parser openai), or leave the marks in "
+            "(request: {skip_special_tokens: false}) and set calls to harmony",
+        )
     if calls == "tools":
         within, text = split_thinking(raw) if not thinking else ("", raw.strip())
     else:

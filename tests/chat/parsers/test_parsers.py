@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aster.chat.parsers import CHATML, CODE, FENCED, HARMONY, WRITINGS, Writing
+from aster.chat.parsers import CHATML, CODE, FENCED, HARMONY, WRITINGS, Writing, without_marks
 from aster.chat.qwen3 import AssistantTurn, ParsedCall
 
 FORMS: dict[str, Writing] = {**WRITINGS, "chatml": CHATML}
@@ -131,6 +133,34 @@ def test_harmony_s_calls(call: str, code: str, error: str) -> None:
     assert [c.code for c in turn.calls] == [code]
     assert error in turn.calls[0].error
     assert bool(turn.calls[0].error) == bool(error)
+
+
+@pytest.mark.parametrize("codes", [[], ["1+1"]])
+@given(st.text(), st.text())
+def test_harmony_without_its_marks_is_known(codes: list[str], thinking: str, content: str) -> None:
+    text = HARMONY.render(thinking or "Let me see.", content, codes)
+    assert not without_marks(text)
+    assert without_marks(re.sub(r"<\|\w+\|>", "", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("analysisWe need the sum", True),  # cut in its first message
+        ("commentary to=functions.python json{}", True),
+        ("analysis to=python codeprint(2)", True),
+        ("assistantfinalIt is 42.", True),  # a server that took only the reasoning out
+        ("final42assistantfinal42", True),
+        ("Analysis: we need the sum.", False),
+        ("analysis of the terms gives 42", False),
+        ("finally, the answer is 42", False),
+        ("The words are analysis and assistantfinal.", False),
+        ("analysis<|message|>The word is assistantfinal.<|end|>", False),  # its marks are there
+        ("", False),
+    ],
+)
+def test_other_text_is_not_taken_for_harmony_without_its_marks(text: str, found: bool) -> None:
+    assert without_marks(text) is found
 
 
 def test_chatml_with_and_without_its_headers() -> None:

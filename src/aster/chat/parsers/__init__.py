@@ -12,9 +12,9 @@ from aster.chat.parsers.base import Exchange, Writing
 from aster.chat.parsers.chatml import CHATML
 from aster.chat.parsers.code import CODE
 from aster.chat.parsers.fenced import FENCED
-from aster.chat.parsers.harmony import HARMONY
+from aster.chat.parsers.harmony import HARMONY, without_marks
 
-__all__ = ["CHATML", "CODE", "FENCED", "HARMONY", "WRITINGS", "Exchange", "Writing"]
+__all__ = ["CHATML", "CODE", "FENCED", "HARMONY", "WRITINGS", "Exchange", "Writing", "without_marks"]
 
 WRITINGS: dict[str, Writing] = {"code": CODE, "fenced": FENCED, "harmony": HARMONY}
 """The ways in which a teacher may write, by the name that the recipe gives them."""

@@ -26,6 +26,9 @@ _MESSAGE = re.compile(
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*([A-Za-z]+)")
 _MARK = re.compile(r"<\|(start|end|message|channel|constrain|return|call)\|>")
+_CHANNELS = "(?:analysis|commentary|final)"
+_BEGINS = re.compile(rf"\s*(?:assistant{_CHANNELS}|analysis[A-Z]|(?:analysis|commentary) ?to=)")
+_FIRST, _NEXT = re.compile(rf"\s*{_CHANNELS}"), re.compile(f"assistant{_CHANNELS}")
 TOOLS = frozenset({"python", "functions.python"})
 
 
@@ -103,6 +106,17 @@ class Harmony:
             else:
                 content.append(message["body"])
         return AssistantTurn(join(*thinking), join(*content), calls)
+
+
+def without_marks(text: str) -> bool:
+    """Whether this is surely a turn whose marks somebody took off: the names of its channels are glued to its text, as in
+    ``analysisLet me see.assistantfinalIt is 42.`` Where one message ends and the next begins is lost then, so it is not parsed.
+
+    A lone answer (``finalIt is 42.``) is not told from other text.
+    """
+    if _MARK.search(text):
+        return False
+    return bool(_BEGINS.match(text) or (_FIRST.match(text) and _NEXT.search(text)))
 
 
 def _call(recipient: str, body: str) -> ParsedCall:

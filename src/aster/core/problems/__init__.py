@@ -69,11 +69,18 @@ def load_problems(path: str | Path, prompt_suffix: str = "", columns: Mapping[st
     return [problem for problem, _ in problems.values()]
 
 
-def choose_problems(problems: list[Problem], count: int, seed: int) -> list[Problem]:
-    """A seeded choice of ``count`` problems, in their order; all, if there are no more."""
+def choose_problems(problems: list[Problem], count: int, seed: int, first: int | None = None) -> list[Problem]:
+    """A seeded choice of ``count`` problems, in their order; all, if there are no more.
+
+    ``first``: the choice of so many is in it, and that of every number between with the same ``first``."""
     if len(problems) <= count:
         return problems
-    chosen = set(random.Random(derive(seed, "problems")).sample(range(len(problems)), count))
+    indices, drawing = range(len(problems)), derive(seed, "problems")
+    chosen = set(random.Random(drawing).sample(indices, count if first is None else min(first, count)))
+    if len(chosen) < count:
+        # Python's sample draws in another way where it is asked for few of many. All of them come in one order.
+        others = [index for index in random.Random(drawing).sample(indices, len(problems)) if index not in chosen]
+        chosen.update(others[: count - len(chosen)])
     return [problem for index, problem in enumerate(problems) if index in chosen]
 
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 from aster.core.progress import say
-from aster.core.rows import Row, json_line_rows, one_line, parquet_rows, unbroken
+from aster.core.rows import Row, json_line_rows, parquet_rows, unbroken
 
 HUB = "hf:"
 """What a data set's id begins with where a file's path could stand."""

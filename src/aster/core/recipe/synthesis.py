@@ -25,7 +25,7 @@ class Synthesize(Section):
     """``expert``: the lab's scripted expert for the cold start. ``policy``: the base model itself (rejection sampling).
     ``endpoint``: a model behind an OpenAI-compatible chat server, such as GPT-OSS-20B on vLLM; docs/teacher.md."""
     problems: Positive = 400
-    """Training problems given to the teacher."""
+    """Training problems given to the teacher. An endpoint's may be raised later: the first ones stay, with their attempts."""
     attempts: Positive = 1
     """Attempts per problem. An endpoint's may be raised later: those that are made stay."""
     limits: Limits = Limits()
