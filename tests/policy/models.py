@@ -70,6 +70,12 @@ def before_each_forward(sampler: LocalSampler, look: Callable[[list[int]], None]
         def renew(self) -> None:
             decoder.renew()
 
+        def release(self) -> None:
+            decoder.release()
+
+        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            return decoder.logits(hidden)
+
         def __call__(self, token_ids: torch.Tensor, layout: Any) -> torch.Tensor:
             look(token_ids.tolist())
             return decoder(token_ids, layout)

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from aster.core.errors import UserError
 from aster.core.recipe import Policy
+from aster.policy import products
 from aster.policy.adapters import Adapters
 from aster.policy.cache import DecodeLayout, KeyValueCache
 from aster.policy.decoder import Decoder
 from aster.policy.loading import load_model
-from aster.policy.products import join
+from aster.policy.products import _can_be_packed, join
 from tests.policy.models import random_ids, recipe_for
 
 
@@ -66,10 +67,12 @@ def model(request: pytest.FixtureRequest) -> Any:
     return load_model(request.getfixturevalue(f"{request.param}_folder"), recipe_for(Path()).model)
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
-def test_it_equals_the_models_own_forward(model: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not compiled:
+@pytest.mark.parametrize("way", ["kernels", "torch", "packed"])
+def test_it_equals_the_models_own_forward(model: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "torch":
         monkeypatch.setattr("aster.policy.cache.kernels_for", lambda *_: None)
+    if way == "packed":
+        monkeypatch.setattr(products, "PACKED_FROM", 1)
     fast, plain = Decoder(model), Decoder(model)
     plain.plain = True
     fast.renew()
@@ -110,6 +113,30 @@ def test_adapters_are_computed_as_peft_does_and_training_changes_them(model: Any
 def apart(left: torch.Tensor, right: torch.Tensor) -> float:
     """The mean difference, as a share of the mean size."""
     return float((left - right).abs().mean() / right.abs().mean())
+
+
+@pytest.mark.skipif(not _can_be_packed(torch.zeros(1)), reason="weights are packed on x86-64 with oneDNN alone")
+def test_packed_weights_are_those_of_the_last_renewal(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "PACKED_FROM", 1)
+    decoder = Decoder(model)
+    decoder.renew()
+    product = decoder.layers[0].down
+    packed = product._packed
+    assert packed is not None
+    before = hidden_states(model, decoder)
+    decoder.renew()
+    assert product._packed is packed, "nothing has changed"
+    with torch.no_grad():
+        torch._foreach_mul_([parameter for parameter in model.parameters() if parameter.dim() == 2], 0.7)  # as optimizers do
+    decoder.renew()
+    after = hidden_states(model, decoder)
+    assert not torch.allclose(before, after, atol=1e-3)
+    decoder.release()
+    assert product._packed is None
+    torch.testing.assert_close(hidden_states(model, decoder), after, atol=1e-4, rtol=1e-4)
+    logits = model.get_output_embeddings()(after)
+    decoder.renew()
+    torch.testing.assert_close(decoder.logits(after), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_weights_changed_in_place_are_seen_and_replaced_ones_after_renewing(model: Any) -> None:

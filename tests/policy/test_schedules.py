@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from aster.policy import SamplingParams, graphs
+from aster.policy import SamplingParams, graphs, products
 from aster.policy import sampler as sampler_module
 from aster.policy.attention import IMPLEMENTATION
 from aster.policy.drawing import uniform
@@ -192,6 +192,7 @@ def test_random_schedules_end_exact_and_leak_no_slot(part: int, monkeypatch: pyt
             rng = random.Random(-seed - 1)
             monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", rng.choice([8192, 8]))
             sampler = LocalSampler(model, rng.randint(1, 5), CAPACITY, False, pool)
+            monkeypatch.setattr(products, "PACKED_FROM", rng.choice([1, 1 << 18]))
             take_another_way(sampler, rng)
 
             async def work(sampler: LocalSampler = sampler, seed: int = seed) -> list[Story]:

@@ -9,7 +9,6 @@ forward.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,21 +22,38 @@ KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the architectures whose layers are computed here."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Layer:
     """The weights of a layer. H hidden size, D head size; Q and K heads of queries and of keys."""
 
-    first_norm: Tensor
-    attention: Product
-    """H to (Q + 2 K) D: query, key and value."""
-    head_norms: Tensor | None
-    """(Q + K, D): what normalised queries and keys are multiplied with, where the architecture normalises them."""
-    output: Product
-    second_norm: Tensor
-    gate_up: Product
-    """H to 2 I."""
-    down: Product
-    scaling: float
+    def __init__(self, layer: Any, decoder: Decoder) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.attention = Product([attention.q_proj, attention.k_proj, attention.v_proj])
+        """H to (Q + 2 K) D."""
+        self.output = Product([attention.o_proj])
+        self.gate_up = Product([mlp.gate_proj, mlp.up_proj])
+        """H to 2 I."""
+        self.down = Product([mlp.down_proj])
+        self.scaling: float = attention.scaling
+        self.head_norms: Tensor | None = None
+        """(Q + K, D): what normalised queries and keys are multiplied with, where the architecture normalises them."""
+        self._layer, self._decoder = layer, decoder
+
+    @property
+    def products(self) -> list[Product]:
+        """All of them."""
+        return [self.attention, self.output, self.gate_up, self.down]
+
+    def renew(self) -> None:
+        """See :meth:`Decoder.renew`."""
+        for product in self.products:
+            product.renew()
+        self.first_norm: Tensor = self._layer.input_layernorm.weight
+        self.second_norm: Tensor = self._layer.post_attention_layernorm.weight
+        attention, decoder = self._layer.self_attn, self._decoder
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm.weight, attention.k_norm.weight
+            norms = torch.cat([query.expand(decoder.queries, decoder.size), key.expand(decoder.keys, decoder.size)])
+            self.head_norms = norms if self.head_norms is None else self.head_norms.copy_(norms)
 
 
 class Decoder:
@@ -47,6 +63,7 @@ class Decoder:
         """For a ``transformers`` decoder. To be renewed before its first use."""
         self.model, self.config = model, model.config
         self.layers: list[_Layer] = []
+        self.head: Product | None = None
         self.plain = not _computable(model)
         self.queries = self.config.num_attention_heads
         self.keys = self.config.num_key_value_heads
@@ -59,9 +76,26 @@ class Decoder:
         computed with stays where it is in memory, since a captured step reads it there."""
         if self.plain:
             return
-        base = self.model.base_model
-        before = [layer.head_norms for layer in self.layers] or [None] * len(base.layers)
-        self.layers = [self._layer(*pair) for pair in zip(base.layers, before, strict=True)]
+        if not self.layers:
+            self.layers = [_Layer(layer, self) for layer in self.model.base_model.layers]
+            head = self.model.get_output_embeddings()
+            self.head = Product([head]) if computable([head]) else None
+        for layer in self.layers:
+            layer.renew()
+        if self.head is not None:
+            self.head.renew()
+
+    def release(self) -> None:
+        """Give up all copies of weights, until the next :meth:`renew`."""
+        for layer in self.layers:
+            for product in layer.products:
+                product.release()
+        if self.head is not None:
+            self.head.release()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (N, H) -> (N, V)."""
+        return (self.head or self.model.get_output_embeddings())(hidden)
 
     def __call__(self, token_ids: Tensor, layout: DecodeLayout) -> Tensor:
         """Hidden states (N, H) after the last norm, for N flat tokens whose places ``layout`` knows.
@@ -84,30 +118,6 @@ class Decoder:
             gate, up = layer.gate_up(step.norm(hidden, layer.second_norm)).chunk(2, -1)
             hidden = layer.down.added_to(hidden, F.silu(gate) * up)
         return step.norm(hidden, base.norm.weight)
-
-    def _layer(self, layer: Any, head_norms: Tensor | None) -> _Layer:
-        """``head_norms``: those of the last time, whose memory is used again."""
-        attention, mlp = layer.self_attn, layer.mlp
-        norms = None
-        if hasattr(attention, "q_norm"):
-            norms = torch.cat(
-                [
-                    attention.q_norm.weight.expand(self.queries, self.size),
-                    attention.k_norm.weight.expand(self.keys, self.size),
-                ]
-            )
-            if head_norms is not None and (head_norms.device, head_norms.dtype) == (norms.device, norms.dtype):
-                norms = head_norms.copy_(norms)
-        return _Layer(
-            layer.input_layernorm.weight,
-            Product([attention.q_proj, attention.k_proj, attention.v_proj]),
-            norms,
-            Product([attention.o_proj]),
-            layer.post_attention_layernorm.weight,
-            Product([mlp.gate_proj, mlp.up_proj]),
-            Product([mlp.down_proj]),
-            attention.scaling,
-        )
 
 
 class _Plain:

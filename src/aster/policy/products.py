@@ -1,17 +1,23 @@
 """The linear layers of the sampler's step: several of one input as one product, with LoRA adapters where there are any.
 
 The joined weights are no copies: :func:`join` lays them out side by side in memory and the model's parameters become views of
-that, so that training changes both.
+that, so that training changes both. Large ones are packed besides, on a CPU: a product of a few rows with a matrix in oneDNN's
+own layout takes a half to a quarter of the time that it takes with a plain one. That is a copy, for as long as turns are
+sampled.
 """
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PACKED_FROM = 1 << 18
+"""Numbers in a weight from which on packing pays: below, oneDNN takes longer to begin than to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,14 @@ class Product:
     """``inputs weight^T + bias`` of linear layers with the same inputs, one behind the other."""
 
     def __init__(self, layers: list[Any]) -> None:
-        """Layers that :func:`computable` says yes to, all with adapters or none, all with a bias or none."""
+        """Layers that :func:`computable` says yes to. To be renewed before the first use."""
+        self._layers = layers
+        self._packed: Tensor | None = None
+        self._packed_of: list[tuple[int, int]] = []
+
+    def renew(self) -> None:
+        """Take the parameters as they are now."""
+        layers = self._layers
         plain = [_plain(layer) for layer in layers]
         self.weight = join([layer.weight for layer in plain])
         biases = [layer.bias for layer in plain if layer.bias is not None]
@@ -37,6 +50,7 @@ class Product:
         self.adapters: list[Adapter] = []
         self.down: Tensor | None = None
         """(ranks, inputs): of all adapters."""
+        self._pack([layer.weight for layer in plain])
         if layers[0] is plain[0]:
             return
         names = [layer.active_adapters[0] for layer in layers]
@@ -51,7 +65,10 @@ class Product:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """inputs (N, I) -> (N, O)."""
-        outputs = F.linear(inputs, self.weight, self.bias)
+        if self._packed is None:
+            outputs = F.linear(inputs, self.weight, self.bias)
+        else:
+            outputs = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
         if self.down is None:
             return outputs
         # In the adapters' type, which is float32 where the weights may be bfloat16, as PEFT does it.
@@ -66,9 +83,30 @@ class Product:
 
     def added_to(self, hidden: Tensor, inputs: Tensor) -> Tensor:
         """hidden (N, O) and the product."""
-        if self.down is not None or self.bias is not None:
+        if self.down is not None or self.bias is not None or self._packed is not None:
             return hidden + self(inputs)
         return torch.addmm(hidden, inputs, self.weight.t())
+
+    def release(self) -> None:
+        """Give up the copy; :meth:`renew` makes another."""
+        self._packed = None
+
+    def _pack(self, parameters: list[Tensor]) -> None:
+        """Have a packed copy of the weight, where that pays."""
+        if self.weight.numel() < PACKED_FROM or not _can_be_packed(self.weight):
+            self._packed = None
+            return
+        state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if self._packed is None or self._packed_of != state:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            self._packed_of = state
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    """Whether oneDNN has a layout of its own for such a weight, and torch a way to it: the operator of compiled models."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or platform.machine() != "x86_64":
+        return False
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def computable(layers: list[Any]) -> bool:

@@ -131,13 +131,13 @@ class LocalSampler:
         """Sample nothing until :meth:`resume`; returns when no step is being computed. Turns under way wait."""
         self.going.clear()
         async with self.stepping:
-            pass
+            self.decoder.release()
 
     def resume(self, *, changed: bool) -> None:
         """Go on after :meth:`pause`. If the weights have ``changed``, every cache is dropped: a turn under way feeds its tokens
         again, so that its next ones are the new weights' alone."""
+        self._renew()
         if changed:
-            self._renew()
             for sequence in self.sequences.values():
                 request = sequence.request
                 if request is not None and request.admitted:
@@ -287,7 +287,7 @@ class LocalSampler:
         ready, hidden = self._feed_one_each(running) if single else self._feed(running)
         if not ready:
             return []
-        logits = self.model.get_output_embeddings()(hidden)
+        logits = self.decoder.logits(hidden)
         positions = [len(sequence.cached) for sequence, _ in ready]
         tokens_drawn, logprobs = choose(logits, [request.params for _, request in ready], positions)
         finished: list[tuple[Request, Completion]] = []
