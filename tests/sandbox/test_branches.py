@@ -166,8 +166,11 @@ def test_a_cancelled_fork_does_not_disturb_its_parent(bench: Bench, seconds: flo
             forking = asyncio.create_task(session.fork())
             await asyncio.sleep(0)
             await asyncio.sleep(seconds)
-            assert forking.cancel()
-            await asyncio.gather(forking, return_exceptions=True)
+            cancelled = forking.cancel()
+            assert cancelled or seconds  # on some machine it is there by then
+            await asyncio.wait([forking])
+            if not cancelled:
+                await forking.result().close()
             return [(await session.run("x += 1\nx")).output for _ in range(2)]
 
     assert bench.do(main()) == ["2", "3"]
