@@ -210,9 +210,11 @@ def measure(
 ) -> None:
     """Time one case and add it to the result."""
 
+    # A few rows are enough to warm up; on a GPU graphs are captured, for as many as there are.
+    first = plans[:GROUP] if options.device == "cpu" else plans
+
     def timed(play: Callable[[list[Plan], int], int]) -> Callable[[int], int]:
-        # A few rows are enough to warm up.
-        return lambda repeat: play(plans if repeat else plans[:GROUP], repeat)
+        return lambda repeat: play(plans if repeat else first, repeat)
 
     runs = {name: timed(play) for name, play in contestants.items()}
     floor = DecodeFloor(

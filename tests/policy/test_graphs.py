@@ -17,7 +17,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from aster.policy import Completion, SamplingParams
 from aster.policy.attention import IMPLEMENTATION
-from aster.policy.graphs import DecodeGraphs, rounded
+from aster.policy.cache import KeyValueCache
+from aster.policy.decoder import Decoder
+from aster.policy.graphs import DecodeGraphs, rounded, rounded_slots
 from aster.policy.sampler import LocalSampler
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -107,8 +109,12 @@ class Capture(TorchDispatchMode):
 
 
 class CapturedHere(DecodeGraphs):
-    def _capture(self, slots: int, length: int) -> Callable[[], torch.Tensor]:
-        compute, capture = super()._capture(slots, length), Capture()
+    def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
+        super().__init__(decoder, cache)
+        self.capturing = True
+
+    def _capture(self, compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        capture = Capture()
         with capture:
             hidden = compute()
 
@@ -141,6 +147,33 @@ def test_what_is_captured_is_computed_with_the_weights_of_now() -> None:
         assert list(graphs.steps.values()) == [first], "captured once"
         assert after.token_ids == turn(plain).token_ids != before.token_ids
         assert after.logprobs == pytest.approx(turn(plain).logprobs, abs=1e-4)
+
+
+def test_without_memory_for_a_graph_steps_are_run_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    class NoMemory(CapturedHere):
+        def _capture(self, compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+            if self.steps:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nSee the documentation.")
+            return super()._capture(compute)
+
+    model = make_model("cpu")
+
+    def turn(sampler: LocalSampler) -> list[int]:
+        return asyncio.run(sampler.sample([1, 2, 3], SamplingParams(400, 0.0, 1.0, 0, (), "a"))).token_ids
+
+    with ThreadPoolExecutor(1) as pool:
+        captured, plain = (LocalSampler(model, 2, 512, False, pool) for _ in range(2))
+        captured.cache.kernels = None
+        captured.graphs = NoMemory(captured.decoder, captured.cache)
+        assert turn(captured) == turn(plain)
+    assert capfd.readouterr().err.count("without CUDA graphs from here on: CUDA out of memory") == 1
+
+
+@given(st.integers(1, 10_000))
+def test_slots_are_rounded_up_to_few(count: int) -> None:
+    assert count <= rounded_slots(count) <= max(2 * count - 1, 1)
+    assert rounded_slots(count) < count + 16
+    assert rounded_slots(rounded_slots(count)) == rounded_slots(count)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])

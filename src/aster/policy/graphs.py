@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aster.core.errors import one_line
 from aster.core.progress import say
 from aster.policy.cache import DecodeLayout, KeyValueCache
 from aster.policy.decoder import Decoder
@@ -22,6 +23,8 @@ SHORTEST = 256
 """Positions of the smallest graph."""
 STEPS_TO_DOUBLE = 8
 """Lengths between one power of two and the next: at most so much of attention's work is for nothing."""
+SLOTS_APART = 16
+"""Between the numbers of slots that graphs are captured for; below it they are powers of two."""
 MOST_GRAPHS = 64
 """Kept; the one that was not used for longest goes first."""
 MOVING_ROTATIONS = ("dynamic", "longrope")
@@ -56,6 +59,8 @@ class DecodeGraphs:
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         """All captures are on it: for every stream that it multiplies on, a library keeps room to work in."""
         self._pool: Any = None
+        self.capturing = self._stream is not None
+        """On a processor, steps are run as they are."""
 
     def renew(self) -> None:
         """Drop all graphs if a parameter is not where it was: the decoder was renewed."""
@@ -70,26 +75,36 @@ class DecodeGraphs:
         """Hidden states (N, H) of one token for each of the first N slots, whose keys and values go to ``positions``. They
         hold until the next call."""
         count = len(token_ids)
-        slots, length = min(_doubled(count), self.cache.slots), min(rounded(max(positions) + 1), self.cache.capacity)
+        slots, length = min(rounded_slots(count), self.cache.slots), min(rounded(max(positions) + 1), self.cache.capacity)
         filled = [0] * (slots - count)  # slots that nobody has
         self.inputs[:, :slots].copy_(torch.tensor([token_ids + filled, positions + filled]))
         step = self.steps.get((slots, length))
         if step is None:
-            step = self.steps[slots, length] = self._capture(slots, length)
+            step = self.steps[slots, length] = self._step(slots, length)
             if len(self.steps) > MOST_GRAPHS:
                 self.steps.popitem(last=False)
         self.steps.move_to_end((slots, length))
         return step()[:count]
 
-    def _capture(self, slots: int, length: int) -> Callable[[], Tensor]:
+    def _step(self, slots: int, length: int) -> Callable[[], Tensor]:
         """What runs a step on the inputs as they are then."""
 
         def compute() -> Tensor:
             token_ids, positions = self.inputs[:, :slots]
             return self.decoder(token_ids, StaticLayout(self.cache, positions, length))
 
-        if self._stream is None:
-            return compute  # no graphs on a processor: as a test runs it
+        if not self.capturing:
+            return compute
+        try:
+            return self._capture(compute)
+        except RuntimeError as error:  # no memory, above all; an error of the device itself comes again below
+            say(f"sampler: without CUDA graphs from here on: {one_line(error)}")
+            self.capturing = False
+            return compute
+
+    def _capture(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A step as a graph."""
+        assert self._stream is not None
         with torch.cuda.device(self.device):  # torch synchronizes the current one
             graph = torch.cuda.CUDAGraph()
             # Once outside: libraries allocate at their first call. The step may be run any number of times.
@@ -125,6 +140,11 @@ def rounded(length: int) -> int:
         return SHORTEST
     step = _doubled(length) // 2 // STEPS_TO_DOUBLE
     return -(-length // step) * step
+
+
+def rounded_slots(count: int) -> int:
+    """The slots of the graph for so many."""
+    return _doubled(count) if count <= SLOTS_APART else -(-count // SLOTS_APART) * SLOTS_APART
 
 
 def _doubled(count: int) -> int:
