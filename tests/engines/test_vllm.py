@@ -16,7 +16,7 @@ from aster.core.recipe import Model, Policy, Recipe, Rollout
 from aster.core.run import RunFolder, read_json, read_trajectories
 from aster.core.types import Budget, Problem, StopReason
 from aster.lab.base import BASE_MODEL
-from aster.policy import Completion, SamplingParams
+from aster.policy import Completion, SamplingParams, TrainingSample
 from aster.policy.base import Policy as AnyPolicy
 from aster.policy.opening import open_policy
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
@@ -218,6 +218,35 @@ def test_a_server_that_dies_is_started_again(engine: Engine) -> None:
     after = engine.run(lambda: turns(policy, prompts, max_tokens=32, temperature=0.0))
     assert policy.server.starts == 2
     assert [c.token_ids for c in after] == [c.token_ids for c in before]
+
+
+def test_adapters_are_sampled_from_as_they_are_trained(vllm_python: str, coin_model: Path) -> None:
+    recipe = Recipe(
+        model=Model(path=str(coin_model), device="cpu", threads=1),
+        policy=Policy(sampler="vllm", vllm_python=vllm_python, lora_rank=4, lora_alpha=8.0),
+        rollout=Rollout(slots=16, cache_tokens=1 << 14),
+    )
+    engine = Engine(recipe, 512)
+    try:
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in engine.policy.local.model.named_parameters():
+            if "lora_" in name:
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        engine.run(engine.policy.refresh_sampler)
+        prompts = prompts_of(engine)
+        found = engine.run(lambda: turns(engine.policy, prompts, max_tokens=32, seed=1))
+        pairs = list(zip(prompts, found, strict=True))
+        samples = [TrainingSample(p + c.token_ids, [0] * len(p) + [1] * len(c.token_ids), 1.0) for p, c in pairs]
+        trained = engine.run(lambda: engine.policy.forward(samples))
+        base = oracle(coin_model)
+        apart = 0.0
+        for (prompt, completion), logprobs in zip(pairs, trained, strict=True):
+            assert completion.logprobs == pytest.approx(logprobs, abs=EXACT)
+            fresh = oracle_logprobs(base, prompt + completion.token_ids)[len(prompt) - 1 :]
+            apart = max(apart, float((torch.tensor(logprobs) - fresh).abs().max()))
+        assert apart > 100 * EXACT, "the adapters change what is sampled"
+    finally:
+        engine.close()
 
 
 def test_rl_steps_with_weights_refreshed(vllm_python: str, tiny: Tiny, commands: Commands, tmp_path: Path) -> None:
