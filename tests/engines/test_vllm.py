@@ -231,7 +231,7 @@ def test_adapters_are_sampled_from_as_they_are_trained(vllm_python: str, coin_mo
         generator = torch.Generator().manual_seed(5)
         for name, parameter in engine.policy.local.model.named_parameters():
             if "lora_" in name:
-                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         engine.run(engine.policy.refresh_sampler)
         prompts = prompts_of(engine)
         found = engine.run(lambda: turns(engine.policy, prompts, max_tokens=32, seed=1))
