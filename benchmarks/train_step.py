@@ -99,6 +99,8 @@ def measure(subject: Subject, batch: Batch, options: argparse.Namespace) -> dict
     tokens, padded = sum(lengths), batch.padded_tokens
     print(f"{subject.name}, {options.device}: {len(lengths)} trajectories of {lengths[0]} to {lengths[-1]} tokens, ", end="")
     print(f"median {lengths[len(lengths) // 2]}; {tokens} in all, {padded} with TRL's padding", flush=True)
+    # Before this process has any: together they may need more memory than there is.
+    weighed = {name: weigh(name) for name in CONTESTANTS}
     contestants = {name: make(subject, batch, options.checkpointing) for name, make in CONTESTANTS.items()}
     malloc = "default" if options.default_malloc else "keep_freed_memory"
     agreement = compare(contestants, TOLERANCE[options.dtype])
@@ -116,8 +118,6 @@ def measure(subject: Subject, batch: Batch, options: argparse.Namespace) -> dict
         name: round(floor.operations() * summary["median"][name] / tokens / ceiling, 4) for name in ("aster", "trl", "floor")
     }
     print(f"  share of {ceiling / 1e9:,.0f} GFLOP/s, a large product's: " + ", ".join(f"{n} {s:.1%}" for n, s in share.items()))
-    contestants.clear()
-    weighed = {name: weigh(name) for name in CONTESTANTS}
     print(
         "\npeak memory, MiB"
         + "".join(f"\n  {n:28s} step {w['step']:8,.0f}   whole {w['whole']:8,.0f}" for n, w in weighed.items())
