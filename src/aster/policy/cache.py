@@ -103,9 +103,13 @@ class DecodeLayout:
         self.length = max(last) + 1
         self.bias: Tensor | None = None
         if min(last) + 1 < self.length:
-            allowed = torch.arange(self.length, device=device) <= torch.tensor(last, device=device)[:, None]
-            bias = torch.zeros(allowed.shape, dtype=self.cache.keys[0].dtype, device=device)
-            self.bias = bias.masked_fill_(~allowed, float("-inf"))[:, None, None, :]
+            self.bias = self._bias(torch.tensor(last, device=device))
+
+    def _bias(self, last: Tensor) -> Tensor:
+        """(slots, 1, 1, length): what hides the positions behind the ``last`` (slots,) that each query sees."""
+        allowed = torch.arange(self.length, device=last.device) <= last[:, None]
+        bias = torch.zeros(allowed.shape, dtype=self.cache.keys[0].dtype, device=last.device)
+        return bias.masked_fill_(~allowed, float("-inf"))[:, None, None, :]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """See ``attention.Layout``. Writes the new keys and values first."""

@@ -40,9 +40,7 @@ class StaticLayout(DecodeLayout):
         self.used = self.count = len(positions)
         self.slots = torch.arange(self.used, device=positions.device)
         self.in_order, self.longer = True, []
-        allowed = torch.arange(length, device=positions.device) <= positions[:, None]
-        bias = torch.zeros(allowed.shape, dtype=cache.keys[0].dtype, device=positions.device)
-        self.bias = bias.masked_fill_(~allowed, float("-inf"))[:, None, None, :]
+        self.bias = self._bias(positions)
 
 
 class DecodeGraphs:

@@ -183,7 +183,7 @@ def context_in(source: Path) -> int | None:
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True)
     except BROKEN as error:
-        raise UserError(f"model.path: {source}: its config.json cannot be read: {error}") from error
+        raise UserError(f"model.path: {source}: its config.json cannot be read: {_line(error)}") from error
     return context_of(config)
 
 
