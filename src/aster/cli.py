@@ -14,7 +14,7 @@ from aster.cli_data import data_group
 from aster.cli_evaluate import benchmarks_command, budgets_command, compare_command, evaluate_command, merge_command
 from aster.cli_exchange import replay_command
 from aster.cli_sandbox import sandbox_group
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 
 STAGES = {
     "synthesize": "Have the teacher write trajectories for training problems.",
@@ -37,7 +37,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"aster: error: {' '.join(str(error).split())}", err=True)
+            click.echo(f"aster: error: {one_line(error, None)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             resumes = "; the same command resumes the run" if ctx.invoked_subcommand in {"run", *STAGES} else ""

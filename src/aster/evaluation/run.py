@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 from aster.core.problems import choose_problems
 from aster.core.progress import Progress, say
 from aster.core.recipe import Rollout
@@ -216,7 +216,7 @@ async def _collect(
                 ended = [each for each in ended if each.stop_reason not in FAULTS]
                 raise UserError(
                     f"evaluate: {in_a_row} attempts in a row failed, the last with {last.stop_reason}: "
-                    f"{' '.join(last.error.split())}; mend it and give the same command again: it resumes"
+                    f"{one_line(last.error, None)}; mend it and give the same command again: it resumes"
                 )
             if len(ended) >= PART or (ended and time.monotonic() - written > PART_SECONDS):
                 folder.add(ended)

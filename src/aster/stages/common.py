@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from aster.core.errors import UserError
+from aster.core.errors import UserError, one_line
 from aster.core.problems import choose_problems, load_problems
 from aster.core.progress import say
 from aster.core.recipe import Problems, Recipe
@@ -59,7 +59,7 @@ def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
     faulty = [t for t in trajectories if t.stop_reason in FAULTS]
     if not faulty:
         return
-    first = " ".join(faulty[0].error.split())
+    first = one_line(faulty[0].error, None)
     if len(faulty) == len(trajectories):
         raise UserError(f"{stage}: every one of {len(faulty)} attempts failed, the first with {faulty[0].stop_reason}: {first}")
     say(f"{stage}: {len(faulty)} of {len(trajectories)} attempts failed, the first with {faulty[0].stop_reason}: {first}")
