@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,28 @@ if TYPE_CHECKING:
     import torch
 
 
+_libc = ctypes.CDLL(None)
+
+
 def pss_below() -> float:
-    """Of all processes below this one together. PermissionError where they may not be looked at."""
-    return sum(map(pss, processes_below()))
+    """Of all processes below this one together. PermissionError where they may not be looked at.
+
+    Processes that share one address space, as those of ``CLONE_VM`` do, each report all of it; it counts once.
+    """
+    total = 0.0
+    seen: dict[float, list[int]] = defaultdict(list)
+    for process in processes_below():
+        size = pss(process)
+        if not any(_share_memory(process, other) for other in seen[size]):
+            seen[size].append(process)
+            total += size
+    return total
+
+
+def _share_memory(process: int, other: int) -> bool:
+    """Whether two processes have one address space (kcmp(2), KCMP_VM). False where that cannot be asked."""
+    number = {"x86_64": 312, "aarch64": 272}.get(platform.machine())
+    return number is not None and _libc.syscall(number, process, other, 1, 0, 0) == 0
 
 
 def processes_below() -> list[int]:

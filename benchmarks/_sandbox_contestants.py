@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from aster.core.types import CallStatus
-from aster.sandbox import AnySandbox, AnySession
+from aster_sandbox import AnySandbox, AnySession
 
 try:
     import ipykernel  # noqa: F401 - a kernel without it would fail only after a minute

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 
-from aster.sandbox.warm import warm_up
+from aster_sandbox.warm import warm_up
 
 ROUND_TRIPS = 20
 """Further bytes that the last child of a request sends back, for the round trip alone."""

@@ -46,7 +46,7 @@ from aster.core import recipe
 from aster.core.types import Budget, StopReason
 from aster.policy import Sampler
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
-from aster.sandbox import AnySandbox, make_sandbox
+from aster_sandbox import AnySandbox, make_sandbox
 
 GROUP = 8
 """Completions that TRL counts as one prompt's; and one trajectory of so many is long in the case *longtail*."""

@@ -62,7 +62,7 @@ from _sandbox_result import Result, print_tables
 
 from aster.core import recipe
 from aster.core.progress import say
-from aster.sandbox import Sandbox
+from aster_sandbox import Sandbox
 
 AT_ONCE = 4
 """Sessions that are opened or closed at the same time."""

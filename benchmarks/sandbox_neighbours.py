@@ -26,7 +26,7 @@ import time
 from _machine import facts, print_json, processes_naming
 
 from aster.core import recipe
-from aster.sandbox import Sandbox, Session
+from aster_sandbox import Sandbox, Session
 
 CELL = "end = time.process_time() + 0.005\nwhile time.process_time() < end:\n    pass"
 FORKS = "import os\nwhile True:\n    try: {}\n    except OSError: pass"
@@ -66,7 +66,7 @@ SESSIONS = 64
 BUSY = r"""
 import asyncio, sys, tempfile
 from aster.core import recipe
-from aster.sandbox import Sandbox
+from aster_sandbox import Sandbox
 tempfile.tempdir = sys.argv[1]
 WORK = [
     "while True: pass",

@@ -27,7 +27,7 @@ from _machine import processes_naming
 
 from aster.core import recipe
 from aster.core.types import CallStatus
-from aster.sandbox import Sandbox, Session
+from aster_sandbox import Sandbox, Session
 
 CELL_SECONDS = 2.0
 SPOIL = "n = -1\nlog = None\nopen('f', 'w').write('spoilt')\nimport os, time, ctypes, signal\n"

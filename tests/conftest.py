@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from aster.core import recipe
-from aster.sandbox import Sandbox
+from aster_sandbox import Sandbox
 from tests.shop_fixture import Shop
 from tests.stages.runs import preload
 

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aster.sandbox import Sandbox
+from aster_sandbox import Sandbox
 
 T = TypeVar("T")
 

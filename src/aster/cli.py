@@ -15,6 +15,7 @@ from aster.cli_evaluate import benchmarks_command, budgets_command, compare_comm
 from aster.cli_exchange import replay_command
 from aster.cli_sandbox import sandbox_group
 from aster.core.errors import UserError, one_line
+from aster_sandbox import SettingsError
 
 STAGES = {
     "synthesize": "Have the teacher write trajectories for training problems.",
@@ -36,7 +37,7 @@ class Commands(click.Group):
         """Run the command. Exit code 2 on a UserError, 130 on Ctrl-C."""
         try:
             return super().invoke(ctx)
-        except UserError as error:
+        except (UserError, SettingsError) as error:
             click.echo(f"aster: error: {one_line(error, None)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
@@ -157,10 +158,9 @@ def doctor_command() -> None:
 
     Every mechanism, the isolation level that follows, what is missing and what the level does not cover.
     """
-    from aster.sandbox.isolation.doctor import describe
-    from aster.sandbox.isolation.machine import probe
+    from aster_sandbox import describe_machine
 
-    click.echo(describe(probe()))
+    click.echo(describe_machine())
 
 
 main.add_command(replay_command)

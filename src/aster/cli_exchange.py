@@ -62,7 +62,7 @@ def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -
     from aster.core.sets import read_lines
     from aster.curation.sources import Source
     from aster.exchange.replay import Replayed, describe, replay
-    from aster.sandbox import SandboxFailure, make_sandbox
+    from aster_sandbox import SandboxFailure, make_sandbox
 
     found = Source(source)
     settings = recipe_or_defaults(arguments, found.run.recipe if found.run is not None else None).sandbox

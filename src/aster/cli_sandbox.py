@@ -56,8 +56,8 @@ def serve_command(
     if settings.addresses:
         raise UserError("sandbox.addresses: a service runs its sessions itself; leave this empty")
     try:
-        from aster.sandbox.service.access import VARIABLE, read_tokens
-        from aster.sandbox.service.server import ServiceSettings, is_loopback, serve
+        from aster_sandbox.service.access import VARIABLE, read_tokens
+        from aster_sandbox.service.server import ServiceSettings, is_loopback, serve
     except ModuleNotFoundError as error:
         raise UserError(f"the service needs the package {error.name!r}: pip install 'aster-tir[serve]'") from None
     tokens = {} if no_tokens else read_tokens(token_file)
@@ -85,7 +85,7 @@ def run_command(arguments: tuple[str, ...], setup: Path | None) -> None:
     Reads a pipe too. :help lists the commands of the prompt.
     """
     from aster.core.errors import UserError
-    from aster.sandbox.repl import run_repl
+    from aster_sandbox.repl import run_repl
 
     source = ""
     if setup is not None:

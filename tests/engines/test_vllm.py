@@ -20,7 +20,7 @@ from aster.policy import Completion, SamplingParams, TrainingSample
 from aster.policy.base import Policy as AnyPolicy
 from aster.policy.opening import open_policy
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
-from aster.sandbox import make_sandbox
+from aster_sandbox import make_sandbox
 from tests.engines.conftest import Engine
 from tests.policy.models import oracle, oracle_logprobs
 from tests.stages.runs import LIMITS, Commands, Tiny

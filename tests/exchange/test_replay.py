@@ -21,7 +21,7 @@ from aster.lab.experts import EXPERTS
 from aster.lab.families import generate
 from aster.lab.tokenizer import build_tokenizer
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
-from aster.sandbox import make_sandbox
+from aster_sandbox import make_sandbox
 from aster.teacher import ScriptedTeacher
 from tests.shop_fixture import Shop
 
@@ -165,7 +165,7 @@ def test_fields_change_the_run_s_own_sandbox_and_no_other_field_of_it(tmp_path: 
         used.append(settings)
         return make_sandbox(settings)
 
-    monkeypatch.setattr("aster.sandbox.make_sandbox", make)
+    monkeypatch.setattr("aster_sandbox.make_sandbox", make)
     for fields in ([], ["sandbox.cell_seconds=3"]):
         result = CliRunner().invoke(main, ["replay", str(tmp_path / "run"), *fields])
         assert result.exit_code == 0, result.output

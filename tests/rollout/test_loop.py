@@ -15,7 +15,7 @@ from aster.core.recipe import Model, Recipe
 from aster.core.types import Budget, CallStatus, Problem, StopReason, Trajectory
 from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, rollout
-from aster.sandbox import Sandbox
+from aster_sandbox import Sandbox
 from tests.policy.models import before_each_forward
 from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, raw, turn
 from tests.shop_fixture import Shop

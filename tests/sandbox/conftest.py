@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from aster.core import recipe
-from aster.sandbox import Sandbox
-from aster.sandbox.isolation import Level, probe
+from aster_sandbox import Sandbox
+from aster_sandbox.isolation import Level, probe
 from tests.sandbox.sandbox_bench import Bench
 
 ISOLATION: Any = os.environ.get("ASTER_TEST_ISOLATION", "auto")

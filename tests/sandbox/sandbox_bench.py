@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from aster.core.types import ToolCall
-from aster.sandbox import Sandbox, Session
+from aster_sandbox import Sandbox, Session
 
 Result = TypeVar("Result")
 

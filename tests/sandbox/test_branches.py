@@ -9,7 +9,7 @@ import pytest
 
 from aster.core import recipe
 from aster.core.types import ToolCall
-from aster.sandbox import Sandbox, SandboxFailure, Session
+from aster_sandbox import Sandbox, SandboxFailure, Session
 from tests.sandbox.sandbox_bench import Bench
 
 
@@ -98,7 +98,7 @@ def test_where_the_files_take_too_long_to_copy_the_branch_is_rebuilt_and_its_par
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent / "preloaded")
-    monkeypatch.setattr("aster.sandbox.session.BRANCH_SECONDS", 4)
+    monkeypatch.setattr("aster_sandbox.session.BRANCH_SECONDS", 4)
     write = "import os\nmine = os.urandom(8)\nfor n in range(20): _ = open(f'f{n}', 'w').write(str(n))"
 
     async def main() -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from aster.core.types import CallStatus
-from aster.sandbox import SandboxFailure
+from aster_sandbox import SandboxFailure
 from tests.sandbox.sandbox_bench import Bench
 
 

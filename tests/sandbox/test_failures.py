@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from aster.sandbox import Session
-from aster.sandbox.protocol import Reply, pack_reply
+from aster_sandbox import Session
+from aster_sandbox.protocol import Reply, pack_reply
 from tests.sandbox.sandbox_bench import Bench
 
 KEPT = "variables and imports of earlier cells are kept"
@@ -50,7 +50,7 @@ def test_an_await_is_interrupted(hasty: Bench) -> None:
 def test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt(
     hasty: Bench, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aster.sandbox.runner.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("aster_sandbox.runner.GRACE_SECONDS", 0.2)
     _, stuck, after = hasty.cells("x = 1", code, "x")
     assert stuck.status == "timeout"
     assert stuck.output.endswith(f"so it was killed; the {KEPT}]")

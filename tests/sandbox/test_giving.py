@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from aster.core import recipe
-from aster.sandbox import Sandbox
-from aster.sandbox.handle import LOG
-from aster.sandbox.pressure import _anonymous_mb, _children
+from aster_sandbox import Sandbox
+from aster_sandbox.handle import LOG
+from aster_sandbox.pressure import _anonymous_mb, _children
 from tests.sandbox.conftest import ISOLATION, levels_here, need_pages_given_back
 from tests.sandbox.sandbox_bench import Bench
 from tests.sandbox.test_random_sessions import Writer, expected, fail, found

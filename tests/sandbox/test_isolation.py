@@ -17,10 +17,10 @@ import pytest
 
 from aster.core import recipe
 from aster.core.errors import UserError
-from aster.sandbox import Sandbox, make_sandbox, supervisor
-from aster.sandbox.isolation import Level, Report, make_plan, paths, probe, seccomp, syscalls
-from aster.sandbox.isolation.doctor import describe
-from aster.sandbox.isolation.machine import _autogroups
+from aster_sandbox import Sandbox, make_sandbox, supervisor
+from aster_sandbox.isolation import Level, Report, make_plan, paths, probe, seccomp, syscalls
+from aster_sandbox.isolation.doctor import describe
+from aster_sandbox.isolation.machine import _autogroups
 from tests.sandbox.conftest import levels_here
 from tests.sandbox.sandbox_bench import Bench
 from tests.sandbox.test_lifecycle import soon
@@ -70,7 +70,7 @@ def test_a_sandbox_has_the_level_that_its_recipe_names(level: Any, capfd: pytest
 
 def test_a_demanded_level_that_does_not_hold_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     report = dataclasses.replace(probe(), failures={Level.NAMESPACES: "unshare: no", Level.LANDLOCK: "Landlock is missing"})
-    monkeypatch.setattr("aster.sandbox.isolation.machine.probe", lambda: report)
+    monkeypatch.setattr("aster_sandbox.isolation.machine.probe", lambda: report)
     with pytest.raises(UserError, match=r"'landlock' does not hold here: Landlock is missing; `aster doctor`"):
         in_sandbox(recipe.Sandbox(isolation="landlock"))
     assert report.best is Level.RLIMITS
@@ -320,7 +320,7 @@ def test_a_control_group_with_its_own_share_ends_the_autogroups(monkeypatch: pyt
     own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), None)
     if own is None:
         pytest.skip("no control groups of version 2")
-    monkeypatch.setattr("aster.sandbox.isolation.machine.CGROUP_TOPS", (str(tmp_path),))
+    monkeypatch.setattr("aster_sandbox.isolation.machine.CGROUP_TOPS", (str(tmp_path),))
     place = Path(f"{tmp_path}{own[3:]}")
     place.mkdir(parents=True, exist_ok=True)
     if not _autogroups().holds:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from aster.core import recipe
-from aster.sandbox import Sandbox, SandboxFailure
-from aster.sandbox.pool import READY
+from aster_sandbox import Sandbox, SandboxFailure
+from aster_sandbox.pool import READY
 from tests.sandbox.sandbox_bench import Bench, zygote_pid
 
 
@@ -117,7 +117,7 @@ def test_no_process_and_no_file_outlives_a_killed_parent(tmp_path: Path) -> None
     code = """
 import asyncio, sys, tempfile
 from aster.core import recipe
-from aster.sandbox import Sandbox
+from aster_sandbox import Sandbox
 tempfile.tempdir = sys.argv[1]
 async def main():
     async with Sandbox(recipe.Sandbox(cell_seconds=600, preload=[])) as sandbox:
@@ -145,7 +145,7 @@ def test_nothing_is_left_of_twenty_busy_sessions_whose_supervisor_was_killed(tmp
     code = r"""
 import asyncio, sys, tempfile
 from aster.core import recipe
-from aster.sandbox import Sandbox
+from aster_sandbox import Sandbox
 tempfile.tempdir = sys.argv[1]
 WORK = [
     "while True: pass",
@@ -248,7 +248,7 @@ def test_a_zygote_that_cannot_start_is_a_sandbox_failure(monkeypatch: pytest.Mon
 
 
 def test_the_sandbox_imports_no_torch_and_no_pydantic() -> None:
-    code = "import sys, aster.sandbox.zygote; sys.exit(bool({'torch', 'pydantic'} & set(sys.modules)))"
+    code = "import sys, aster_sandbox.zygote; sys.exit(bool({'torch', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

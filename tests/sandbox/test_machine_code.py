@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from aster.sandbox import machine_code
-from aster.sandbox.giving import Area, SharedFile
-from aster.sandbox.isolation.syscalls import libc
-from aster.sandbox.machine_code import (
+from aster_sandbox import machine_code
+from aster_sandbox.giving import Area, SharedFile
+from aster_sandbox.isolation.syscalls import libc
+from aster_sandbox.machine_code import (
     CODE,
     DROP_EQUAL,
     MAKE_CALLS,

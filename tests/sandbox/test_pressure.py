@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from aster.core import recipe
-from aster.sandbox import Sandbox, SandboxFailure, Session, housekeeping, pressure
-from aster.sandbox.pool import READY
+from aster_sandbox import Sandbox, SandboxFailure, Session, housekeeping, pressure
+from aster_sandbox.pool import READY
 from tests.sandbox.test_lifecycle import runners_of, soon
 
 

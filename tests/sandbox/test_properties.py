@@ -9,7 +9,7 @@ import io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aster.sandbox.output import Clip
+from aster_sandbox.output import Clip
 from tests.sandbox.sandbox_bench import Bench
 
 NAMES = st.sampled_from("abc")

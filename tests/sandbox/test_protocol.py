@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aster.sandbox.protocol import NONCE_BYTES, OPS, REPLY, Reply, Request, pack_reply, pack_request, take_request, unpack_reply
+from aster_sandbox.protocol import NONCE_BYTES, OPS, REPLY, Reply, Request, pack_reply, pack_request, take_request, unpack_reply
 
 PLACES = st.integers(-(2**63), 2**63 - 1)
 NONCES = st.binary(min_size=NONCE_BYTES, max_size=NONCE_BYTES)

@@ -13,7 +13,7 @@ import pytest
 
 from aster.core import recipe
 from aster.core.types import CallStatus, ToolCall
-from aster.sandbox import Sandbox, Session
+from aster_sandbox import Sandbox, Session
 from tests.sandbox.test_properties import reference
 
 SESSIONS = int(os.environ.get("ASTER_SANDBOX_SESSIONS", "36"))

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from aster.core import recipe
-from aster.sandbox import Sandbox
-from aster.sandbox.isolation import Level
-from aster.sandbox.pressure import _anonymous_mb
+from aster_sandbox import Sandbox
+from aster_sandbox.isolation import Level
+from aster_sandbox.pressure import _anonymous_mb
 from tests.sandbox.conftest import levels_here
 from tests.sandbox.sandbox_bench import Bench
 

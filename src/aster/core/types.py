@@ -15,7 +15,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aster_sandbox import CellResult
 
 
 class StopReason(enum.StrEnum):
@@ -105,6 +108,11 @@ class ToolCall:
     output: str
     """The text the policy saw."""
     seconds: float
+
+    @classmethod
+    def of_cell(cls, cell: CellResult) -> ToolCall:
+        """A call, from the cell that it became in the sandbox."""
+        return cls(cell.code, CallStatus(cell.status.value), cell.output, cell.seconds)
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from aster.core.types import Trajectory
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.settings import Settings, policy_kind
 from aster.rollout import Job, Rollouts, Workshop
-from aster.sandbox import AnySandbox
+from aster_sandbox import AnySandbox
 
 Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
 """Begins an attempt as soon as there is room."""

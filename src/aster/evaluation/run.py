@@ -171,7 +171,7 @@ def _on_disk(folder: EvaluationFolder) -> dict[tuple[str, int], Outcome]:
 
 async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, jobs: list[Job], total: int) -> None:
     from aster.policy import EngineLost
-    from aster.sandbox import Sandbox, SandboxFailure, make_sandbox
+    from aster_sandbox import Sandbox, SandboxFailure, make_sandbox
 
     async with AsyncExitStack() as stack:
         try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from aster.core.transcript import Transcript
 from aster.core.types import CallStatus, ToolCall
-from aster.sandbox import AnySandbox, AnySession, SandboxFailure
+from aster_sandbox import AnySandbox, AnySession, SandboxFailure
 
 EXAMPLES = 5
 """Differences shown of each kind."""
@@ -105,7 +105,7 @@ async def _one(transcript: Transcript, sandbox: AnySandbox, report: Replayed) ->
             if session is None:
                 session = await sandbox.open(transcript.seed, transcript.setup)
             # Others run meanwhile and count in the same report: what is this one's is kept apart.
-            differs |= not _came_back(transcript, number, call, await session.run(call.code), report)
+            differs |= not _came_back(transcript, number, call, ToolCall.of_cell(await session.run(call.code)), report)
     except SandboxFailure as error:
         report.failures.append(f"{transcript.problem_id}/{transcript.sample}: {error}")
     finally:

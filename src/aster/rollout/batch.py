@@ -13,7 +13,7 @@ from aster.chat import Qwen3Dialect
 from aster.core.types import Budget, Problem, Trajectory
 from aster.policy import Sampler
 from aster.rollout.loop import Decoding, rollout
-from aster.sandbox import AnySandbox
+from aster_sandbox import AnySandbox
 
 Item = TypeVar("Item")
 

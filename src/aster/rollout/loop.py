@@ -25,7 +25,7 @@ from aster.core.types import Budget, Problem, StopReason, Trajectory
 from aster.grading import grade_final
 from aster.policy import Completion, EngineLost, Sampler, SamplingParams
 from aster.rollout.tool import PythonTool
-from aster.sandbox import AnySandbox, SandboxFailure
+from aster_sandbox import AnySandbox, SandboxFailure
 
 
 @dataclass(frozen=True, slots=True)

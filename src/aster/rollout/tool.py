@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aster.chat import ParsedCall
 from aster.core.types import CallStatus, ToolCall
-from aster.sandbox import AnySandbox, AnySession
+from aster_sandbox import AnySandbox, AnySession
 
 
 class PythonTool:
@@ -20,7 +20,7 @@ class PythonTool:
             return not_run(call, call.error)
         if self._session is None:
             self._session = await self._sandbox.open(self._seed, self._setup)
-        return await self._session.run(call.code)
+        return ToolCall.of_cell(await self._session.run(call.code))
 
     async def close(self) -> None:
         """End the session, if there is one."""

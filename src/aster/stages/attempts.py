@@ -11,8 +11,8 @@ from aster.core.run import RunFolder, read_trajectories, write_trajectories
 from aster.core.types import Trajectory
 from aster.policy import Sampler
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
-from aster.sandbox import make_sandbox
 from aster.stages.common import note_faults
+from aster_sandbox import make_sandbox
 
 
 async def attempt_all(

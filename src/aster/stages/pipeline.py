@@ -13,9 +13,9 @@ from aster.core.recipe import Recipe, Synthesize, cold_start_name
 from aster.core.run import RunFolder, read_json, replacing
 from aster.core.sets import iterate_set
 from aster.core.types import FAULTS
-from aster.sandbox import SandboxFailure
 from aster.stages.beside import Beside
 from aster.stages.common import evaluation_problems, teaching_problems, training_problems
+from aster_sandbox import SandboxFailure
 
 STAGES = ("synthesize", "curate", "sft", "rl", "evaluate", "report")
 NEEDS = {"curate": "synthesize", "sft": "curate", "rl": "sft", "evaluate": "rl"}

@@ -18,12 +18,12 @@ from aster.core.types import Problem
 from aster.policy import Policy
 from aster.policy.opening import open_policy
 from aster.rollout import Rollouts, Workshop
-from aster.sandbox import make_sandbox
 from aster.stages.common import note_faults, resume_point, starting_point, training_problems, until_finished
 from aster.stages.rl_sampling import Batch, GroupSampler
 from aster.stages.rl_schedule import Place, overlap, places
 from aster.stages.rl_training import describe, learning_rate, train_batch
 from aster.training.curriculum import drop_solved
+from aster_sandbox import make_sandbox
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:

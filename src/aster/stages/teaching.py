@@ -28,10 +28,10 @@ from aster.core.transcript import Transcript
 from aster.core.types import FAULTS
 from aster.policy.loading import load_tokenizer, make_dialect, resolve
 from aster.rollout import Decoding, Job
-from aster.sandbox import AnySandbox, make_sandbox
 from aster.teacher.chat import ChatAuthor
 from aster.teacher.failures import failure_of
 from aster.teacher.spending import LimitReached, Prices, Spending
+from aster_sandbox import AnySandbox, make_sandbox
 
 CHUNK = 64
 """Trajectories per file."""

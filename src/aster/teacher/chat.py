@@ -32,7 +32,6 @@ from aster.grading import grade_final
 from aster.policy.requests import Server, ServerError
 from aster.rollout import Decoding
 from aster.rollout.tool import PythonTool, not_run
-from aster.sandbox import AnySandbox, SandboxFailure
 from aster.teacher.failures import Failure, TeacherGone, failed, room_told
 from aster.teacher.messages import (
     Answer,
@@ -44,6 +43,7 @@ from aster.teacher.messages import (
     turn_message,
 )
 from aster.teacher.spending import Spending
+from aster_sandbox import AnySandbox, SandboxFailure
 
 KEY = "ASTER_TEACHER_KEY"
 """The environment variable with the server's key."""

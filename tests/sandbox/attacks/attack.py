@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aster.sandbox.isolation import Level
+from aster_sandbox.isolation import Level
 
 
 @dataclass(frozen=True, slots=True)

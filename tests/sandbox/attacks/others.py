@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aster.sandbox.isolation import Level
+from aster_sandbox.isolation import Level
 from tests.sandbox.attacks.attack import Attack
 
 OTHERS = [
@@ -148,7 +148,7 @@ attempt(lambda: os.chroot('.'))
         "rare system calls",
         "bpf, perf, userfaultfd, io_uring, keys, handles, modules, kexec, swap, new mount calls",
         """
-from aster.sandbox.isolation.syscalls import call, number
+from aster_sandbox.isolation.syscalls import call, number
 for name in ('bpf', 'perf_event_open', 'userfaultfd', 'io_uring_setup', 'keyctl', 'add_key', 'open_by_handle_at',
              'init_module', 'kexec_load', 'swapon', 'fsopen', 'open_tree', 'fanotify_init', 'pivot_root', 'personality',
              'memfd_create', 'shmget', 'msgget', 'semget', 'mq_open', 'acct', 'quotactl', 'syslog'):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aster.sandbox.isolation import Level
+from aster_sandbox.isolation import Level
 from tests.sandbox.attacks.attack import Attack
 
 PROCESSES = [

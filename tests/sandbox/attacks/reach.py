@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aster.sandbox.isolation import Level
+from aster_sandbox.isolation import Level
 from tests.sandbox.attacks.attack import Attack
 
 REACH = [
@@ -88,7 +88,7 @@ for top in ('..', '../..', '/tmp'):
         "overwrite the package",
         "change the sandbox's own code",
         """
-import aster.sandbox.worker as worker
+import aster_sandbox.worker as worker
 attempt(lambda: open(worker.__file__, 'ab'))
 attempt(lambda: open(os.path.join(os.path.dirname(worker.__file__), 'new.py'), 'x'))
 """,

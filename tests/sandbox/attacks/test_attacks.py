@@ -18,9 +18,9 @@ import pytest
 
 from aster.core import recipe
 from aster.core.types import ToolCall
-from aster.sandbox import Sandbox, Session
-from aster.sandbox.isolation import Level, probe
-from aster.sandbox.pool import READY
+from aster_sandbox import Sandbox, Session
+from aster_sandbox.isolation import Level, probe
+from aster_sandbox.pool import READY
 from tests.sandbox.attacks.attack import HEADER, Attack
 from tests.sandbox.attacks.interpreter import INTERPRETER
 from tests.sandbox.attacks.others import OTHERS
@@ -116,8 +116,8 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     host = {path: seen(path) for path in (secret_file, home_file, *code)}
     with pytest.MonkeyPatch.context() as patch:
         # Most attacks heed no interrupt and are waited for in vain, and one stops its keeper.
-        patch.setattr("aster.sandbox.runner.GRACE_SECONDS", 0.2)
-        patch.setattr("aster.sandbox.keeper_handle.GONE_SECONDS", 2.0)
+        patch.setattr("aster_sandbox.runner.GRACE_SECONDS", 0.2)
+        patch.setattr("aster_sandbox.keeper_handle.GONE_SECONDS", 2.0)
         yield Scene(bench, victim, setup, secret, host, int(begun.output.split()[-1]) != os.getuid())
     loop.run_until_complete(bench.sandbox.__aexit__(None, None, None))
     loop.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aster.sandbox import giving
+from aster_sandbox import giving
 
 given: list[int] = []
 """What each time came to, in bytes that were equal."""

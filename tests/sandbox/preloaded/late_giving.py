@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from aster.sandbox import giving
+from aster_sandbox import giving
 
 giving.IDLE_SECONDS = 3.0

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from aster.sandbox import machine_code
+from aster_sandbox import machine_code
 
 machine_code.MACHINE = "m68k"

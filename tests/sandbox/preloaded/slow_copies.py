@@ -6,7 +6,7 @@ import shutil
 import time
 from typing import Any
 
-from aster.sandbox import snapshot
+from aster_sandbox import snapshot
 
 snapshot.BRANCH_COPY_SECONDS = 1.0
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx2
 
-from aster.sandbox.isolation import Level
-from aster.sandbox.supervisor import NOT_ISOLATED
+from aster_sandbox.isolation import Level
+from aster_sandbox.supervisor import NOT_ISOLATED
 from tests.sandbox.conftest import ISOLATION, level_taken
 
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"

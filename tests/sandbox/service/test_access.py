@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from aster.sandbox.service.access import Accounts, Gate, Limits, Refused
-from aster.sandbox.service.replies import Replies
+from aster_sandbox.service.access import Accounts, Gate, Limits, Refused
+from aster_sandbox.service.replies import Replies
 
 
 def start(replies: Replies[Any], request_id: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -12,9 +12,9 @@ import pytest
 from aster.core import recipe
 from aster.core.errors import UserError
 from aster.core.types import CallStatus
-from aster.sandbox import Sandbox, SandboxFailure, make_sandbox
-from aster.sandbox.client import RemoteSession, SandboxClient
-from aster.sandbox.isolation import Level
+from aster_sandbox import Sandbox, SandboxFailure, make_sandbox
+from aster_sandbox.client import RemoteSession, SandboxClient
+from aster_sandbox.isolation import Level
 from tests.sandbox.conftest import ISOLATION, level_taken
 from tests.sandbox.service.services import ALICE, Service, counter, eventually
 

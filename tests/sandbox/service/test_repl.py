@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aster.sandbox.repl import Cells
+from aster_sandbox.repl import Cells
 from tests.sandbox.conftest import ISOLATION
 from tests.sandbox.service.services import ALICE, Service, level_line
 
@@ -81,7 +81,7 @@ def test_what_the_user_can_mend_is_one_line(arguments: list[str], message: str, 
 
     from aster.cli import main
 
-    monkeypatch.setattr("aster.sandbox.client.ENTER_SECONDS", 0.5)
+    monkeypatch.setattr("aster_sandbox.client.ENTER_SECONDS", 0.5)
     result = CliRunner().invoke(main, ["sandbox", "run", *arguments])
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,53 @@
+"""The builtins that cells see: a copy, so that a cell which breaks them breaks neither the library nor this package."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from aster_sandbox.streams import Streams
+
+_ours = ModuleType("builtins", builtins.__doc__)
+_ours.__dict__.update(builtins.__dict__)
+_whole: dict[str, Any] = dict(_ours.__dict__)
+"""As each cell finds them."""
+_touched = False
+
+
+def module() -> ModuleType:
+    """The copy."""
+    return _ours
+
+
+def enter(streams: Streams, mark: Callable[[], str], home: str, echo: str) -> Callable[[Any], None]:
+    """Put the copy in place in a session's process, and the way a cell's last expression is shown. Returns that."""
+    sys.modules["builtins"] = _ours
+
+    def show(value: Any) -> None:
+        """Print a value as Python's prompt does, on a line of its own."""
+        if value is None:
+            return
+        _ours.__dict__["_"] = None
+        text = f"{value!r}\n"
+        if streams.shows(sys.stdout):
+            streams.write(mark() + text)
+        else:
+            sys.stdout.write(text)
+        _ours.__dict__["_"] = value
+
+    sys.displayhook = show
+    return show
+
+
+def restore(source: str) -> None:
+    """After a cell: names that it changed or removed are as they were. What it added stays.
+
+    To compare them all would have every session copy the pages that they are on, so this looks only once a cell has named them.
+    """
+    global _touched
+    _touched = _touched or "builtins" in source
+    if _touched:
+        _ours.__dict__.update(_whole)

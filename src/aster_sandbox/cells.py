@@ -1,0 +1,237 @@
+"""How one cell runs, inside the session's process: compile, echo, await, interrupt, report."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import asyncio
+import contextlib
+import ctypes
+import inspect
+import linecache
+from _signal import SIGINT  # type: ignore[import-not-found]
+from collections.abc import Coroutine
+from sys import setprofile, settrace
+from types import CodeType, FrameType
+from typing import Any, Protocol
+
+from aster_sandbox.protocol import Kind
+from aster_sandbox.repair import advice, repair
+from aster_sandbox.traces import CELL, line_in, short_traceback
+
+BETWEEN_STATEMENTS = frozenset("\n\r;:")
+"""Source without these is at most one statement."""
+GENTLE = 2
+"""So many interrupts of a cell come alone. Each later one repeats itself at every step of the interpreter, so that what
+swallows it (``except: pass`` in a loop) meets it again at once, also where it has no handler around itself."""
+_trip = ctypes.pythonapi.PyErr_SetInterruptEx
+_FUTURE_FLAGS = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+
+
+class CellTimeout(KeyboardInterrupt):
+    """Raised in a cell that ran too long. Not an ``Exception``, so that ``except Exception`` does not swallow it."""
+
+    __module__ = "builtins"
+
+
+class Surroundings(Protocol):
+    """What an interpreter needs of the process it is in."""
+
+    def report(self, text: str) -> None:
+        """Write a traceback."""
+
+    def lower_memory(self) -> None:
+        """A cell's own code runs from here on."""
+
+    def raise_memory(self) -> None:
+        """It does not: there must be memory to report that there is none. Called once or more."""
+
+    def gave_way(self) -> None:
+        """The cell has ended by an interrupt; its report comes."""
+
+
+class Interpreter:
+    """A namespace and the way cells run in it."""
+
+    def __init__(self, namespace: dict[str, Any], surroundings: Surroundings, timeout_text: str = "") -> None:
+        self.namespace = namespace
+        self.finished = -1
+        """Of the last cell, where it was interrupted: how many of its statements had ended when the first interrupt came."""
+        self.line = 0
+        """And the line in which the next of them begins."""
+        self._surroundings = surroundings
+        self._timeout_text = timeout_text
+        self._interruptible = False
+        self._interrupts = 0
+        self._name = ""
+        self._awaited: Any = None
+        self._flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def interrupt(self, _signal: int, frame: FrameType | None) -> None:
+        """Signal handler: raise CellTimeout in the cell, or do nothing where none runs."""
+        if not self._interruptible:
+            return
+        if not self._interrupts:
+            self.line = self._line_reached(frame)
+        self._interrupts += 1
+        if self._interrupts > GENTLE:
+            _trip(SIGINT)  # not signal.raise_signal, which handles it at once
+        raise CellTimeout(self._timeout_text)
+
+    def setup(self, source: str) -> None:
+        """Run hidden code. Its file has no source lines, so that no traceback shows them. Raises what it raises."""
+        exec(compile(source, "<setup>", "exec", dont_inherit=True), self.namespace)
+
+    def run(self, number: int, source: str, limit: int = -1) -> Kind:
+        """Run a cell, or its first ``limit`` statements. Writes the traceback of an error. Raises nothing."""
+        self.finished, self.line = -1, 0
+        self._interrupts = 0
+        self._awaited = None
+        self._name = f"{CELL}{number}>"
+        kind = Kind.OK
+        try:
+            try:
+                self._interruptible = True
+                self._execute(source, limit)
+                self._interruptible = False
+                settrace(None)
+                setprofile(None)
+            except BaseException as error:  # noqa: BLE001 - whatever a cell raises is its result
+                # Without a call before this line: interrupts repeat until the cell gives way, and must not break its report.
+                self._interruptible = False
+                settrace(None)
+                setprofile(None)
+                self._surroundings.raise_memory()
+                kind = self._ended_by(error)
+        except BaseException as error:  # noqa: BLE001 - an interrupt in the last moment, or an exception that cannot be shown
+            self._interruptible = False
+            kind = Kind.ERROR
+            self._surroundings.report(f"{type(error).__name__} (its traceback cannot be shown)\n")
+        self._surroundings.raise_memory()
+        if not self._interrupts:
+            return kind
+        self._count_finished(source)
+        return Kind.INTERRUPTED
+
+    def _ended_by(self, error: BaseException) -> Kind:
+        if isinstance(error, SystemExit):
+            return self._exit_status(error)
+        if self._interrupts:
+            self._surroundings.gave_way()
+        else:
+            self._interruptible = True  # what an exception says of itself may take for ever
+        text = short_traceback(error)
+        if isinstance(error, SyntaxError) and not self._interrupts:
+            text += advice(error)
+        self._interruptible = False
+        self._surroundings.report(text)
+        return Kind.ERROR
+
+    def _execute(self, source: str, limit: int) -> None:
+        units = self._compile(source, limit)
+        waits = 0
+        for unit in units:
+            waits |= unit.co_flags & inspect.CO_COROUTINE
+        self._surroundings.lower_memory()
+        if waits:
+            self._await(self._run_units(units))
+        else:
+            for unit in units:
+                eval(unit, self.namespace)
+
+    async def _run_units(self, units: list[CodeType]) -> None:
+        """The whole of a cell that awaits runs in the loop, so that what comes before its ``await`` may start tasks."""
+        for unit in units:
+            result = eval(unit, self.namespace)
+            if unit.co_flags & inspect.CO_COROUTINE:
+                self._awaited = result
+                await result
+
+    def _compile(self, source: str, limit: int) -> list[CodeType]:
+        """All statements, and a last expression apart in ``single`` mode: that echoes it and evaluates it once."""
+        self._show(source)
+        if limit < 0 and BETWEEN_STATEMENTS.isdisjoint(source):
+            # One statement, as many cells are: a syntax tree made of objects would take longer than all else.
+            try:
+                statement = compile(source, self._name, "single", self._flags, dont_inherit=True)
+            except SyntaxError:
+                pass  # a comment alone, or an error that is better shown by what follows
+            else:
+                self._flags |= statement.co_flags & _FUTURE_FLAGS
+                return [statement]
+        tree = self._parse(source)
+        last = None
+        if limit >= 0:
+            del tree.body[limit:]
+        elif tree.body and isinstance(tree.body[-1], ast.Expr):
+            last = tree.body.pop()
+        units = []
+        if tree.body:
+            units.append(compile(tree, self._name, "exec", self._flags, dont_inherit=True))
+            self._flags |= units[0].co_flags & _FUTURE_FLAGS
+        if last is not None:
+            units.append(compile(ast.Interactive([last]), self._name, "single", self._flags, dont_inherit=True))
+        return units
+
+    def _parse(self, source: str) -> ast.Module:
+        """The syntax tree; of what is no Python, but can be read as a cell, that of what is meant."""
+        flags = self._flags | ast.PyCF_ONLY_AST
+        try:
+            tree = compile(source, self._name, "exec", flags, dont_inherit=True)
+        except SyntaxError as error:
+            meant = repair(source, flags)
+            if meant is None:
+                raise error from None
+            self._show(meant)
+            tree = compile(meant, self._name, "exec", flags, dont_inherit=True)
+        assert isinstance(tree, ast.Module)
+        return tree
+
+    def _show(self, source: str) -> None:
+        """Let tracebacks find the cell's lines."""
+        linecache.cache[self._name] = (len(source), None, [f"{line}\n" for line in source.split("\n")], self._name)
+
+    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run top-level ``await`` on one event loop for all cells, so that tasks and queues outlive their cell."""
+        if self._loop is None or self._loop.is_closed():
+            self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        task = self._loop.create_task(coroutine)
+        try:
+            self._loop.run_until_complete(task)
+        except BaseException:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    self._loop.run_until_complete(task)
+            raise
+
+    def _line_reached(self, frame: FrameType | None) -> int:
+        """The line that the cell's own code has come to; 0 where it has not begun."""
+        while frame is not None:
+            if frame.f_code.co_filename == self._name and frame.f_code.co_name == "<module>":
+                return line_in(frame.f_code, frame.f_lineno, frame.f_lasti)
+            frame = frame.f_back
+        waiting = getattr(self._awaited, "cr_frame", None)
+        return 0 if waiting is None else line_in(waiting.f_code, waiting.f_lineno, waiting.f_lasti)
+
+    def _count_finished(self, source: str) -> None:
+        """How many statements ended before the line at which the first interrupt came. Of several in one line, none has."""
+        reached, self.finished, self.line = self.line, 0, 1
+        try:
+            statements = self._parse(source).body
+        except (SyntaxError, ValueError, MemoryError, RecursionError):  # it was interrupted before it was read
+            return
+        for place, statement in enumerate(statements):
+            if reached <= (statement.end_lineno or 0):
+                self.finished, self.line = place, statement.lineno
+                return
+        self.finished = len(statements)
+
+    def _exit_status(self, stop: SystemExit) -> Kind:
+        """``exit()`` ends the cell. Like the interpreter: a status that is no number is a message, and not success."""
+        if stop.code is None or stop.code == 0:
+            return Kind.OK
+        self._surroundings.report(f"{stop.code}\n" if not isinstance(stop.code, int) else f"SystemExit: {stop.code}\n")
+        return Kind.ERROR

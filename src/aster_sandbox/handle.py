@@ -1,0 +1,269 @@
+"""The supervisor's side of one zygote: start it, ask it for runners, hear of their end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from aster_sandbox.errors import SandboxFailure
+from aster_sandbox.isolation import Plan
+from aster_sandbox.protocol import MAX_PACKET, receive
+
+START_SECONDS = 180.0
+"""The imports take 2 s; many times that on a busy machine."""
+SILENT_SECONDS = 30.0
+"""A zygote that was asked for a fork, or that has to bury somebody, and says nothing for so long hangs."""
+FULL_SECONDS = 0.002
+"""Between two tries to send where the zygote has not read yet what was sent."""
+STOP_SECONDS = 10.0
+BURY_SECONDS = 15.0
+"""How long the guard may take to end what a killed zygote left behind."""
+MOST_DESCRIPTORS = 64
+"""Beside one packet of the zygote's, at the most."""
+LOG = "zygote.log"
+ENVIRONMENT = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
+"""All that sessions see of the supervisor's environment."""
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS")
+
+
+class ZygoteLost(Exception):
+    """The zygote ended or hangs. The caller takes a new one."""
+
+
+class NoRoom(Exception):
+    """The machine is short of memory or processes for the moment."""
+
+
+class Expecting(Protocol):
+    """Who asked for a runner."""
+
+    def on_forked(self, pidfd: int) -> None:
+        """It lives. The descriptor is the receiver's."""
+
+    def on_failed(self, error: Exception) -> None:
+        """It could not be forked: NoRoom or SandboxFailure."""
+
+    def on_gone(self, status: int | None) -> None:
+        """It ended, with all that it started. None where the zygote ended and took it along."""
+
+
+class ZygoteHandle:
+    """One zygote, from its start to its end. It is not restarted: the sandbox makes another."""
+
+    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+        self.alive = True
+        self.pidfd: int | None = None
+        """The zygote's, once it is ready."""
+        self._process = process  # the zygote's guard
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._runners: dict[int, Expecting] = {}
+        self._owed: set[int] = set()
+        """Runners of which the zygote has to tell something: that they are forked, or that they are gone."""
+        self._watch: asyncio.TimerHandle | None = None
+        self._burial: asyncio.Task[None] | None = None
+        self._queue = asyncio.Lock()
+        self._loop.add_reader(connection, self._on_readable)
+
+    @classmethod
+    async def start(cls, plan: Plan) -> ZygoteHandle:
+        """Start a zygote that keeps its log and its sessions' files below the plan's root. SandboxFailure where that fails."""
+        root = Path(plan.root)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        # -P: a numpy.py in the working directory is not numpy. no_debug_ranges: shorter tracebacks, less memory.
+        command = [sys.executable, "-P", "-X", "no_debug_ranges", "-m", "aster_sandbox.zygote"]
+        with theirs, open(root / LOG, "wb") as log:
+            try:
+                process = subprocess.Popen(
+                    [*command, str(theirs.fileno()), plan.to_text(), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=root,
+                    env=environment(root),
+                    start_new_session=True,  # Ctrl-C in the terminal is for the supervisor
+                )
+            except OSError as error:
+                ours.close()
+                raise SandboxFailure(f"the sandbox's parent process could not be started: {error}") from error
+        handle = cls(process, ours)
+        try:
+            await asyncio.wait_for(asyncio.shield(handle._ready), START_SECONDS)
+        except (ZygoteLost, TimeoutError):
+            handle.condemn()
+            await handle.buried()
+            log_text = (root / LOG).read_text(errors="replace").strip()[-2000:]
+            raise SandboxFailure(f"the sandbox's parent process did not come up:\n{log_text}") from None
+        except asyncio.CancelledError:
+            handle.condemn()
+            await handle.buried()
+            raise
+        return handle
+
+    @property
+    def pid(self) -> int | None:
+        """The zygote's, as this process sees it."""
+        return pid_of(self.pidfd) if self.alive and self.pidfd is not None else None
+
+    async def fork(self, number: int, name: str, descriptors: list[int], runner: Expecting) -> None:
+        """Ask for a runner, in turn, and do not wait for it. ``number`` names it from here on. Raises ZygoteLost."""
+        packet = json.dumps({"op": "fork", "id": number, "name": name}).encode()
+        async with self._queue:
+            while True:
+                if not self.alive:
+                    raise ZygoteLost
+                try:
+                    socket.send_fds(self._connection, [packet], descriptors)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(FULL_SECONDS)
+                except OSError:
+                    self.condemn()
+        self._runners[number] = runner
+        self._owe(number)
+
+    def expect_end(self, number: int) -> None:
+        """A runner was killed: the zygote must say that it is gone."""
+        if self.alive and number in self._runners:
+            self._owe(number)
+
+    def condemn(self) -> None:
+        """Kill the zygote, and all below it: it hangs, or its connection ended. Its runners hear of it when all are dead."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._loop.remove_reader(self._connection)
+        self._connection.close()
+        if self.pidfd is None:
+            self._process.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.close(self.pidfd)
+        if self._watch is not None:
+            self._watch.cancel()
+        if not self._ready.done():
+            self._ready.set_exception(ZygoteLost())
+            self._ready.exception()  # nobody may be waiting: that is no error
+        self._burial = self._loop.create_task(self._bury())
+
+    async def buried(self) -> None:
+        """Wait until all below a condemned zygote is dead."""
+        if self._burial is not None:
+            await asyncio.shield(self._burial)
+
+    async def _bury(self) -> None:
+        # In a thread: with many sessions this takes seconds.
+        try:
+            await asyncio.to_thread(self._process.wait, BURY_SECONDS)  # the guard ends when all below it is dead
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        runners, self._runners = self._runners, {}
+        for runner in runners.values():
+            runner.on_gone(None)
+
+    async def stop(self) -> None:
+        """End the zygote in order: it kills and reaps all below it first."""
+        if not self.alive:
+            await self.buried()
+            return
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self._process.wait, STOP_SECONDS), STOP_SECONDS + 1)
+        except (subprocess.TimeoutExpired, TimeoutError):
+            self._process.kill()
+        self.condemn()
+        await self.buried()
+
+    def _on_readable(self) -> None:
+        while self.alive:
+            try:
+                data, descriptors = receive(self._connection, MAX_PACKET, MOST_DESCRIPTORS)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.condemn()
+                return
+            self._take(json.loads(data), descriptors)
+
+    def _take(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        match message:
+            case {"ready": True}:
+                self.pidfd = descriptors[0]
+                self._ready.set_result(None)
+            case {"forked": [*numbers]}:
+                for number, pidfd in zip(numbers, descriptors, strict=True):
+                    self._owed.discard(number)
+                    self._runners[number].on_forked(pidfd)
+            case {"failed": int(number), "errno": int(error_number), "reason": str(reason)}:
+                self._owed.discard(number)
+                self._runners.pop(number).on_failed(_no_process(error_number, reason))
+            case {"gone": [*ended]}:
+                for number, status in ended:
+                    self._owed.discard(number)
+                    self._runners.pop(number).on_gone(status)
+            case _:
+                raise SandboxFailure(f"unknown message from the sandbox's parent process: {message}")
+        self._look_out()
+
+    def _owe(self, number: int) -> None:
+        self._owed.add(number)
+        if self._watch is None or self._watch.cancelled():
+            self._look_out()
+
+    def _look_out(self) -> None:
+        """Give the zygote time for its next sign of life."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = self._loop.call_later(SILENT_SECONDS, self.condemn) if self._owed and self.alive else None
+
+
+def _no_process(error_number: int, reason: str) -> Exception:
+    """What a failed fork means: come again, or give up."""
+    if error_number in (errno.EAGAIN, errno.ENOMEM):
+        return NoRoom(reason)
+    return SandboxFailure(f"no process could be started for a session: {reason}")
+
+
+def pid_of(pidfd: int) -> int | None:
+    """The pid of a process as this one sees it, whatever namespace it is in; None where it has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        pid = next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+    return pid if pid > 0 else None
+
+
+def environment(root: Path) -> dict[str, str]:
+    """The environment of the zygote and so of all sessions: an allow-list, and what makes runs repeatable."""
+    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    package_root = str(Path(__file__).resolve().parents[1])
+    path = [package_root, *(entry for entry in sys.path if os.path.isabs(entry) and entry != package_root)]
+    fixed = {
+        # The interpreter's own folder first: there a cell's subprocess finds ``python``.
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), kept.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(path),  # whatever the supervisor imports from, in its order
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PIP_NO_INDEX": "1",  # there is no network: pip says so at once, instead of trying for long
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "HOME": str(root),
+        "TMPDIR": str(root),
+        "MALLOC_ARENA_MAX": "2",  # an arena a thread would count 64 MiB against the address-space limit
+    }
+    return kept | fixed | dict.fromkeys(ONE_THREAD, "1")

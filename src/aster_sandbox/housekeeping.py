@@ -1,0 +1,77 @@
+"""What the sandbox does by itself: end the processes of idle sessions, and make room when memory runs short."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Set
+from typing import TYPE_CHECKING
+
+from aster_sandbox.pressure import Admission
+from aster_sandbox.runner import Runner
+from aster_sandbox.session import Session
+
+if TYPE_CHECKING:
+    from aster_sandbox.settings import Settings
+
+LOOK_SECONDS = 0.25
+AT_ONCE = 8
+"""Idle sessions that are reclaimed between two looks at a short memory."""
+AWAKE = 512
+"""So many sessions may keep their processes while they are idle. Of more, those that are idle for longest lose them."""
+AWAKE_SECONDS = 5.0
+"""A session beyond that number keeps its processes so long after its last cell all the same."""
+RESTED_SECONDS = 1.0
+"""A session that ran a cell less than that ago is not idle."""
+WORTH_MB = 32.0
+"""A session that holds less is not to blame for a shortage."""
+Held = Callable[[list[Runner]], dict[Runner, float]]
+
+
+async def keep_house(sessions: Set[Session], admission: Admission, settings: Settings, held: Held) -> None:
+    """Look after the sessions, for ever. ``held`` says how many MiB processes hold."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        await _reclaim(too_idle(sessions, settings.idle_seconds))
+        try:
+            short = admission.short()
+        except OSError:  # no descriptor is left to read that with
+            continue
+        if short:
+            await relieve(sessions, held)
+
+
+def too_idle(sessions: Set[Session], idle_seconds: float) -> list[Session]:
+    """Sessions that need no processes for the moment: idle for long, or the idlest of very many."""
+    now = time.monotonic()
+    awake = sorted((session for session in sessions if session.runner is not None), key=lambda session: session.last_used)
+    many = max(0, len(awake) - AWAKE)
+    return [
+        session
+        for place, session in enumerate(awake)
+        if now - session.last_used > (min(idle_seconds, AWAKE_SECONDS) if place < many else idle_seconds)
+    ]
+
+
+async def relieve(sessions: Set[Session], held: Held) -> None:
+    """Make room. The processes of the sessions that were idle for longest go first; where there are none, the session that
+    holds most memory loses its cell."""
+    now = time.monotonic()
+    idle = [session for session in sessions if now - session.last_used > RESTED_SECONDS]
+    if await _reclaim(sorted(idle, key=lambda session: session.last_used)[:AT_ONCE]):
+        return
+    found = {session.runner: session for session in sessions if session.runner is not None and not session.runner.doomed}
+    # For hundreds of sessions, thousands of files in /proc: cells go on meanwhile.
+    sizes = await asyncio.to_thread(held, list(found))
+    if sizes:
+        runner, most = max(sizes.items(), key=lambda each: each[1])
+        session = found[runner]
+        if most >= WORTH_MB and session.runner is runner:
+            session.shed(f"was killed because the machine ran short of memory (the session held {most:.0f} MB)")
+
+
+async def _reclaim(sessions: list[Session]) -> int:
+    """End the processes of those that replay brings back. Returns how many that were."""
+    chosen = [session for session in sessions if session.reclaimable]
+    await asyncio.gather(*(session.reclaim() for session in chosen))
+    return len(chosen)

@@ -1,0 +1,218 @@
+"""What the zygote and its children call: into the level's walls, one step for each kind of process."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import random
+import resource
+import signal
+import sys
+
+from aster_sandbox.isolation import landlock, namespaces, seccomp
+from aster_sandbox.isolation.guard import remove_tree, stand_guard
+from aster_sandbox.isolation.levels import Level, Plan
+from aster_sandbox.isolation.syscalls import (
+    CAP_DAC_READ_SEARCH,
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_DUMPABLE,
+    PR_SET_KEEPCAPS,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    drop_bounding_set,
+    hold_capabilities,
+    prctl,
+)
+
+FIRST_ID, LAST_ID = 61184, 65519
+"""The user ids that systemd sets aside for services that come and go: no person's, no program's."""
+PROCESSES_PER_SESSION = 4
+"""Where the kernel counts a user's sessions together, what an ordinary one is reckoned with."""
+WORK = "work"
+_ids = itertools.count(random.randrange(LAST_ID - FIRST_ID + 1))
+_parent = 0
+"""In a session that no process namespace ends: the process it must not outlive."""
+
+
+def enter_zygote(plan: Plan, supervisor: int) -> Plan:
+    """Put a guard between the supervisor, this process's parent, and this process, which has one thread; enter the level.
+
+    Returns in a descendant of the caller, with what was found out put into the plan. All below the guard ends when the
+    supervisor does, in whatever way. To be called before anything of weight is imported.
+    """
+    if plan.processors:
+        os.sched_setaffinity(0, plan.processors)
+    guard = stand_guard(supervisor, plan.root)
+    if plan.level is Level.NAMESPACES:
+        namespaces.enter(plan, guard)
+    else:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # of what sessions leave behind
+        plan = _with_users(plan)
+    os.close(guard)
+    if plan.seccomp:
+        seccomp.program(_more_denied(plan))  # once, and not in every session
+    return plan
+
+
+def fork_session(plan: Plan) -> tuple[int, int, int]:
+    """Fork a session's process, a child of this one that ends with it. Returns (pid, init, pidfd of init); in the child the pid
+    is 0.
+
+    Where the level has process namespaces the child gets one of its own, whose first process is ``init``: all in it end when
+    that is killed. Elsewhere ``init`` is 0, and its pidfd -1."""
+    global _parent
+    if plan.level is Level.NAMESPACES:
+        return namespaces.fork_into_new_pid_namespace()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _parent = parent
+        die_with_parent(parent)
+    return pid, 0, -1
+
+
+def make_scratch(plan: Plan, name: str) -> str:
+    """The working directory of a new session, as a path that holds in the session; to be called before it is forked.
+
+    At NAMESPACES it comes into being in ``confine_session``. What else the session is to write must lie beside it.
+    """
+    if plan.level is Level.NAMESPACES:
+        return namespaces.SCRATCH
+    base = os.path.join(plan.root, name)
+    path = os.path.join(base, WORK)
+    for directory in (base, path):
+        os.mkdir(directory, 0o700)
+        if plan.session_ids:
+            identity = FIRST_ID + next(_ids) % (LAST_ID - FIRST_ID + 1) if directory == base else os.stat(base).st_uid
+            os.chown(directory, identity, identity)
+    return path
+
+
+def remove_scratch(plan: Plan, name: str) -> None:
+    """Remove what a session wrote, once all its processes are gone; from the supervisor or the zygote. Slow for many files."""
+    if plan.level is not Level.NAMESPACES:  # there it went with the last process
+        remove_tree(os.path.join(plan.root, name))
+
+
+def confine_session(plan: Plan, scratch: str) -> None:
+    """Shut this process in, for ever and with all its children, in ``scratch``; before any foreign code runs in it.
+
+    /proc is out of reach from here on.
+    """
+    if plan.level is Level.NAMESPACES:
+        namespaces.enter_session(plan)
+    os.chdir(scratch)
+    owner = os.stat(".").st_uid
+    ruleset = _ruleset(plan, scratch) if plan.landlock_abi else None
+    _set_limits(plan)
+    kept = 1 << CAP_DAC_READ_SEARCH if plan.keep_reading else 0
+    drop_bounding_set(kept)
+    if plan.session_ids:
+        _become(owner, kept)
+    hold_capabilities(kept)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_DUMPABLE, 0)
+    if plan.level is not Level.NAMESPACES:
+        die_with_parent(_parent)  # again: the change of user cleared it
+    if ruleset is not None:
+        ruleset.enforce()
+    if plan.seccomp:
+        seccomp.install(_more_denied(plan))
+
+
+def _more_denied(plan: Plan) -> tuple[str, ...]:
+    """The system calls that reach the host's files and services where those are in sight and Landlock does not guard them."""
+    if plan.level is Level.NAMESPACES:
+        return ()
+    if plan.level is Level.RLIMITS or plan.session_ids:
+        return seccomp.SOCKETS
+    return seccomp.SOCKETS + seccomp.FILE_RIGHTS + (seccomp.TRUNCATION if plan.landlock_abi < 3 else ())
+
+
+def _ruleset(plan: Plan, scratch: str) -> landlock.Ruleset:
+    ruleset = landlock.Ruleset(plan.landlock_abi)
+    ruleset.allow_reading(plan.readable)
+    ruleset.allow_devices(namespaces.DEVICES)
+    if plan.level is Level.NAMESPACES:
+        ruleset.allow_reading(["/etc"])  # what is there was written for it
+        ruleset.allow_writing(namespaces.SESSION_TMP)
+        ruleset.allow_writing(namespaces.SHARED_MEMORY)
+    else:
+        ruleset.allow_reading(namespaces.COPIED)
+        ruleset.allow_writing(os.path.dirname(scratch))
+    return ruleset
+
+
+def _set_limits(plan: Plan) -> None:
+    limits = plan.limits
+    if plan.level is Level.NAMESPACES or plan.session_ids:
+        processes = limits.processes
+    else:
+        processes = plan.tasks + PROCESSES_PER_SESSION * plan.sessions + limits.processes
+    for kind, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_FSIZE, limits.file_mb << 20),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, which is ``parent``, ends."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _become(identity: int, kept: int) -> None:
+    """Change from root to another user and group, and let ``kept`` capabilities stay permitted."""
+    prctl(PR_SET_KEEPCAPS, 1 if kept else 0)
+    os.setgroups([])
+    os.setresgid(identity, identity, identity)
+    os.setresuid(identity, identity, identity)
+
+
+def _with_users(plan: Plan) -> Plan:
+    """Find out whether sessions can have user ids of their own, or else how many tasks the user has whose id they share."""
+    if os.geteuid() != 0:
+        return dataclasses.replace(plan, tasks=_tasks(os.geteuid()))
+    os.chmod(plan.root, 0o711)
+    for keep_reading in (False, True):
+        candidate = dataclasses.replace(plan, session_ids=True, keep_reading=keep_reading)
+        if _interpreter_is_readable(candidate):
+            return candidate
+    return plan
+
+
+def _interpreter_is_readable(plan: Plan) -> bool:
+    """Whether a process of another user can read the interpreter, its library and this package."""
+    child = os.fork()
+    if child == 0:
+        try:
+            kept = 1 << CAP_DAC_READ_SEARCH if plan.keep_reading else 0
+            _become(FIRST_ID, kept)
+            hold_capabilities(kept)
+            for path in (sys.executable, os.__file__, __file__):
+                os.close(os.open(path, os.O_RDONLY))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _tasks(user: int) -> int:
+    """How many processes and threads a user has now."""
+    count = 0
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{entry}").st_uid == user:
+                count += len(os.listdir(f"/proc/{entry}/task"))
+        except FileNotFoundError:  # it ended meanwhile
+            continue
+    return count

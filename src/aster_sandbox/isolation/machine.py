@@ -1,0 +1,271 @@
+"""What this machine allows, found by trying it in a process of its own: ``python -m aster_sandbox.isolation`` prints JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aster_sandbox.errors import SettingsError
+from aster_sandbox.isolation import confine, landlock, namespaces, seccomp
+from aster_sandbox.isolation.guard import remove_tree
+from aster_sandbox.isolation.levels import Level, Limits, Plan
+from aster_sandbox.isolation.paths import PACKAGE_ROOT, check_mounts, readable_paths
+from aster_sandbox.isolation.syscalls import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    PR_SET_NO_NEW_PRIVS,
+    prctl,
+    unshare,
+)
+
+if TYPE_CHECKING:
+    from aster_sandbox.settings import Settings
+
+PROBE_SECONDS = 60.0
+CGROUP_TOPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+NAMESPACE_KINDS = {
+    "mount namespaces": CLONE_NEWNS,
+    "process namespaces": CLONE_NEWPID,
+    "network namespaces": CLONE_NEWNET,
+    "IPC namespaces": CLONE_NEWIPC,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """One thing that isolation can use."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found."""
+
+    mechanisms: tuple[Mechanism, ...]
+    failures: dict[Level, str]
+    """Why a level does not hold; a level that holds is not in it."""
+    landlock_abi: int
+    seccomp: bool
+
+    @property
+    def best(self) -> Level:
+        """The strongest level that holds."""
+        return next(level for level in Level if level not in self.failures)
+
+
+@functools.cache
+def probe() -> Report:
+    """Try everything, once for this process: in a new interpreter, since the caller may have threads."""
+    environment = {**os.environ, "PYTHONPATH": PACKAGE_ROOT, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-P", "-m", "aster_sandbox.isolation"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PROBE_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        why = f"the probe itself failed: {error} {getattr(error, 'stderr', '') or ''}".strip()
+        return Report((Mechanism("the probe", False, why),), {Level.NAMESPACES: why, Level.LANDLOCK: why}, 0, False)
+    found = json.loads(done.stdout)
+    return Report(
+        tuple(Mechanism(**mechanism) for mechanism in found["mechanisms"]),
+        {Level(level): why for level, why in found["failures"].items()},
+        found["landlock_abi"],
+        found["seccomp"],
+    )
+
+
+def choose(demanded: str) -> Level:
+    """The level for a recipe's ``sandbox.isolation``; the best one for ``auto``. SettingsError where a named one does not
+    hold."""
+    report = probe()
+    if demanded == "auto":
+        return report.best
+    level = Level(demanded)
+    if level in report.failures:
+        raise SettingsError(
+            f"sandbox.isolation: the level {level.value!r} does not hold here: {report.failures[level]}; "
+            "`aster doctor` says what is missing and how to get it"
+        )
+    return level
+
+
+def make_plan(settings: Settings, root: str, spare_processors: int = 0) -> Plan:
+    """The plan of a sandbox with its files below ``root``. SettingsError for a level or mounts that cannot be had.
+
+    ``spare_processors``: so many of this process's are not for sessions, but for one."""
+    check_mounts(settings.mounts)
+    level = choose(settings.isolation)
+    report = probe()
+    abi = 0 if level is Level.RLIMITS else report.landlock_abi
+    readable = readable_paths(settings.preload, settings.mounts)
+    processors = sorted(os.sched_getaffinity(0))
+    # Where none is spared, none is chosen: the sandbox's processes stay where this one may be put.
+    left = tuple(processors[-max(1, len(processors) - spare_processors) :]) if spare_processors else ()
+    return Plan(
+        level,
+        os.path.realpath(root),
+        readable,
+        abi,
+        report.seccomp,
+        settings.sessions,
+        Limits(settings.processes, settings.disk_mb, settings.file_mb, settings.open_files),
+        memory_mb=settings.memory_mb,
+        timeout_text=f"the cell ran longer than {settings.cell_seconds:g} s",
+        echo=settings.echo,
+        preload=tuple(settings.preload),
+        processors=left,
+    )
+
+
+def try_everything() -> Report:
+    """The probe itself. It forks: to be called in a process with one thread."""
+    mechanisms = [
+        Mechanism("Linux", True, f"{platform.release()}, {platform.machine()}, {' '.join(platform.libc_ver())}".strip(", "))
+    ]
+
+    def add(name: str, why_not: str, detail: str = "") -> bool:
+        mechanisms.append(Mechanism(name, not why_not, why_not or detail))
+        return not why_not
+
+    user_namespaces = add("user namespaces", _attempt(lambda: unshare(CLONE_NEWUSER)))
+    for name, kind in NAMESPACE_KINDS.items():
+        add(name, _attempt(functools.partial(unshare, CLONE_NEWUSER | kind)) if user_namespaces else "needs user namespaces")
+    try:
+        abi = landlock.abi()
+        add("Landlock", "", f"ABI {abi}")
+    except OSError as error:
+        abi = 0
+        add("Landlock", str(error))
+    filters = add("seccomp", _attempt(_try_seccomp) if seccomp.available() else f"not built for {platform.machine()}")
+    failures = {}
+    root = tempfile.mkdtemp(prefix="aster-probe-")
+    try:
+        readable = readable_paths()
+        for level in (Level.NAMESPACES, Level.LANDLOCK):
+            if not filters:
+                failures[level] = "seccomp is missing"
+            elif level is Level.LANDLOCK and not abi:
+                failures[level] = "Landlock is missing"
+            else:
+                limits = Limits(processes=16, disk_mb=1, file_mb=1, open_files=64)
+                plan = Plan(level, root, readable, abi, True, 1, limits)
+                failures[level] = _attempt(functools.partial(_try_level, plan))
+    finally:
+        remove_tree(root)
+    add("a file system of its own", failures[Level.NAMESPACES])
+    mechanisms += [_autogroups(), _cgroup()]
+    return Report(tuple(mechanisms), {level: why for level, why in failures.items() if why}, abi, filters)
+
+
+def _attempt(action: Callable[[], object]) -> str:
+    """Do something in a child. Empty where it succeeds, or why it does not."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        why = ""
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - the reason is what is asked for
+            why = _reason(error)
+        os.write(writing, (why or "fine").encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(child, 0)
+    return "" if said == "fine" else said or "the process that tried it died"
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+
+
+def _try_seccomp() -> None:
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    seccomp.install()
+    if not seccomp.refuses_unshare():
+        raise OSError("a filter was taken, but does not act")
+
+
+def _try_level(plan: Plan) -> None:
+    """Go all the way that a session goes, and look at the result."""
+    if plan.level is Level.NAMESPACES:
+        parent = os.pidfd_open(os.getppid())
+        namespaces.enter(plan, parent)
+    scratch = confine.make_scratch(plan, "trial")
+    reading, writing = os.pipe()
+    session, init, _ = confine.fork_session(plan)
+    if session == 0:
+        try:
+            confine.confine_session(plan, scratch)
+            with open("file", "w") as file:
+                file.write("written")
+            with open(os.__file__) as file:
+                file.read(1)
+            for path in ("/proc/1/environ", "/proc/self/environ"):
+                with contextlib.suppress(OSError), open(path):
+                    raise RuntimeError(f"{path} can be read inside")
+        except BaseException as error:  # noqa: BLE001 - the reason is what is asked for
+            os.write(writing, _reason(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    _, status = os.waitpid(session, 0)
+    if init:
+        os.kill(init, signal.SIGKILL)
+    with open(reading, "rb") as file:
+        why = file.read().decode()
+    if why or status:
+        raise OSError(why or f"a trial session ended with status {status}")
+
+
+def _autogroups() -> Mechanism:
+    """Whether the kernel schedules by process sessions, so that each session here has one share of the processor."""
+    name = "autogroups"
+    try:
+        with open("/proc/sys/kernel/sched_autogroup_enabled") as file:
+            if file.read().strip() == "0":
+                return Mechanism(name, False, "kernel.sched_autogroup_enabled is 0")
+        with open("/proc/self/cgroup") as file:
+            groups = [line.strip().split(":", 2) for line in file]
+    except OSError as error:
+        return Mechanism(name, False, str(error))
+    for _, controllers, path in groups:
+        places = [Path(f"{top}{path}") for top in CGROUP_TOPS] if not controllers else []
+        weighed = any((above / "cpu.weight").exists() for place in places for above in (place, *place.parents))
+        if weighed or ("cpu" in controllers.split(",") and path != "/"):
+            return Mechanism(name, False, f"the control group {path} has its own share of the processor, and they end there")
+    return Mechanism(name, True, "each session has one share of the processor")
+
+
+def _cgroup() -> Mechanism:
+    """Whether this process may limit a cgroup of its own: nothing here does, but whoever starts a run can."""
+    try:
+        with open("/proc/self/cgroup") as file:
+            own = next((line.split(":", 2)[2].strip() for line in file if line.startswith("0::")), None)
+    except OSError as error:
+        return Mechanism("cgroup", False, str(error))
+    for top in CGROUP_TOPS:
+        place = f"{top}{own}".rstrip("/")
+        if own is not None and os.path.exists(f"{place}/cgroup.controllers"):
+            with open(f"{place}/cgroup.controllers") as file:
+                controllers = file.read().split()
+            usable = "memory" in controllers and os.access(place, os.W_OK)
+            return Mechanism("cgroup", usable, f"{place}, controllers: {' '.join(controllers) or 'none'}")
+    return Mechanism("cgroup", False, "no cgroup 2 hierarchy is mounted")

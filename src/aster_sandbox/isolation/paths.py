@@ -1,0 +1,69 @@
+"""What sessions may read of the host's files: the system's programs and libraries, Python, this package, the user's mounts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import site
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from aster_sandbox.errors import SettingsError
+
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/alternatives")
+RESERVED = ("/proc", "/sys", "/dev")
+"""Not to be mounted, nor anything below."""
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+def readable_paths(preload: Iterable[str] = (), mounts: Iterable[str] = ()) -> tuple[str, ...]:
+    """The files and directories that exist and that sessions may read, none below another.
+
+    Directories of ``sys.path`` count where they belong to the Python installation. Others do not: the first is often the
+    working directory, which may be the user's home. A preloaded package is readable wherever it is.
+    """
+    wanted = [*SYSTEM, sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, PACKAGE_ROOT]
+    wanted += _links(sys.executable)
+    if site.ENABLE_USER_SITE and site.getusersitepackages() in sys.path:
+        wanted.append(site.getusersitepackages())
+    wanted += filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
+    for package in preload:
+        wanted += _locations(package)
+    wanted += mounts
+    candidates = {form for path in wanted for form in (os.path.normpath(path), os.path.realpath(path)) if os.path.exists(form)}
+    return tuple(sorted(path for path in candidates if not any(_is_below(path, other) for other in candidates)))
+
+
+def check_mounts(mounts: Iterable[str]) -> None:
+    """SettingsError for a path that cannot be shown to sessions."""
+    for path in mounts:
+        if not os.path.isabs(path):
+            raise SettingsError(f"sandbox.mounts: {path!r} is not an absolute path; sessions see it at the same path as you")
+        if not os.path.exists(path):
+            raise SettingsError(f"sandbox.mounts: {path!r} does not exist; create it or take it off the list")
+        real = os.path.realpath(path)
+        if real in ("/", "/tmp") or any(real == place or _is_below(real, place) for place in RESERVED):
+            raise SettingsError(f"sandbox.mounts: {path!r} cannot be shown to sessions; name what they need of it")
+
+
+def _is_below(path: str, other: str) -> bool:
+    return path.startswith(other.rstrip("/") + "/")
+
+
+def _links(path: str) -> list[str]:
+    """A file and what it points to, link by link."""
+    found = [path]
+    while os.path.islink(found[-1]) and len(found) < 40:
+        found.append(os.path.join(os.path.dirname(found[-1]), os.readlink(found[-1])))
+    return found
+
+
+def _locations(package: str) -> list[str]:
+    """The directories or the file of an importable package or module."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        return list(spec.submodule_search_locations)
+    return [spec.origin] if spec.has_location and spec.origin is not None else []

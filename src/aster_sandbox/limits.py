@@ -1,0 +1,81 @@
+"""The limits of a session's process: a cell may lower its own, and the next one has them as they were."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from resource import getrlimit
+from typing import Any
+
+_set = resource.setrlimit
+RESERVE_BYTES = 64 << 20
+"""Address space beyond a cell's limit in which its MemoryError is reported and the next cell is compiled."""
+KINDS = (
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_NOFILE,
+    resource.RLIMIT_NPROC,
+    resource.RLIMIT_STACK,
+)
+
+
+class Limits:
+    """Those that this process has now, and an address space of so many bytes."""
+
+    def __init__(self, address_space: int) -> None:
+        most = address_space + RESERVE_BYTES
+        _, hard = getrlimit(resource.RLIMIT_AS)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        self._in_cell, self._between = (min(address_space, most), most), (most, most)
+        self._others = [(kind, getrlimit(kind)) for kind in KINDS]
+        self.raise_memory()
+
+    def restore(self) -> None:
+        """Undo what a cell changed. ValueError where that is impossible: it has lowered what nobody can raise again."""
+        for kind, limits in self._others:
+            if getrlimit(kind) != limits:
+                _set(kind, limits)
+        if getrlimit(resource.RLIMIT_AS) != self._between:
+            _set(resource.RLIMIT_AS, self._between)
+
+    def lower_memory(self) -> None:
+        """A cell's own code runs from here on."""
+        _set(resource.RLIMIT_AS, self._in_cell)
+
+    def raise_memory(self) -> None:
+        """It does not: there must be memory to report that there is none. Where a cell has lowered what nobody can raise again,
+        it stays so; the next ``restore`` tells."""
+        try:
+            _set(resource.RLIMIT_AS, self._between)
+        except ValueError:
+            return
+
+
+def keep_hard_limits() -> None:
+    """Have ``resource.setrlimit`` and ``prlimit``, which cells call to limit themselves, lower soft limits alone: nobody could
+    raise the hard ones again, and they would hold for every later cell."""
+    resource.setrlimit = _soft(resource.setrlimit, 1)
+    resource.prlimit = _soft(resource.prlimit, 2)
+
+
+def _soft(original: Callable[..., Any], place: int) -> Callable[..., Any]:
+    """``original``, whose argument at ``place`` is a pair of limits, after the kind."""
+
+    def limited(*arguments: Any) -> Any:
+        if len(arguments) > place and arguments[place] is not None:
+            kind, (soft, hard) = arguments[place - 1], arguments[place]
+            most = getrlimit(kind)[1]
+            if not _beyond(hard, most):
+                arguments = (*arguments[:place], (soft, most), *arguments[place + 1 :])
+        return original(*arguments)
+
+    limited.__name__ = original.__name__
+    limited.__doc__ = original.__doc__
+    return limited
+
+
+def _beyond(limit: int, most: int) -> bool:
+    if most == resource.RLIM_INFINITY:
+        return False
+    return limit == resource.RLIM_INFINITY or limit > most

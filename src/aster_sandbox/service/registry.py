@@ -1,0 +1,289 @@
+"""The service's sessions: whose they are, what they may take, and when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from aster_sandbox.errors import SandboxFailure
+from aster_sandbox.interface import AnySession
+from aster_sandbox.service.access import Account, Gate, Refused
+from aster_sandbox.service.metrics import Metrics
+from aster_sandbox.service.replies import Replies
+from aster_sandbox.settings import Settings
+from aster_sandbox.supervisor import Sandbox
+from aster_sandbox.types import CellResult
+
+Making = Callable[[], Awaitable[AnySession]]
+WORK = "work"
+"""Name of the tasks that run cells."""
+LOOK_SECONDS = 30.0
+"""Between two looks for idle sessions, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a session was made from. A second request for the same session must name the same."""
+
+    seed: int | None = None
+    setup: str = ""
+    parent: str = ""
+    """The id of the session it was forked from."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """One session of one client."""
+
+    account: Account
+    id: str
+    origin: Origin
+    replies: Replies[Any]
+    opening: asyncio.Task[AnySession]
+    used: float = field(default_factory=time.monotonic)
+    """When the last request for it began or ended."""
+    busy: int = 0
+    """Requests under way."""
+    cells: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Ids are the client's own."""
+        return self.account.name, self.id
+
+
+class Registry:
+    """All sessions of the service. Used as ``async with``: at its end all are closed."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        queue_seconds: float,
+        idle_seconds: float,
+        kept_replies: int,
+    ) -> None:
+        self.settings = settings
+        self.stopping = False
+        self.metrics = metrics
+        self._sandbox = sandbox
+        self._queue_seconds = queue_seconds
+        self._idle_seconds = idle_seconds
+        self._kept_replies = kept_replies
+        self._entries: dict[tuple[str, str], Entry] = {}
+        full = f"all {settings.sessions} sessions of this service are open"
+        self._places = Gate(settings.sessions, 4 * settings.sessions, 503, full)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Registry:
+        self._keep(asyncio.create_task(self._reap()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*(self._end(entry, "shutdown") for entry in list(self._entries.values())))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def open_sessions(self) -> int:
+        """Sessions open now, of all clients."""
+        return self._places.inside
+
+    def of(self, account: Account) -> list[Entry]:
+        """A client's sessions that are open."""
+        return [entry for entry in self._entries.values() if entry.account is account and _is_open(entry)]
+
+    async def open(self, account: Account, session_id: str, seed: int, setup: str, wait_seconds: float = 0.0) -> bool:
+        """Open a session under an id that the client chose. False where it is there already: a request may come twice.
+
+        Waits ``wait_seconds`` for a place, or the service's own time where that is longer. Refused where there is none then,
+        where the id names a session of another making, or where the sandbox fails.
+        """
+        origin = Origin(seed, setup)
+        return await self._enter(account, session_id, origin, lambda: self._sandbox.open(seed, setup), "open", wait_seconds)
+
+    async def fork(self, account: Account, session_id: str, child_id: str, seed: int | None) -> bool:
+        """Open a second session with the state of the first, under an id of its own. False where it is there already."""
+        origin = Origin(seed, parent=session_id)
+
+        async def make() -> AnySession:
+            return await (await asyncio.shield(self._find(account, session_id).opening)).fork(seed)
+
+        if (account.name, child_id) in self._entries:  # a request that came before: its parent may be gone
+            return await self._enter(account, child_id, origin, make, "fork")
+        with self._using(self._find(account, session_id)):
+            return await self._enter(account, child_id, origin, make, "fork")
+
+    async def run(self, account: Account, session_id: str, code: str, request_id: str | None) -> CellResult:
+        """Run a cell. With a ``request_id``, a second request with the same id gets the first one's reply, and the cell goes on
+        when its client has gone away."""
+        return await self.once(account, session_id, request_id, code, lambda session: session.run(code))
+
+    async def reseed(self, account: Account, session_id: str, seed: int, request_id: str | None) -> None:
+        """Give a session other random numbers from here on; once for each ``request_id``, as a cell."""
+        await self.once(account, session_id, request_id, f"seed {seed}", lambda session: session.reseed(seed))
+
+    async def once(
+        self,
+        account: Account,
+        session_id: str,
+        request_id: str | None,
+        content: str,
+        work: Callable[[AnySession], Awaitable[Any]],
+    ) -> Any:
+        """Do something in a session, once for each ``request_id``."""
+        entry = self._find(account, session_id)
+        task = entry.replies.known(request_id, content) if request_id is not None else None
+        if task is not None:
+            self.metrics.repeated.inc()
+        else:
+            account.cells.check()
+            # A task of its own: it goes on when the request that began it is cancelled.
+            task = asyncio.create_task(self._work(entry, work), name=WORK)
+            self._keep(task)
+            if request_id is not None:
+                entry.replies.keep(request_id, content, task)
+        return await self._failures(asyncio.shield(task))
+
+    async def close(self, account: Account, session_id: str) -> None:
+        """End a session; a cell that runs in it ends with it."""
+        await self._end(self._find(account, session_id), "closed")
+
+    @contextlib.asynccontextmanager
+    async def visit(
+        self, account: Account, seed: int, setup: str, wait_seconds: float
+    ) -> AsyncIterator[Callable[[Callable[[AnySession], Awaitable[Any]]], Awaitable[Any]]]:
+        """A session for one request. Yields a function that does something in it."""
+        session_id = secrets.token_hex(16)
+        await self.open(account, session_id, seed, setup, wait_seconds)
+        entry = self._find(account, session_id)
+        try:
+            yield lambda work: self._failures(self._work(entry, work))
+        finally:
+            await self._end(entry, "closed")
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for what runs to come to its end, but not longer."""
+        self.stopping = True
+        busy = [task for task in self._tasks if task.get_name() == WORK]
+        if busy:
+            await asyncio.wait(busy, timeout=seconds)
+
+    async def _work(self, entry: Entry, work: Callable[[AnySession], Awaitable[Any]]) -> Any:
+        with self._using(entry):
+            session = await asyncio.shield(entry.opening)
+            await entry.account.cells.enter()
+            self.metrics.running.inc()
+            try:
+                result = await work(session)
+            finally:
+                self.metrics.running.dec()
+                entry.account.cells.leave()
+            entry.cells += result is not None  # a new seed is no cell
+            if isinstance(result, CellResult):
+                self.metrics.cell(result)
+            return result
+
+    async def _enter(
+        self, account: Account, session_id: str, origin: Origin, make: Making, how: str, wait_seconds: float = 0.0
+    ) -> bool:
+        if self.stopping:
+            raise Refused(503, "the service is shutting down", retry_seconds=5)
+        key = (account.name, session_id)
+        entry = self._entries.get(key)
+        new = entry is None
+        if entry is None:
+            opening = asyncio.create_task(self._open(account, make, how, max(wait_seconds, self._queue_seconds)))
+            entry = self._entries[key] = Entry(account, session_id, origin, Replies(self._kept_replies), opening)
+            self._keep(opening)
+            opening.add_done_callback(lambda _: self._drop_failed(entry))
+        elif entry.origin != origin:
+            raise Refused(409, "a session with this id exists, and was made from something else")
+        with self._using(entry):
+            await self._failures(asyncio.shield(entry.opening))
+        return new
+
+    async def _open(self, account: Account, make: Making, how: str, wait_seconds: float) -> AnySession:
+        await account.sessions.enter(wait_seconds)
+        try:
+            await self._places.enter(wait_seconds)
+            try:
+                session = await make()
+            except BaseException:
+                self._places.leave()
+                raise
+        except BaseException:
+            account.sessions.leave()
+            raise
+        self.metrics.opened.labels(how).inc()
+        self.metrics.sessions.labels(account.name).inc()
+        return session
+
+    def _drop_failed(self, entry: Entry) -> None:
+        if not _is_open(entry) and self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+
+    async def _end(self, entry: Entry, why: str) -> None:
+        """Close an entry's session. The first caller does it."""
+        if self._entries.get(entry.key) is not entry:
+            return
+        del self._entries[entry.key]
+        try:
+            session = await asyncio.shield(entry.opening)
+        except (SandboxFailure, Refused, asyncio.CancelledError):
+            return  # it never opened, and gave its places back itself
+        try:
+            await session.close()
+        finally:
+            self._places.leave()
+            entry.account.sessions.leave()
+            self.metrics.closed.labels(why).inc()
+            self.metrics.sessions.labels(entry.account.name).dec()
+
+    async def _reap(self) -> None:
+        """Close sessions that nobody has used for long: their clients are gone."""
+        while True:
+            await asyncio.sleep(min(LOOK_SECONDS, self._idle_seconds / 4))
+            late = time.monotonic() - self._idle_seconds
+            idle = [entry for entry in self._entries.values() if not entry.busy and entry.used < late]
+            await asyncio.gather(*(self._end(entry, "idle") for entry in idle))
+
+    async def _failures(self, work: Awaitable[Any]) -> Any:
+        """The result of some work, its SandboxFailure as Refused."""
+        try:
+            return await work
+        except SandboxFailure as error:
+            raise Refused(424, str(error)) from error
+
+    def _find(self, account: Account, session_id: str) -> Entry:
+        entry = self._entries.get((account.name, session_id))
+        if entry is None:
+            raise Refused(404, "no such session: it was closed, was idle for too long, or the service was restarted")
+        return entry
+
+    @contextlib.contextmanager
+    def _using(self, entry: Entry) -> Iterator[None]:
+        entry.busy += 1
+        entry.used = time.monotonic()
+        try:
+            yield
+        finally:
+            entry.busy -= 1
+            entry.used = time.monotonic()
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _is_open(entry: Entry) -> bool:
+    return entry.opening.done() and not entry.opening.cancelled() and entry.opening.exception() is None

@@ -1,0 +1,162 @@
+"""The process of ``aster sandbox serve``: listen, serve, and end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from aster_sandbox.errors import SandboxFailure, SettingsError
+from aster_sandbox.service.access import Accounts, Limits
+from aster_sandbox.service.app import make_app
+from aster_sandbox.service.door import Door
+from aster_sandbox.service.fusion import SHORTEST_OUTPUT
+from aster_sandbox.service.metrics import Metrics
+from aster_sandbox.service.registry import Registry
+from aster_sandbox.settings import Settings
+from aster_sandbox.supervisor import Sandbox
+
+BACKLOG = 1024
+CONNECTIONS = 16384
+"""Open files of this process, where the machine allows so many: each connection is one."""
+STUCK_SECONDS = 60
+"""A connection whose peer takes nothing for so long is ended by the kernel: slow readers, machines that are gone."""
+KEEP_SECONDS = 75
+"""An idle connection is kept open for so long."""
+GRACE_SECONDS = 3.0
+"""Beyond a cell's own limit, for replies to be sent at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What belongs to the service and not to the sandbox behind it."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0 takes a free one."""
+    client_sessions: int | None = None
+    """Sessions that one client may have open; None: as many as there are."""
+    client_cells: int = 256
+    client_queue: int = 1024
+    queue_seconds: float = 5.0
+    """How long a request to open a session waits for a place before it is refused."""
+    idle_seconds: float = 3600.0
+    """A session that nobody uses for so long is closed."""
+    body_bytes: int = 8 << 20
+    kept_replies: int = 16
+    """Of each session, for requests that come again."""
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: uvicorn raises them again at its end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing."""
+        yield
+
+
+def serve(settings: ServiceSettings, sandbox: Settings, tokens: dict[str, str], say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ``say`` gets one line when the service listens; before that, the sandbox tells its
+    isolation level on stderr. SettingsError where it cannot."""
+    if sandbox.output_characters < SHORTEST_OUTPUT:
+        raise SettingsError(f"sandbox.output_characters: the service needs at least {SHORTEST_OUTPUT}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < CONNECTIONS:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (CONNECTIONS if hard == resource.RLIM_INFINITY else min(CONNECTIONS, hard), hard)
+        )
+    with contextlib.closing(_bind(settings.host, settings.port)) as listener:
+        try:
+            asyncio.run(_serve(settings, sandbox, tokens, listener, say))
+        except SandboxFailure as error:
+            raise SettingsError(f"the sandbox does not start: {error}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _serve(
+    settings: ServiceSettings,
+    sandbox_settings: Settings,
+    tokens: dict[str, str],
+    listener: socket.socket,
+    say: Callable[[str], None],
+) -> None:
+    limits = Limits(settings.client_sessions or sandbox_settings.sessions, settings.client_cells, settings.client_queue)
+    accounts = Accounts(tokens, limits)
+    metrics = Metrics()
+    metrics.capacity.set(sandbox_settings.sessions)
+    for account in accounts:
+        metrics.sessions.labels(account.name).set(0)
+    grace = sandbox_settings.cell_seconds + GRACE_SECONDS
+    async with (
+        Sandbox(sandbox_settings) as sandbox,
+        Registry(
+            sandbox,
+            sandbox_settings.model_copy(update={"isolation": sandbox.level.value}),
+            metrics,
+            queue_seconds=settings.queue_seconds,
+            idle_seconds=settings.idle_seconds,
+            kept_replies=settings.kept_replies,
+        ) as registry,
+    ):
+        app = Door(make_app(registry, metrics), accounts, metrics, settings.body_bytes)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
+                timeout_keep_alive=KEEP_SECONDS,
+                timeout_graceful_shutdown=int(grace) + 1,
+            )
+        )
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            registry.stopping = True
+            server.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        listener.listen(BACKLOG)
+        host, port = listener.getsockname()[:2]
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+        await server.serve(sockets=[listener])
+        await registry.drain(grace)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: clients are turned away until the sandbox is there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        raise SettingsError(f"--host {host}: {error.strerror}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit these.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_SECONDS * 1000)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(f"{host}:{port}: cannot listen here: {error.strerror}") from None
+    return listener

@@ -1,0 +1,99 @@
+"""The standard streams of a session's process, as each cell must find them, whatever the last one did to them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from os import dup2
+
+# Descriptors above what careless cells close, and below the least limit that a recipe may set.
+CONNECTION, OUTPUT, EMPTY = 500, 501, 502
+FLOOD_WRITES = 2000
+"""After so many writes in one cell they are no longer made line by line: the middle of such an output is cut anyway."""
+
+
+class Streams:
+    """stdin, which is empty, and one stream for stdout and stderr, which keeps the order of what is written to them.
+
+    It writes line by line, so that what a subprocess prints falls into its place and what was printed before a crash is there.
+    """
+
+    def __init__(self) -> None:
+        self._make()
+
+    def restore(self) -> None:
+        """Give a cell its streams. OSError where that is impossible."""
+        dup2(EMPTY, 0)
+        dup2(OUTPUT, 1)
+        dup2(OUTPUT, 2)
+        if not self._sound():
+            self._make()
+        self._pipe.left = FLOOD_WRITES
+        sys.stdin = sys.__stdin__ = self._input  # type: ignore[misc]
+        sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = self._lines  # type: ignore[misc]
+
+    def write(self, text: str) -> None:
+        """Write to the output, whatever ``sys.stdout`` is."""
+        self._blocks.flush()
+        self._lines.write(text)
+
+    def shows(self, stream: object) -> bool:
+        """Whether what is written to a stream gets into the output as it is."""
+        return stream is self._lines or stream is self._blocks
+
+    def flush(self) -> None:
+        """Push everything into the pipe: a cell has ended."""
+        for stream in {id(stream): stream for stream in (sys.stdout, sys.stderr, self._lines, self._blocks)}.values():
+            # Cells may leave anything there, and close the descriptor below: their own output is all that is lost.
+            try:
+                stream.flush()
+            except Exception:  # noqa: BLE001, S112
+                continue
+
+    def _sound(self) -> bool:
+        """Whether all streams can be used as they are. A cell may have closed, detached or set up anew each part of them."""
+        try:
+            lines, blocks = self._lines, self._blocks
+            return (
+                lines.line_buffering
+                and lines.buffer is self._buffer is blocks.buffer
+                and lines.encoding == blocks.encoding == "utf-8"
+                and lines.errors == blocks.errors == "backslashreplace"
+                and not self._buffer.closed
+                and not self._input.closed
+                and self._input.buffer.raw is self._input_file
+            )
+        except Exception:  # noqa: BLE001 - a detached stream raises at every touch
+            return False
+
+    def _make(self) -> None:
+        self._pipe = _Pipe(self)
+        self._buffer = io.BufferedWriter(self._pipe)
+        self._lines = io.TextIOWrapper(self._buffer, "utf-8", "backslashreplace", "\n", line_buffering=True)
+        self._blocks = io.TextIOWrapper(self._buffer, "utf-8", "backslashreplace", "\n")
+        self._input_file = io.FileIO(0, closefd=False)
+        self._input = io.TextIOWrapper(io.BufferedReader(self._input_file), "utf-8")
+
+    def flood(self) -> None:
+        """From here on, until the end of the cell, write in blocks."""
+        if sys.stdout is self._lines:
+            sys.stdout = self._blocks
+        if sys.stderr is self._lines:
+            sys.stderr = self._blocks
+
+
+class _Pipe(io.FileIO):
+    """Descriptor 1."""
+
+    def __init__(self, streams: Streams) -> None:
+        super().__init__(1, "w", closefd=False)
+        self._streams = streams
+        self.left = FLOOD_WRITES
+        """Writes until there are so many that they are a flood."""
+
+    def write(self, data: object, /) -> int:
+        """To the descriptor."""
+        self.left -= 1
+        if self.left == 0:
+            self._streams.flood()
+        return super().write(data)  # type: ignore[arg-type]

@@ -1,0 +1,224 @@
+"""The sandbox: one zygote, many sessions, at most so many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+import itertools
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aster_sandbox.cgroups import Groups
+from aster_sandbox.errors import SandboxFailure, SettingsError
+from aster_sandbox.handle import ZygoteHandle, ZygoteLost
+from aster_sandbox.housekeeping import keep_house
+from aster_sandbox.isolation import Level, Plan, make_plan, remove_scratch
+from aster_sandbox.isolation.guard import remove_tree
+from aster_sandbox.output import Clip
+from aster_sandbox.pressure import Admission, held_mb
+from aster_sandbox.runner import Runner
+from aster_sandbox.session import Origin, Session
+from aster_sandbox.settings import Settings
+
+DESCRIPTORS_PER_SESSION = 3
+"""Connection, output, pidfd."""
+SPARE_DESCRIPTORS = 512
+ZYGOTE_ATTEMPTS = 3
+"""Runners asked for where the zygote dies each time."""
+NOT_ISOLATED = "sandbox: NOT ISOLATED: cells can reach your files and processes (isolation level rlimits; see `aster doctor`)"
+
+
+class Sandbox:
+    """Runs model-written Python in sessions. Use as ``async with Sandbox() as sandbox``; one event loop."""
+
+    def __init__(self, settings: Settings | None = None, *, beside_sampler: bool = False, **fields: Any) -> None:
+        """``settings``, or their ``fields`` that are not the defaults: ``Sandbox(cell_seconds=5)``.
+
+        ``beside_sampler``: sessions leave ``spare_processors`` to this process, which samples a policy.
+        SettingsError for a field that is unknown, or a value that it cannot have.
+        """
+        self.settings = settings if settings is not None else make_settings(**fields)
+        self._spare_processors = self.settings.spare_processors if beside_sampler else 0
+        self._slots = asyncio.Semaphore(self.settings.sessions)
+        self._sessions: set[Session] = set()
+        self._runners: set[Runner] = set()
+        self._numbers = itertools.count()
+        self._removals: set[asyncio.Task[None]] = set()
+        self._zygote: ZygoteHandle | None = None
+        self._zygote_lock = asyncio.Lock()
+        self._plan: Plan | None = None
+        self._groups: Groups | None = None
+        self._entered = False
+        self._admission = Admission(self.settings.reserve_mb)
+        self._house: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Sandbox:
+        if sys.platform != "linux":
+            raise SandboxFailure(f"the sandbox needs Linux (pidfd, prctl); this is {sys.platform}")
+        for package in self.settings.preload:
+            if importlib.util.find_spec(package) is None:
+                raise SettingsError(f"sandbox.preload: no package {package!r} is installed; install it or take it off the list")
+        _allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
+        root = tempfile.mkdtemp(prefix="aster-sandbox-")
+        try:
+            self._plan = await asyncio.to_thread(make_plan, self.settings, root, self._spare_processors)
+            _say_once(
+                NOT_ISOLATED if self._plan.level is Level.RLIMITS else f"sandbox: isolation level {self._plan.level.value}"
+            )
+            self._groups = Groups.find()
+            self._entered = True
+            await self._warm()
+        except BaseException:
+            self._entered = False
+            if self._groups is not None:
+                self._groups.close()
+            remove_tree(root)
+            raise
+        self._house = asyncio.create_task(keep_house(self._sessions, self._admission, self.settings, self._held))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._entered = False
+        if self._house is not None:
+            self._house.cancel()
+            await asyncio.gather(self._house, return_exceptions=True)
+        await asyncio.gather(*(session.close() for session in list(self._sessions)))
+        await asyncio.gather(*self._removals)
+        async with self._zygote_lock:
+            if self._zygote is not None:
+                await self._zygote.stop()
+        if self._groups is not None:
+            self._groups.close()
+        if self._plan is not None:
+            await asyncio.to_thread(remove_tree, self._plan.root)
+
+    @property
+    def level(self) -> Level:
+        """The isolation level of this sandbox, which was entered."""
+        if self._plan is None:
+            raise SandboxFailure("the sandbox was not entered with `async with`")
+        return self._plan.level
+
+    async def open(self, seed: int = 0, setup: str = "", environment: Mapping[str, str] | None = None) -> Session:
+        """A fresh session; waits while ``sessions`` are alive, or while memory is short.
+
+        ``seed`` seeds the global generators of ``random``, and of numpy and sympy where they are preloaded. ``setup`` is Python
+        that runs before the first cell, and again where a session is rebuilt from its start; its source is not shown in
+        tracebacks. SandboxFailure where it raises. ``environment``: variables for the session, beside those that all have.
+        """
+        session = await self.adopt(Origin(seed, setup, environment))
+        try:
+            await session.begin()
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    # ----- for sessions
+
+    @property
+    def processes(self) -> int:
+        """How many sessions have a process."""
+        return len(self._runners)
+
+    async def adopt(self, origin: Origin) -> Session:
+        """A session without a process, as soon as there may be one more."""
+        await self._slots.acquire()
+        session = Session(self, origin)
+        self._sessions.add(session)
+        return session
+
+    def forget(self, session: Session) -> None:
+        """It is closed."""
+        self._sessions.discard(session)
+        self._slots.release()
+
+    async def launch(self, clip: Clip, wanted: Callable[[], bool]) -> Runner:
+        """A process whose output goes to ``clip``, when there is memory for it; it may still be on its way.
+
+        SandboxFailure where there is no memory for long, where the zygote cannot be had, or where the process is not ``wanted``
+        any more.
+        """
+        self._require_entered()
+        await self._admission.wait(lambda: not self._runners, wanted)
+        for _ in range(ZYGOTE_ATTEMPTS):
+            zygote = await self._warm()
+            try:
+                runner = Runner(zygote, next(self._numbers), clip, self._join_group)
+            except OSError as error:  # no descriptors are left
+                raise SandboxFailure(f"no process could be started for a session: {error}") from error
+            name = f"session-{runner.number}"
+            self._runners.add(runner)
+            runner.gone.add_done_callback(functools.partial(self._lost, runner, name))
+            try:
+                await runner.launch(name)
+            except ZygoteLost:
+                runner.release()
+                continue
+            except BaseException:
+                runner.release()
+                raise
+            return runner
+        raise SandboxFailure("the sandbox's parent process keeps dying")
+
+    def _join_group(self, runner: Runner) -> None:
+        if self._groups is not None and runner.pid is not None:
+            self._groups.add(runner.number, runner.pid)
+
+    def _lost(self, runner: Runner, name: str, _: asyncio.Future[int | None]) -> None:
+        self._runners.discard(runner)
+        if self._groups is not None:
+            self._groups.remove(runner.number)
+        if self._plan is not None and self._plan.level is not Level.NAMESPACES:  # there its files went with it
+            task = asyncio.ensure_future(asyncio.to_thread(remove_scratch, self._plan, name))
+            self._removals.add(task)
+            task.add_done_callback(self._removals.discard)
+
+    def _held(self, runners: list[Runner]) -> dict[Runner, float]:
+        """MiB that processes hold, with all that they started. Slow for many."""
+        if self._groups is not None:
+            return {runner: self._groups.held_mb(runner.number) for runner in runners}
+        pids = {runner.pid: runner for runner in runners if runner.pid is not None}
+        warm = self._zygote.pid if self._zygote is not None else None
+        return {pids[pid]: held for pid, held in held_mb(pids, warm).items()}
+
+    def _require_entered(self) -> None:
+        if self._plan is None or not self._entered:
+            raise SandboxFailure("the sandbox is closed, or was not entered with `async with`")
+
+    async def _warm(self) -> ZygoteHandle:
+        """The zygote; a new one where the last is gone."""
+        async with self._zygote_lock:
+            self._require_entered()
+            assert self._plan is not None
+            if self._zygote is None or not self._zygote.alive:
+                self._zygote = await ZygoteHandle.start(self._plan)
+            return self._zygote
+
+
+def make_settings(**fields: Any) -> Settings:
+    """Settings with these fields. SettingsError, in one line, for one that is unknown or has a value that it cannot have."""
+    import pydantic
+
+    try:
+        return Settings(**fields)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"sandbox.{where}: {first['msg']}") from None
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Raise this process's soft limit of open files where it is too low for so many sessions."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

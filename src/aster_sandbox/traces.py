@@ -1,0 +1,90 @@
+"""Tracebacks as a cell's reader needs them: short, with every line's number, and without the names of the host's folders."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from types import CodeType
+
+CELL = "<cell "
+"""Every cell's file name starts so: ``<cell 3>``."""
+LONGEST_TRACEBACK = 24
+PACKAGES = f"{os.sep}site-packages{os.sep}"
+_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_HERE = os.path.dirname(__file__) + os.sep
+
+
+def short_traceback(error: BaseException) -> str:
+    """The traceback with the cells' frames and the innermost library frame alone, for the error and all it is chained to."""
+    summary = traceback.TracebackException.from_exception(error, compact=True)
+    numbers = _missing_numbers(error)
+    todo = [summary]
+    while todo:
+        part = todo.pop()
+        part.stack = _trim(part.stack, numbers)
+        todo += [linked for linked in (part.__cause__, part.__context__, *(part.exceptions or ())) if linked is not None]
+    return "".join(summary.format())
+
+
+def short_path(path: str) -> str:
+    """A library's file, from the folder on that says what it is."""
+    _, packages, rest = path.rpartition(PACKAGES)
+    if packages:
+        return rest
+    if path.startswith(_LIBRARY):
+        return path[len(os.path.dirname(_LIBRARY[:-1])) + 1 :]
+    return path
+
+
+def line_in(code: CodeType, line: int | None, instruction: int) -> int:
+    """The line of an instruction. One that belongs to none, as those that clean up, gets that of the last one before that
+    does."""
+    if line is not None:
+        return line
+    found = code.co_firstlineno
+    for start, _, each in code.co_lines():
+        if start > instruction:
+            break
+        found = each if each is not None else found
+    return found
+
+
+def _missing_numbers(error: BaseException) -> dict[tuple[str, str], int]:
+    """Lines of frames whose traceback has none, by file and function, for the error and all it is chained to."""
+    numbers: dict[tuple[str, str], int] = {}
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        todo += [each.__cause__, each.__context__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
+        trace = each.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            if trace.tb_lineno is None:
+                numbers[code.co_filename, code.co_name] = line_in(code, None, trace.tb_lasti)
+            trace = trace.tb_next
+    return numbers
+
+
+def _trim(stack: traceback.StackSummary, numbers: dict[tuple[str, str], int]) -> traceback.StackSummary:
+    frames = [_shown(frame, numbers) for frame in stack if frame.filename.startswith(CELL)]
+    if stack and not stack[-1].filename.startswith((CELL, _HERE)):
+        frames.append(_shown(stack[-1], numbers))
+    trimmed = traceback.StackSummary.from_list(frames)
+    # A recursion in one line is folded by format() itself; one over several lines is not.
+    if len(trimmed.format()) > LONGEST_TRACEBACK:
+        trimmed = traceback.StackSummary.from_list(frames[: LONGEST_TRACEBACK // 4] + frames[-LONGEST_TRACEBACK // 2 :])
+    return trimmed
+
+
+def _shown(frame: traceback.FrameSummary, numbers: dict[tuple[str, str], int]) -> traceback.FrameSummary:
+    number = frame.lineno if frame.lineno is not None else numbers.get((frame.filename, frame.name), 1)
+    line = frame.line
+    if frame.lineno is None:
+        import linecache
+
+        line = linecache.getline(frame.filename, number).strip()
+    return traceback.FrameSummary(short_path(frame.filename), number, frame.name, lookup_line=False, line=line)

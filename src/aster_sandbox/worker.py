@@ -1,0 +1,264 @@
+"""A session's interpreter: what runs in a runner, from its fork on.
+
+Everything here runs under whatever the cells did to the process. What is called between two cells is bound to names of this
+module when it is loaded, so that cells which replace functions of the standard library do not replace ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import stat
+import sys
+import tempfile
+from _signal import (  # type: ignore[import-not-found]
+    ITIMER_PROF,
+    ITIMER_REAL,
+    ITIMER_VIRTUAL,
+    SIG_SETMASK,
+    SIGINT,
+    pthread_sigmask,
+    setitimer,
+)
+from _signal import signal as set_handler
+from collections.abc import Callable
+from os import _exit, chdir, getcwd, getpid, makedirs, write
+from resource import getpagesize
+from sys import getrecursionlimit, setrecursionlimit
+from types import ModuleType
+from typing import NoReturn
+
+from aster_sandbox import cellbuiltins
+from aster_sandbox.cells import Interpreter
+from aster_sandbox.isolation import Plan, confine_session
+from aster_sandbox.isolation.guard import close_all_but
+from aster_sandbox.isolation.syscalls import libc
+from aster_sandbox.limits import Limits
+from aster_sandbox.protocol import (
+    MAX_DATA,
+    Kind,
+    Reply,
+    Request,
+    line_mark,
+    pack_reply,
+    receive,
+    take_request,
+)
+from aster_sandbox.streams import CONNECTION, EMPTY, OUTPUT, Streams
+from aster_sandbox.traces import short_traceback
+
+LARGEST_INT_DIGITS = 200_000
+"""Digits of an integer that ``str`` converts; Python's own 4,300 stops ordinary problems such as the digit sum of 2**20000."""
+LEAST_RECURSION = 1000
+"""Python's own limit: what runs between cells needs a part of it."""
+
+
+class Worker:
+    """A session's interpreter."""
+
+    def __init__(self, plan: Plan, scratch: str, address_space: int) -> None:
+        """``scratch``: the working directory. ``address_space``: what this process has now, in bytes."""
+        self._home = scratch
+        self._pid = getpid()
+        self._nonce = b""
+        self._mark = ""
+        module = ModuleType("__main__")
+        module.__dict__["__builtins__"] = cellbuiltins.module()
+        sys.modules["__main__"] = module  # so that pickle and multiprocessing find what cells define
+        self._main = module
+        sys.set_int_max_str_digits(LARGEST_INT_DIGITS)
+        sys.argv = [""]
+        sys.path.insert(0, scratch)
+        os.environ["HOME"] = os.environ["TMPDIR"] = scratch
+        tempfile.tempdir = None
+        self._streams = Streams()
+        self._limits = Limits(address_space + (plan.memory_mb << 20))
+        self._interpreter = Interpreter(module.__dict__, self, plan.timeout_text)
+        self._hook = cellbuiltins.enter(self._streams, lambda: self._mark, scratch, plan.echo)
+
+    def serve(self) -> NoReturn:
+        """Answer requests for ever; end the process at the end of the connection."""
+        connection = socket.socket(fileno=CONNECTION)
+        buffer = bytearray()
+        while True:
+            try:
+                taken = take_request(buffer)
+                if taken is None:
+                    data, _ = receive(connection, 1 << 16, 1)
+                    if not data:
+                        _exit(0)
+                    buffer += data
+                    continue
+            except OSError:  # a cell closed the connection, and kept it open in a child
+                _exit(1)
+            except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised; its cell is over
+                continue
+            self._nonce, request = taken
+            self._mark = line_mark(self._nonce)
+            reply = self._answer(request)
+            if getpid() != self._pid:  # a child that a cell forked came to the end of the cell
+                _exit(0)
+            self._send(reply)
+
+    def _send(self, reply: Reply) -> None:
+        data = pack_reply(self._nonce, reply)
+        while data:
+            data = data[write(CONNECTION, data) :]
+
+    def _answer(self, request: Request) -> Reply:
+        try:
+            self._restore()
+        except BaseException:  # noqa: BLE001 - whatever it is, no cell can run here
+            return Reply(Kind.UNREADY)
+        match request.op:
+            case "run":
+                return self._run(request)
+            case "start":
+                return self._start(request)
+            case "hello":
+                return Reply(Kind.OK)
+            case "seed":
+                return self._attempt(lambda: seed_everything(int(request.data)))
+            case "write":
+                return self._attempt(lambda: self._write(*request.data.split(b"\0", 1)))
+            case "read":
+                return self._read(request)
+        raise ValueError(f"unknown request {request.op!r}")
+
+    def _start(self, request: Request) -> Reply:
+        wanted = json.loads(request.data)
+        kind = Kind.OK
+        try:
+            os.environ.update(wanted["environment"])
+            seed_everything(wanted["seed"])
+            self._interpreter.setup(wanted["setup"])
+        except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
+            kind = Kind.ERROR
+            self.report(short_traceback(error))
+        self._flush()
+        return Reply(kind)
+
+    def _run(self, request: Request) -> Reply:
+        source = request.data.decode("utf-8", "surrogatepass")
+        kind = self._interpreter.run(request.number, source, request.limit)
+        cellbuiltins.restore(source)
+        self._flush()
+        if kind is Kind.INTERRUPTED:
+            return Reply(kind, self._interpreter.finished, self._interpreter.line)
+        return Reply(kind)
+
+    def _attempt(self, action: Callable[[], object]) -> Reply:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - told in words
+            return Reply(Kind.ERROR, data=_in_words(error))
+        return Reply(Kind.OK)
+
+    def _write(self, path: bytes, content: bytes) -> None:
+        place = os.path.join(os.fsencode(self._home), path)
+        makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, "wb") as file:
+            file.write(content)
+
+    def _read(self, request: Request) -> Reply:
+        """A part of a regular file. ``finished`` is the file's size."""
+        try:
+            descriptor = os.open(os.path.join(os.fsencode(self._home), request.data), os.O_RDONLY | os.O_NONBLOCK)
+            with open(descriptor, "rb", buffering=0) as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    return Reply(Kind.ERROR, data=b"is no file")
+                file.seek(request.number)
+                return Reply(Kind.OK, finished=status.st_size, data=file.read(min(request.limit, MAX_DATA)))
+        except (OSError, ValueError) as error:
+            return Reply(Kind.ERROR, data=_in_words(error))
+
+    # ----- between cells
+
+    def _restore(self) -> None:
+        """Bring everything that the next cell needs into its own order, whatever the last one did to it. Raises where that is
+        impossible."""
+        self._streams.restore()
+        # signal.signal turns its arguments into enums and back, which takes longer than all else here.
+        set_handler(SIGINT, self._interpreter.interrupt)
+        pthread_sigmask(SIG_SETMASK, ())
+        self._limits.restore()
+        if getrecursionlimit() < LEAST_RECURSION:
+            setrecursionlimit(LEAST_RECURSION)
+        if sys.modules.get("__main__") is not self._main:
+            sys.modules["__main__"] = self._main
+        if not callable(sys.__dict__.get("displayhook")):
+            sys.displayhook = self._hook
+        try:
+            getcwd()
+        except OSError:  # a cell removed it
+            makedirs(self._home, exist_ok=True)
+            chdir(self._home)
+
+    def _flush(self) -> None:
+        """Push everything into the pipe before the reply: Python's buffers and the C library's."""
+        for timer in (ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF):  # an alarm belongs to its cell
+            setitimer(timer, 0)
+        self._streams.flush()
+        libc.fflush(None)
+
+    # ----- for the interpreter
+
+    def report(self, text: str) -> None:
+        """Write a traceback where it will be seen, even where the cell closed or replaced its output, on a line of its own."""
+        self._streams.flush()
+        self._streams.restore()
+        self._streams.write(self._mark + text)
+
+    def lower_memory(self) -> None:
+        """A cell's own code runs from here on."""
+        self._limits.lower_memory()
+
+    def raise_memory(self) -> None:
+        """It does not."""
+        self._limits.raise_memory()
+
+    def gave_way(self) -> None:
+        """Tell the supervisor that the cell has ended, and its report comes."""
+        if getpid() == self._pid:
+            self._send(Reply(Kind.GAVE_WAY))
+
+
+def become_runner(plan: Plan, scratch: str, connection: int, output: int) -> NoReturn:
+    """Turn a fresh child of the zygote into a session's process, shut it in and serve. Closes every descriptor but the two
+    given and the log."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()  # all that runs for a session shares the processor as one, and can be found by it
+    for descriptor, place in ((connection, CONNECTION), (output, OUTPUT), (os.open(os.devnull, os.O_RDONLY), EMPTY)):
+        os.dup2(descriptor, place, inheritable=False)
+    close_all_but(2, CONNECTION, OUTPUT, EMPTY)
+    # Both need /proc, which a session has not.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # where memory runs out, a session goes before the trainer; some containers forbid it
+    with open("/proc/self/statm") as file:
+        address_space = int(file.read().split()[0]) * getpagesize()
+    confine_session(plan, scratch)
+    for place, descriptor in enumerate((EMPTY, OUTPUT, OUTPUT)):  # until here, 2 was the zygote's log
+        os.dup2(descriptor, place)
+    Worker(plan, scratch, address_space).serve()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators: ``random``'s, and numpy's legacy one and sympy's where the zygote has loaded them. Every fork
+    shares their state otherwise."""
+    random.seed(seed)
+    # No import statements here, and one small number for numpy: each would have every session pay for pages of memory.
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed((seed ^ seed >> 32) & 0xFFFFFFFF)
+    if (sympy := sys.modules.get("sympy")) is not None:
+        sympy.core.random.seed(seed)
+
+
+def _in_words(error: BaseException) -> bytes:
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).encode("utf-8", "replace")[:1000]
