@@ -12,8 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from aster.core.types import CallStatus
-from aster_sandbox import AnySandbox, AnySession
+from aster_sandbox import AnySandbox, AnySession, CellStatus
 
 try:
     import ipykernel  # noqa: F401 - a kernel without it would fail only after a minute
@@ -63,7 +62,7 @@ class AsterSession:
     async def run(self, code: str) -> str:
         """A cell's output."""
         call = await self._session.run(code)
-        if call.status is not CallStatus.OK:
+        if call.status is not CellStatus.OK:
             raise RuntimeError(f"aster: {call.status}: {call.output}")
         return call.output
 
@@ -72,7 +71,7 @@ class AsterSession:
     async def crash(self) -> None:
         """The sandbox answers when it has the state again."""
         call = await self._session.run(CRASH)
-        if call.status is not CallStatus.CRASHED:
+        if call.status is not CellStatus.CRASHED:
             raise RuntimeError(f"aster: a cell that ends its interpreter was answered with {call.status}")
 
     async def close(self) -> None:

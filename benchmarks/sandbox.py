@@ -60,9 +60,8 @@ from _sandbox_cells import CPU_SECONDS, TYPICAL, Kind, make_kinds
 from _sandbox_contestants import Aster, Contestant, Floor, Jupyter, Replay, Session
 from _sandbox_result import Result, print_tables
 
-from aster.core import recipe
 from aster.core.progress import say
-from aster_sandbox import Sandbox
+from aster_sandbox import Sandbox, Settings
 
 AT_ONCE = 4
 """Sessions that are opened or closed at the same time."""
@@ -255,7 +254,7 @@ async def in_groups(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]
 
 async def measure(scale: Scale, idle: int, kernels: int, result: Result) -> str:
     """Everything. Returns the isolation level."""
-    settings = recipe.Sandbox(sessions=max(scale.large_crowd, idle))
+    settings = Settings(sessions=max(scale.large_crowd, idle))
     kinds, cores = make_kinds(), len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         async with Sandbox(settings) as sandbox:

@@ -25,8 +25,7 @@ import time
 
 from _machine import facts, print_json, processes_naming
 
-from aster.core import recipe
-from aster_sandbox import Sandbox, Session
+from aster_sandbox import Sandbox, Session, Settings
 
 CELL = "end = time.process_time() + 0.005\nwhile time.process_time() < end:\n    pass"
 FORKS = "import os\nwhile True:\n    try: {}\n    except OSError: pass"
@@ -65,7 +64,7 @@ ATTACKERS = {
 SESSIONS = 64
 BUSY = r"""
 import asyncio, sys, tempfile
-from aster.core import recipe
+from aster_sandbox import Settings
 from aster_sandbox import Sandbox
 tempfile.tempdir = sys.argv[1]
 WORK = [
@@ -75,7 +74,7 @@ WORK = [
     "import os, time\nfor n in range(4):\n    if os.fork() == 0: (n % 2 and os.setpgrp(), time.sleep(600))\nwhile True: pass",
 ]
 async def main():
-    settings = recipe.Sandbox(cell_seconds=600, sessions=int(sys.argv[2]), isolation=sys.argv[3])
+    settings = Settings(cell_seconds=600, sessions=int(sys.argv[2]), isolation=sys.argv[3])
     async with Sandbox(settings) as sandbox:
         sessions = await asyncio.gather(*(sandbox.open(number) for number in range(settings.sessions)))
         cells = [asyncio.create_task(session.run(WORK[number % len(WORK)])) for number, session in enumerate(sessions)]
@@ -106,7 +105,7 @@ async def again_and_again(session: Session, code: str) -> None:
 async def measure_attackers(isolation: str, seconds: float) -> dict[str, float]:
     """How many times longer the victim's median cell takes beside each attacker."""
     slower = {}
-    async with Sandbox(recipe.Sandbox.model_validate({"cell_seconds": 1.0, "isolation": isolation})) as sandbox:
+    async with Sandbox(Settings.model_validate({"cell_seconds": 1.0, "isolation": isolation})) as sandbox:
         victim = await sandbox.open(1, "import time")
         for name, code in ATTACKERS.items():
             alone = await cells_for(victim, seconds / 2)

@@ -25,9 +25,7 @@ from pathlib import Path
 
 from _machine import processes_naming
 
-from aster.core import recipe
-from aster.core.types import CallStatus
-from aster_sandbox import Sandbox, Session
+from aster_sandbox import CellStatus, Sandbox, Session, Settings
 
 CELL_SECONDS = 2.0
 SPOIL = "n = -1\nlog = None\nopen('f', 'w').write('spoilt')\nimport os, time, ctypes, signal\n"
@@ -73,30 +71,30 @@ class Model:
         twin.random.setstate(self.random.getstate())
         return twin
 
-    def cell(self, draw: random.Random) -> tuple[str, CallStatus, str]:
+    def cell(self, draw: random.Random) -> tuple[str, CellStatus, str]:
         """A cell that ends by itself: its code, status and output (of an error, its last line)."""
         value = draw.randrange(1000)
         match draw.choice(["count", "log", "file", "random", "error", "function", "work", "print"]):
             case "count":
                 self.n += value
-                return f"n += {value}\nn", CallStatus.OK, str(self.n)
+                return f"n += {value}\nn", CellStatus.OK, str(self.n)
             case "log":
                 self.log = [*self.log, value][-50:]
-                return f"log = [*log, {value}][-50:]\nlen(log), sum(log)", CallStatus.OK, str((len(self.log), sum(self.log)))
+                return f"log = [*log, {value}][-50:]\nlen(log), sum(log)", CellStatus.OK, str((len(self.log), sum(self.log)))
             case "file":
                 self.file = (self.file + f"{value} ")[-400:]
                 code = f"text = (open('f').read() + '{value} ')[-400:]\n_ = open('f', 'w').write(text)\nopen('f').read()"
-                return code, CallStatus.OK, repr(self.file)
+                return code, CellStatus.OK, repr(self.file)
             case "random":
-                return "random.random()", CallStatus.OK, repr(self.random.random())
+                return "random.random()", CellStatus.OK, repr(self.random.random())
             case "error":
                 self.n += value  # what ran before an error is kept
-                return f"n += {value}\nn // 0", CallStatus.ERROR, "ZeroDivisionError: integer division or modulo by zero"
+                return f"n += {value}\nn // 0", CellStatus.ERROR, "ZeroDivisionError: integer division or modulo by zero"
             case "function":
-                return f"def f(x):\n    return x * {value} + n\nf(7)", CallStatus.OK, str(7 * value + self.n)
+                return f"def f(x):\n    return x * {value} + n\nf(7)", CellStatus.OK, str(7 * value + self.n)
             case "work":
-                return f"sum(i % 7 for i in range({value * 300}))", CallStatus.OK, str(sum(i % 7 for i in range(value * 300)))
-        return f"print(n, {value})\nprint(len(log))", CallStatus.OK, f"{self.n} {value}\n{len(self.log)}"
+                return f"sum(i % 7 for i in range({value * 300}))", CellStatus.OK, str(sum(i % 7 for i in range(value * 300)))
+        return f"print(n, {value})\nprint(len(log))", CellStatus.OK, f"{self.n} {value}\n{len(self.log)}"
 
 
 class Soak:
@@ -111,7 +109,7 @@ class Soak:
     async def run(self) -> None:
         """All sessions, some at once."""
         places = 2 * self.options.at_once  # each may have a branch
-        settings = recipe.Sandbox(cell_seconds=CELL_SECONDS, memory_mb=256, sessions=places, preload=["numpy"])
+        settings = Settings(cell_seconds=CELL_SECONDS, memory_mb=256, sessions=places, preload=["numpy"])
         async with Sandbox(settings) as sandbox:
             turns = asyncio.Semaphore(self.options.at_once)
 
@@ -151,7 +149,7 @@ class Soak:
             return
         code, status, output = model.cell(draw)
         call = await session.run(code)
-        found = call.output if status is CallStatus.OK else call.output.splitlines()[-1]
+        found = call.output if status is CellStatus.OK else call.output.splitlines()[-1]
         if (call.status, found) != (status, output):
             raise Wrong(f"{code!r} gave {call.status} {call.output!r} instead of {status} {output!r}")
 
@@ -169,25 +167,25 @@ class Soak:
                 await keeper.gone
             return
         if kind == "memory":
-            code, status, end = MEMORY, CallStatus.ERROR, "MemoryError"
+            code, status, end = MEMORY, CellStatus.ERROR, "MemoryError"
         elif kind == "interrupted":
             model.n += 1
             model.interrupted = True
-            code, status, end = "n += 1\nimport time\ntime.sleep(60)", CallStatus.TIMEOUT, "all variables are kept]"
+            code, status, end = "n += 1\nimport time\ntime.sleep(60)", CellStatus.TIMEOUT, "all variables are kept]"
         elif kind == "stubborn":
-            code, status, end = SPOIL + STUBBORN, CallStatus.TIMEOUT, "of earlier cells are kept]"
+            code, status, end = SPOIL + STUBBORN, CellStatus.TIMEOUT, "of earlier cells are kept]"
         else:
-            code, status, end = BEFORE.get(kind, "") + SPOIL + DEADLY[kind], CallStatus.CRASHED, "of earlier cells are kept]"
+            code, status, end = BEFORE.get(kind, "") + SPOIL + DEADLY[kind], CellStatus.CRASHED, "of earlier cells are kept]"
         call = await session.run(code)
         if (
             kind == "memory" or kind in BEFORE
-        ) and call.status == CallStatus.TIMEOUT:  # it did not come so far on a busy machine
+        ) and call.status == CellStatus.TIMEOUT:  # it did not come so far on a busy machine
             model.interrupted = True
         elif call.status != status or not call.output.endswith(end):
             raise Wrong(f"{kind} gave {call.status} {call.output[-300:]!r}")
         if kind == "memory":
             call = await session.run("hoard = None")
-            if call.status != CallStatus.OK:
+            if call.status != CellStatus.OK:
                 raise Wrong(f"after a memory error: {call.status} {call.output!r}")
 
 

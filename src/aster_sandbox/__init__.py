@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aster_sandbox.client import SandboxClient
+    from aster_sandbox.commands import make_commands
     from aster_sandbox.errors import SandboxFailure, SettingsError
     from aster_sandbox.interface import AnySandbox, AnySession, make_sandbox
     from aster_sandbox.isolation.doctor import describe_machine
-    from aster_sandbox.repl import run_repl
     from aster_sandbox.session import Session
     from aster_sandbox.settings import Settings
     from aster_sandbox.supervisor import Sandbox
@@ -31,8 +31,8 @@ _MODULES = {
     "Settings": "settings",
     "SettingsError": "errors",
     "describe_machine": "isolation.doctor",
+    "make_commands": "commands",
     "make_sandbox": "interface",
-    "run_repl": "repl",
 }
 __version__ = "0.1.0"
 __all__ = [
@@ -47,8 +47,8 @@ __all__ = [
     "Settings",
     "SettingsError",
     "describe_machine",
+    "make_commands",
     "make_sandbox",
-    "run_repl",
 ]
 
 

@@ -75,9 +75,13 @@ class Interpreter:
         if not self._interrupts:
             self.line = self._line_reached(frame)
         self._interrupts += 1
+        error = CellTimeout(self._timeout_text)
         if self._interrupts > GENTLE:
-            _trip(SIGINT)  # not signal.raise_signal, which handles it at once
-        raise CellTimeout(self._timeout_text)
+            # The interpreter looks for signals after each call that its bytecode makes, so a call written here would be
+            # interrupted by its own effect before the line after it. One that an iterator makes is not.
+            for _ in map(_trip, (SIGINT,)):
+                raise error
+        raise error
 
     def setup(self, source: str) -> None:
         """Run hidden code. Its file has no source lines, so that no traceback shows them. Raises what it raises."""

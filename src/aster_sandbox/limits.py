@@ -44,11 +44,11 @@ class Limits:
         _set(resource.RLIMIT_AS, self._in_cell)
 
     def raise_memory(self) -> None:
-        """It does not: there must be memory to report that there is none. Where a cell has lowered what nobody can raise again,
-        it stays so; the next ``restore`` tells."""
+        """It does not: there must be memory to report that there is none, and descriptors to report it to. Where a cell has lowered
+        what nobody can raise again, it stays so; the next ``restore`` tells."""
         try:
-            _set(resource.RLIMIT_AS, self._between)
-        except ValueError:
+            self.restore()
+        except (ValueError, OSError):
             return
 
 

@@ -1,13 +1,113 @@
-"""Cells as models write them, read as what is meant."""
+"""Cells as models write them, read as what is meant.
+
+Nothing here sees a cell that is Python. Each step takes one thing off that surely is none of the code, and after each the rest
+is compiled. The last steps guess: they count only where the result compiles."""
 
 from __future__ import annotations
 
+import ast
+import html
+import linecache
+import re
+import warnings
+from collections.abc import Callable
+
+from aster_sandbox import characters, magic_lines, unwrap
+from aster_sandbox.reading import split_lines
+from aster_sandbox.traces import CELL
+
+Lines = list[str]
+_SHELL_WORDS = ["apt", "apt-get", "bash", "brew", "cat", "cd", "chmod", "cp", "curl", "dir", "docker", "echo", "export", "find", "git", "grep", "head", "ls", "make", "mkdir", "mv", "npm", "node", "pip", "pip3", "pwd", "python", "python3", "rm", "sh", "sudo", "tail", "tar", "touch", "unzip", "wget", "which"]
+
 
 def repair(source: str, flags: int) -> str | None:
-    """Placeholder until written."""
-    return None
+    """Python that means what the writer of ``source``, which does not compile, meant; None where that is not known.
+
+    Every line keeps its number. What is returned may still hold an error: then it is the one to show. ``flags``: of
+    ``compile``.
+    """
+
+    def parse(text: str) -> ast.Module | None:
+        try:
+            tree = compile(text, "<cell>", "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            return None
+        return tree if isinstance(tree, ast.Module) else None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cell is compiled once more, and that warns
+        return _repaired(split_lines(source), parse)
+
+
+def _repaired(lines: Lines, parse: Callable[[str], ast.Module | None]) -> str | None:
+    certain: list[Callable[[Lines], Lines | None]] = [
+        characters.clean,
+        unwrap.unfence,
+        lambda lines: unwrap.unprompt(lines, parse),
+        unwrap.dedent,
+        magic_lines.to_python,
+    ]
+    guesses = [unwrap.dedent_rest, characters.straighten_quotes, characters.replace_lookalikes]
+    meant = lines
+    for step in certain:
+        changed = step(meant)
+        if changed is not None:
+            meant = changed
+            if parse("\n".join(meant)) is not None:
+                return "\n".join(meant)
+    guessed = meant
+    for step in guesses:
+        changed = step(guessed)
+        if changed is not None:
+            if parse("\n".join(changed)) is not None:
+                return "\n".join(changed)
+            guessed = changed if step is not unwrap.dedent_rest else guessed
+    return "\n".join(meant) if meant != lines else None
+
+
+def as_written(source: str, meant: str) -> str:
+    """A repaired cell for the reader of its traceback: what became a hidden call is shown as it was written."""
+    pairs = zip(split_lines(source), meant.split("\n"), strict=True)
+    return "\n".join(written if magic_lines.PREFIX in line else line for written, line in pairs)
 
 
 def advice(error: SyntaxError) -> str:
-    """Placeholder until written."""
+    """A line that helps after the traceback of a cell that is no Python, or nothing."""
+    if error.filename is None or not error.filename.startswith(CELL):
+        return ""  # of code that the cell compiled
+    entry = linecache.cache.get(error.filename)
+    if entry is None or len(entry) < 4:
+        return ""
+    lines = [line.removesuffix("\n") for line in entry[2]]
+    said = _advice(lines, lines[error.lineno - 1] if error.lineno and error.lineno <= len(lines) else "", error.msg or "")
+    return f"[{said}]\n" if said else ""
+
+
+def _advice(lines: Lines, line: str, message: str) -> str:
+    fences = [found for each in lines if (found := unwrap.FENCE.match(each)) is not None]
+    if fences:
+        languages = [fence["info"] for fence in fences if not unwrap.is_fenced_python(fence["info"])]
+        if languages:
+            return f"this tool runs Python, and the code is marked as {languages[0]!r}"
+        return "this tool runs all that it is sent as Python: send the code alone, without text around it"
+    source = "\n".join(lines)
+    if "\n" not in source and "\\n" in source and _compiles(source.replace("\\n", "\n").replace("\\t", "\t")):
+        return "the code has a backslash and an n where its lines should end: send line ends"
+    if re.search(r"&(lt|gt|amp|quot|#39);", source) and _compiles(html.unescape(source)):
+        return "the code has HTML's &lt; &gt; &amp; &quot; in it: send the characters themselves"
+    if message.startswith("unterminated string literal"):
+        return "a string in single quotes ends with its line: write \\n for a line end inside it, or put it in triple quotes"
+    words = line.split()
+    if words and (words[0] in _SHELL_WORDS or words[0] == "$"):
+        return "this tool runs Python; a line that begins with ! is run by a shell"
     return ""
+
+
+def _compiles(source: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compile(source, "<cell>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            return False
+    return True

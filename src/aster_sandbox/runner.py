@@ -81,7 +81,7 @@ class Runner:
         self.gone: asyncio.Future[int | None] = self._loop.create_future()
         """Its status, as of waitpid; None where the zygote's end was its own."""
         self._buffer = bytearray()
-        self._nonce = b""
+        self._nonce = self._before = b""
         self._answer: asyncio.Future[Outcome] | None = None
         self._overran = False
         self._armed = False
@@ -103,18 +103,20 @@ class Runner:
         finally:
             self._give_away()
 
-    async def request(self, request: Request, seconds: float, patience: float, grace: float = GRACE_SECONDS) -> Outcome:
+    async def request(self, request: Request, seconds: float, patience: float, grace: float | None = None) -> Outcome:
         """Send a request and wait for its answer: ``seconds``, then soft interrupts for a grace time, then SIGKILL.
 
         ``patience``: in so many seconds a runner that lives begins to read it; one that does not is killed.
         """
+        if not self.doomed and self._answer is None:
+            self._on_readable()  # what is there now answers nothing
         if self.doomed:
             self.unread = True
             return Outcome(None)
-        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._before, self._nonce = self._nonce, secrets.token_bytes(NONCE_BYTES)
         self._clip.begin(line_mark(self._nonce))
         self._overran = False
-        self._grace = grace
+        self._grace = GRACE_SECONDS if grace is None else grace
         answer = self._answer = self._loop.create_future()
         self._deadline = self._loop.time() + seconds
         self._patience = patience
@@ -284,7 +286,8 @@ class Runner:
             if not self._buffer:
                 return
         except ValueError:
-            pass
+            # The true answer to the request before: what was taken for it was forged, and this one may not even be read.
+            self.unread |= self._buffer.startswith(self._before)
         self._distrust("was killed because the code wrote to the sandbox's own connection")
 
     def _await_report(self) -> None:

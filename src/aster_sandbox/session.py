@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from aster_sandbox.errors import SandboxFailure
 from aster_sandbox.handle import NoRoom
 from aster_sandbox.history import KEPT, LOST, History, Step, cell_status
+from aster_sandbox.interface import check_environment
 from aster_sandbox.output import NO_OUTPUT, Clip
 from aster_sandbox.pressure import PATIENCE_SECONDS, Backoff
 from aster_sandbox.protocol import MAX_DATA, Kind, Reply, Request
@@ -62,6 +63,7 @@ class Origin:
     """What a session begins with, each time that it begins."""
 
     def __init__(self, seed: int, setup: str, environment: Mapping[str, str] | None) -> None:
+        check_environment(environment or {})
         self.request = Request(
             "start", data=json.dumps({"seed": seed, "setup": setup, "environment": dict(environment or {})}).encode("ascii")
         )
@@ -150,19 +152,21 @@ class Session:
             await self._keep(Request("write", data=_path(path) + b"\0" + content), path)
             self.last_used = time.monotonic()
 
-    async def download(self, path: str) -> bytes:
-        """A file of the session's. ``path`` as for ``upload``. OSError where there is none, or none that can be read."""
+    async def download(self, path: str, most_bytes: int | None = None) -> bytes:
+        """A file of the session's, or its first ``most_bytes``. ``path`` as for ``upload``. OSError where there is none, or none
+        that can be read."""
         async with self._lock:
             self._require_open()
-            content = b""
+            content = bytearray()
             while True:
-                reply = await self._ask(Request("read", len(content), MAX_DATA, _path(path)))
+                wanted = MAX_DATA if most_bytes is None else min(MAX_DATA, most_bytes - len(content))
+                reply = await self._ask(Request("read", len(content), wanted, _path(path)))
                 if reply.kind is not Kind.OK:
                     raise OSError(f"{path}: {reply.data.decode('utf-8', 'replace')}")
                 content += reply.data
                 self.last_used = time.monotonic()
-                if not reply.data or len(content) >= reply.finished or len(content) > self._host.settings.file_mb << 20:
-                    return content
+                if not reply.data or len(content) >= reply.finished or len(content) == most_bytes:
+                    return bytes(content)
 
     async def close(self) -> None:
         """End the process with all that it started, and remove its files. Closing twice is fine."""

@@ -26,7 +26,8 @@ from _signal import (  # type: ignore[import-not-found]
 )
 from _signal import signal as set_handler
 from collections.abc import Callable
-from os import _exit, chdir, getcwd, getpid, makedirs, write
+from os import _exit, chdir, getpid, makedirs, write
+from os import stat as os_stat
 from resource import getpagesize
 from sys import getrecursionlimit, setrecursionlimit
 from types import ModuleType
@@ -182,20 +183,18 @@ class Worker:
     def _restore(self) -> None:
         """Bring everything that the next cell needs into its own order, whatever the last one did to it. Raises where that is
         impossible."""
+        self._limits.restore()
         self._streams.restore()
         # signal.signal turns its arguments into enums and back, which takes longer than all else here.
         set_handler(SIGINT, self._interpreter.interrupt)
         pthread_sigmask(SIG_SETMASK, ())
-        self._limits.restore()
         if getrecursionlimit() < LEAST_RECURSION:
             setrecursionlimit(LEAST_RECURSION)
         if sys.modules.get("__main__") is not self._main:
             sys.modules["__main__"] = self._main
         if not callable(sys.__dict__.get("displayhook")):
             sys.displayhook = self._hook
-        try:
-            getcwd()
-        except OSError:  # a cell removed it
+        if not os_stat(".").st_nlink:  # a cell removed the working directory
             makedirs(self._home, exist_ok=True)
             chdir(self._home)
 

@@ -21,8 +21,8 @@ from aster.lab.experts import EXPERTS
 from aster.lab.families import generate
 from aster.lab.tokenizer import build_tokenizer
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
-from aster_sandbox import make_sandbox
 from aster.teacher import ScriptedTeacher
+from aster_sandbox import make_sandbox
 from tests.shop_fixture import Shop
 
 BUDGET = Budget(context_tokens=4096, turn_tokens=512, tool_calls=30, turns=40, wall_seconds=60)

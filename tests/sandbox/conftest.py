@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from aster.core import recipe
-from aster_sandbox import Sandbox
+from aster_sandbox import Sandbox, Settings
 from aster_sandbox.isolation import Level, probe
 from tests.sandbox.sandbox_bench import Bench
 
@@ -64,7 +63,7 @@ class Benches:
     def __init__(self) -> None:
         self._open: dict[str, Bench] = {}
 
-    def get(self, settings: recipe.Sandbox) -> Bench:
+    def get(self, settings: Settings) -> Bench:
         """The one with these settings."""
         key = settings.model_dump_json()
         if key not in self._open:
@@ -89,14 +88,14 @@ def _benches() -> Iterator[Benches]:
 @pytest.fixture
 def _patient(request: pytest.FixtureRequest, _benches: Benches) -> Bench:
     level: Any = level_taken(getattr(request, "param", ISOLATION)).value
-    return _benches.get(recipe.Sandbox(isolation=level, cell_seconds=20.0, memory_mb=64, output_characters=400, sessions=64))
+    return _benches.get(Settings(isolation=level, cell_seconds=20.0, memory_mb=64, output_characters=400, sessions=64))
 
 
 @pytest.fixture
 def _hasty(request: pytest.FixtureRequest, _benches: Benches) -> Bench:
     level: Any = level_taken(getattr(request, "param", ISOLATION)).value
     return _benches.get(
-        recipe.Sandbox(isolation=level, cell_seconds=0.5, memory_mb=256, output_characters=400, sessions=64, preload=[])
+        Settings(isolation=level, cell_seconds=0.5, memory_mb=256, output_characters=400, sessions=64, preload=[])
     )
 
 

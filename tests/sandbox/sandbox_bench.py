@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from aster.core.types import ToolCall
-from aster_sandbox import Sandbox, Session
+from aster_sandbox import CellResult, Sandbox, Session
 
 Result = TypeVar("Result")
 
@@ -36,7 +35,7 @@ class Bench:
         self._open.append(branch)
         return branch
 
-    def cells(self, *codes: str, seed: int = 0, setup: str = "") -> list[ToolCall]:
+    def cells(self, *codes: str, seed: int = 0, setup: str = "") -> list[CellResult]:
         """The results of cells run in one new session."""
         session = self.open(seed, setup)
         return [self.do(session.run(code)) for code in codes]

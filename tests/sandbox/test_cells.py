@@ -6,14 +6,13 @@ import os
 
 import pytest
 
-from aster.core.types import CallStatus
-from aster_sandbox import SandboxFailure
+from aster_sandbox import CellStatus, SandboxFailure
 from tests.sandbox.sandbox_bench import Bench
 
 
 def outputs(bench: Bench, *codes: str) -> list[str]:
     calls = bench.cells(*codes)
-    assert [call.status for call in calls] == [CallStatus.OK] * len(codes), calls
+    assert [call.status for call in calls] == [CellStatus.OK] * len(codes), calls
     return [call.output for call in calls]
 
 

@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 
-from aster.core import recipe
-from aster.core.errors import UserError
-from aster_sandbox import Sandbox, make_sandbox, supervisor
+from aster_sandbox import Sandbox, Settings, SettingsError, make_sandbox, supervisor
 from aster_sandbox.isolation import Level, Report, make_plan, paths, probe, seccomp, syscalls
 from aster_sandbox.isolation.doctor import describe
 from aster_sandbox.isolation.machine import _autogroups
@@ -49,7 +47,7 @@ def test_ordinary_programs_work(bench: Bench) -> None:
     assert [(call.status, call.output) for call in bench.cells(*ORDINARY)] == [("ok", "42")] * len(ORDINARY)
 
 
-def in_sandbox(settings: recipe.Sandbox, *codes: str) -> list[str]:
+def in_sandbox(settings: Settings, *codes: str) -> list[str]:
     async def main() -> list[str]:
         async with Sandbox(settings) as sandbox, await sandbox.open(0) as session:
             return [(await session.run(code)).output for code in codes]
@@ -60,7 +58,7 @@ def in_sandbox(settings: recipe.Sandbox, *codes: str) -> list[str]:
 @pytest.mark.parametrize("level", levels_here())
 def test_a_sandbox_has_the_level_that_its_recipe_names(level: Any, capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> Level:
-        async with Sandbox(recipe.Sandbox(isolation=level, preload=[])) as sandbox:
+        async with Sandbox(Settings(isolation=level, preload=[])) as sandbox:
             return sandbox.level
 
     supervisor._say_once.cache_clear()
@@ -71,8 +69,8 @@ def test_a_sandbox_has_the_level_that_its_recipe_names(level: Any, capfd: pytest
 def test_a_demanded_level_that_does_not_hold_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     report = dataclasses.replace(probe(), failures={Level.NAMESPACES: "unshare: no", Level.LANDLOCK: "Landlock is missing"})
     monkeypatch.setattr("aster_sandbox.isolation.machine.probe", lambda: report)
-    with pytest.raises(UserError, match=r"'landlock' does not hold here: Landlock is missing; `aster doctor`"):
-        in_sandbox(recipe.Sandbox(isolation="landlock"))
+    with pytest.raises(SettingsError, match=r"'landlock' does not hold here: Landlock is missing; `aster doctor`"):
+        in_sandbox(Settings(isolation="landlock"))
     assert report.best is Level.RLIMITS
 
 
@@ -82,7 +80,7 @@ def test_mounts_can_be_read_at_their_own_path_and_not_written(level: Any, tmp_pa
     (tmp_path / "data" / "numbers").write_text("42")
     (tmp_path / "other").write_text("secret")
     outputs = in_sandbox(
-        recipe.Sandbox(isolation=level, preload=[], mounts=[str(tmp_path / "data")]),
+        Settings(isolation=level, preload=[], mounts=[str(tmp_path / "data")]),
         f"open({str(tmp_path / 'data' / 'numbers')!r}).read()",
         f"open({str(tmp_path / 'data' / 'numbers')!r}, 'w')",
         f"open({str(tmp_path / 'other')!r}).read()",
@@ -104,8 +102,8 @@ def test_mounts_can_be_read_at_their_own_path_and_not_written(level: Any, tmp_pa
     ],
 )
 def test_mounts_that_cannot_be_are_the_users_error(path: str, message: str) -> None:
-    with pytest.raises(UserError, match=rf"sandbox.mounts: '{path}'.*{message}"):
-        in_sandbox(recipe.Sandbox(preload=[], mounts=[path]))
+    with pytest.raises(SettingsError, match=rf"sandbox.mounts: '{path}'.*{message}"):
+        in_sandbox(Settings(preload=[], mounts=[path]))
 
 
 def test_a_preloaded_package_of_the_user_is_in_sight_and_its_neighbours_are_not(
@@ -116,7 +114,7 @@ def test_a_preloaded_package_of_the_user_is_in_sight_and_its_neighbours_are_not(
     (tmp_path / "secret.txt").write_text("hidden")
     monkeypatch.syspath_prepend(str(tmp_path))
     outputs = in_sandbox(
-        recipe.Sandbox(preload=["mine"]), "import mine\nmine.VALUE", f"open({str(tmp_path / 'secret.txt')!r}).read()"
+        Settings(preload=["mine"]), "import mine\nmine.VALUE", f"open({str(tmp_path / 'secret.txt')!r}).read()"
     )
     assert outputs[0] == "42"
     assert "hidden" not in outputs[1]
@@ -129,7 +127,7 @@ def test_the_working_directory_on_the_python_path_is_not_shown(monkeypatch: pyte
 
 @pytest.mark.parametrize("level", levels_here())
 def test_limits_of_a_session(level: Any) -> None:
-    settings = recipe.Sandbox(isolation=level, preload=[], processes=16, disk_mb=8, file_mb=4, open_files=600, cell_seconds=20)
+    settings = Settings(isolation=level, preload=[], processes=16, disk_mb=8, file_mb=4, open_files=600, cell_seconds=20)
     # Elsewhere root has as many processes as it likes, and memory is what threads run out of.
     many = 50 if level == "namespaces" else 3000
     file, disk, descriptors, threads, after = in_sandbox(
@@ -156,7 +154,7 @@ def test_limits_of_a_session(level: Any) -> None:
     ("beside_sampler", "spare", "left"), [(True, 1, slice(1, None)), (True, 999, slice(-1, None)), (False, 1, slice(None))]
 )
 def test_a_sampler_in_this_process_has_processors_to_itself(level: Any, beside_sampler: bool, spare: int, left: slice) -> None:
-    settings = recipe.Sandbox(isolation=level, preload=[], spare_processors=spare)
+    settings = Settings(isolation=level, preload=[], spare_processors=spare)
     processors = sorted(os.sched_getaffinity(0))
 
     async def main() -> str:
@@ -170,7 +168,7 @@ def test_a_sampler_in_this_process_has_processors_to_itself(level: Any, beside_s
 
 def test_no_processor_is_chosen_where_none_is_spared(tmp_path: Path) -> None:
     """Choosing is a system call that may be forbidden, and it would outlast a change of ours."""
-    settings = recipe.Sandbox(preload=[])
+    settings = Settings(preload=[])
     assert make_plan(settings, str(tmp_path)).processors == ()
     assert len(make_plan(settings, str(tmp_path), 1).processors) == max(1, len(os.sched_getaffinity(0)) - 1)
 
@@ -282,8 +280,10 @@ def test_the_filter_is_a_whole_program_on_both_machines(
     assert call("clone", 0x3D0F00) == allow
     assert call("clone", 0x1000_0011) == eperm
     assert call("clone3") == enosys
-    assert call("unshare", 0x1_0000) == allow
     assert call("unshare", 0x1001_0000) == call("unshare", 0) == call("ptrace") == call("io_uring_setup") == eperm
+    assert call("flock", 3) == call("inotify_init1") == call("inotify_add_watch") == eperm
+    assert call("fcntl", 3, 1) == allow
+    assert call("fcntl", 3, 1024) == call("fcntl", 3, 1026) == eperm
     assert call("prlimit64", 0) == allow
     assert call("prlimit64", 77) == eperm
     assert call("setpriority", 0, 0, 5) == allow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from aster.core import recipe
-from aster_sandbox import Sandbox, SandboxFailure
-from aster_sandbox.pool import READY
+from aster_sandbox import Sandbox, SandboxFailure, Settings
+from aster_sandbox.isolation import Level
+from aster_sandbox.isolation.cradle import READY
+from tests.sandbox.conftest import levels_here
 from tests.sandbox.sandbox_bench import Bench, zygote_pid
 
 
@@ -38,12 +40,30 @@ def processes_with(marker: str) -> list[int]:
 
 
 def runners_of(sandbox: Sandbox) -> list[int]:
-    """What cells run in, and what they started: all processes below the keepers, which are the zygote's children."""
-    keepers = children(zygote_pid(sandbox))
-    found = [pid for keeper in keepers for pid in children(keeper)]
-    for pid in found:
-        found += children(pid)
-    return found
+    """What cells run in, and what they started: all processes of the sandbox but its own."""
+    own = {zygote_pid(sandbox), *inits_of(sandbox)}
+    handle = sandbox._zygote
+    assert handle is not None
+    guard = handle._process.pid
+    parent = zygote_pid(sandbox)
+    while parent != guard:
+        parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+        own.add(parent)
+    return [pid for pid in below(guard) if pid not in own]
+
+
+def inits_of(sandbox: Sandbox) -> list[int]:
+    """First processes of sessions' process namespaces, those that are ready too: the zygote's siblings."""
+    if sandbox.level is not Level.NAMESPACES:
+        return []
+    zygote = zygote_pid(sandbox)
+    cradle = int(Path(f"/proc/{zygote}/stat").read_text().rpartition(")")[2].split()[1])
+    return [pid for pid in children(cradle) if pid != zygote]
+
+
+def below(pid: int) -> list[int]:
+    """All processes below one."""
+    return [each for child in children(pid) for each in (child, *below(child))]
 
 
 def children(pid: int) -> list[int]:
@@ -100,9 +120,10 @@ def test_sessions_beyond_the_limit_wait_and_nothing_is_left_after_the_end(
         return result.output
 
     async def main() -> list[str]:
-        async with Sandbox(recipe.Sandbox(cell_seconds=10, memory_mb=64, sessions=2, preload=[])) as sandbox:
+        async with Sandbox(Settings(cell_seconds=10, memory_mb=64, sessions=2, preload=[])) as sandbox:
             results = await asyncio.gather(*(one(sandbox, number) for number in range(6)))
-            assert soon(lambda: len(runners_of(sandbox)) <= READY), "a closed session leaves nothing"
+            assert soon(lambda: not runners_of(sandbox)), "a closed session leaves nothing"
+            assert len(inits_of(sandbox)) in (0, READY)
             left_open = await sandbox.open(0)
             await left_open.run("open('other', 'w').write('x')")
             return results
@@ -116,11 +137,11 @@ def test_sessions_beyond_the_limit_wait_and_nothing_is_left_after_the_end(
 def test_no_process_and_no_file_outlives_a_killed_parent(tmp_path: Path) -> None:
     code = """
 import asyncio, sys, tempfile
-from aster.core import recipe
+from aster_sandbox import Settings
 from aster_sandbox import Sandbox
 tempfile.tempdir = sys.argv[1]
 async def main():
-    async with Sandbox(recipe.Sandbox(cell_seconds=600, preload=[])) as sandbox:
+    async with Sandbox(cell_seconds=600, preload=[]) as sandbox:
         busy, idle = await sandbox.open(0), await sandbox.open(1)
         await busy.run("import subprocess; p = subprocess.Popen(['sleep', '1000'], process_group=0)")
         task = asyncio.create_task(busy.run("while True: pass"))
@@ -144,7 +165,7 @@ asyncio.run(main())
 def test_nothing_is_left_of_twenty_busy_sessions_whose_supervisor_was_killed(tmp_path: Path) -> None:
     code = r"""
 import asyncio, sys, tempfile
-from aster.core import recipe
+from aster_sandbox import Settings
 from aster_sandbox import Sandbox
 tempfile.tempdir = sys.argv[1]
 WORK = [
@@ -155,7 +176,7 @@ WORK = [
     "import os\nos.fork() or (os.setpgrp(), os.fork(), __import__('time').sleep(600))\nwhile True: pass",
 ]
 async def main():
-    async with Sandbox(recipe.Sandbox(cell_seconds=600, preload=[])) as sandbox:
+    async with Sandbox(cell_seconds=600, preload=[]) as sandbox:
         sessions = await asyncio.gather(*(sandbox.open(number) for number in range(15)))
         sessions += await asyncio.gather(*(session.fork() for session in sessions[:5]))
         await asyncio.gather(*(s.run("until = 0.3; import time\nwhile time.process_time() < until: pass") for s in sessions))
@@ -202,7 +223,7 @@ def test_closed_things_say_so(bench: Bench) -> None:
         bench.do(session.run("1"))
 
     async def never_entered() -> None:
-        await Sandbox(recipe.Sandbox()).open(0)
+        await Sandbox(Settings()).open(0)
 
     with pytest.raises(SandboxFailure, match="async with"):
         bench.do(never_entered())
@@ -222,7 +243,7 @@ def test_closing_a_session_ends_its_running_cell(bench: Bench) -> None:
 
 def test_a_cancelled_open_gives_its_place_back() -> None:
     async def main() -> None:
-        async with Sandbox(recipe.Sandbox(sessions=1, preload=[])) as sandbox:
+        async with Sandbox(Settings(sessions=1, preload=[])) as sandbox:
             for wait in (0.0, 0.001, 0.004):
                 opening = asyncio.create_task(sandbox.open(0))
                 await asyncio.sleep(wait)
@@ -240,23 +261,23 @@ def test_a_zygote_that_cannot_start_is_a_sandbox_failure(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "executable", "/bin/false")
 
     async def main() -> None:
-        async with Sandbox(recipe.Sandbox()):
+        async with Sandbox(Settings()):
             raise AssertionError("it started")
 
     with pytest.raises(SandboxFailure, match="did not come up"):
         asyncio.run(main())
 
 
-def test_the_sandbox_imports_no_torch_and_no_pydantic() -> None:
-    code = "import sys, aster_sandbox.zygote; sys.exit(bool({'torch', 'pydantic'} & set(sys.modules)))"
+def test_the_warm_parent_loads_no_torch_no_pydantic_and_nothing_of_aster() -> None:
+    code = "import sys, aster_sandbox.zygote; sys.exit(bool({'torch', 'pydantic', 'aster'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_cancelled_close_ends_the_session_all_the_same(bench: Bench) -> None:
     async def main() -> None:
         session = await bench.sandbox.open(0)
-        keeper = session.keeper
-        assert keeper is not None
+        runner = session.runner
+        assert runner is not None
         cell = asyncio.create_task(session.run("import time\ntime.sleep(60)"))
         await asyncio.sleep(0.2)
         closing = asyncio.create_task(session.close())
@@ -264,7 +285,7 @@ def test_a_cancelled_close_ends_the_session_all_the_same(bench: Bench) -> None:
         closing.cancel()
         await asyncio.gather(cell, closing, return_exceptions=True)
         assert closing.cancelled()
-        await asyncio.wait_for(asyncio.shield(keeper.gone), 20)
+        await asyncio.wait_for(asyncio.shield(runner.gone), 20)
         await session.close()
         assert session not in bench.sandbox._sessions
 
@@ -273,7 +294,7 @@ def test_a_cancelled_close_ends_the_session_all_the_same(bench: Bench) -> None:
 
 def test_forks_copy_few_mappings_of_each_library() -> None:
     async def main() -> Counter[str]:
-        async with Sandbox(recipe.Sandbox(preload=["numpy"])) as sandbox:
+        async with Sandbox(Settings(preload=["numpy"])) as sandbox:
             maps = await asyncio.to_thread(Path(f"/proc/{zygote_pid(sandbox)}/maps").read_text)
             assert (await (await sandbox.open(0)).run("import numpy\nfloat(numpy.linalg.norm([3, 4]))")).output == "5.0"
             return Counter(line.split()[5] for line in maps.splitlines() if line.endswith(".so"))
@@ -284,62 +305,63 @@ def test_forks_copy_few_mappings_of_each_library() -> None:
     assert libraries.total() <= 3.2 * len(libraries)
 
 
-def test_killing_a_keeper_while_the_zygote_has_much_to_do_costs_no_other_session() -> None:
+def test_sessions_that_end_while_the_zygote_has_much_to_do_cost_no_other_session() -> None:
     async def main() -> None:
-        async with Sandbox(recipe.Sandbox(cell_seconds=10, preload=[], sessions=600)) as sandbox:
-            session = await sandbox.open(0)
-            zygote, keeper = sandbox._zygote, session.keeper
+        async with Sandbox(Settings(cell_seconds=10, preload=[], sessions=600)) as sandbox:
+            session, other = await sandbox.open(0), await sandbox.open(1)
+            zygote, runner = sandbox._zygote, other.runner
             assert zygote is not None
-            assert keeper is not None
+            assert runner is not None
             os.kill(zygote_pid(sandbox), signal.SIGSTOP)
             opening = [asyncio.create_task(sandbox.open(number)) for number in range(500)]
             await asyncio.sleep(0.5)
-            zygote.kill(keeper.number)
+            closing = asyncio.create_task(other.close())
+            await asyncio.sleep(0.1)
             assert zygote.alive
             for task in opening:
                 task.cancel()
             os.kill(zygote_pid(sandbox), signal.SIGCONT)
             await asyncio.gather(*opening, return_exceptions=True)
-            await asyncio.wait_for(asyncio.shield(keeper.gone), 30)
+            await asyncio.wait_for(closing, 30)
             assert sandbox._zygote is zygote
             assert (await session.run("1 + 1")).output == "2"
+            assert soon(lambda: len(runners_of(sandbox)) == 1)
 
     asyncio.run(main())
 
 
-def test_where_descriptors_run_out_the_sandbox_goes_on_when_there_are_some_again() -> None:
+def test_where_descriptors_run_out_that_is_a_failure_and_later_sessions_open_again() -> None:
     async def main() -> None:
-        async with Sandbox(recipe.Sandbox(cell_seconds=10, preload=[])) as sandbox:
-            assert sandbox._pool is not None
+        async with Sandbox(Settings(cell_seconds=10, preload=[])) as sandbox:
             session = await sandbox.open(0)
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)
             for room in range(8):
-                sandbox._pool.clear()
-                await asyncio.sleep(0.05)
                 lowest = os.dup(0)
                 os.close(lowest)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + room, limit[1]))
-                sandbox._pool.wanting.set()
-                await asyncio.sleep(0.15)
-                resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+                try:
+                    with contextlib.suppress(SandboxFailure, OSError):
+                        await (await sandbox.open(room)).close()
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            await asyncio.sleep(0.3)
             assert sandbox._house is not None
             assert not sandbox._house.done()
-            sandbox._pool.wanting.set()
-            await asyncio.sleep(1.0)
-            assert len(sandbox._pool.keepers) == 1 + READY  # none was left behind
             assert (await session.run("1 + 1")).output == "2"
+            assert (await (await sandbox.open(9)).run("2 + 1")).output == "3"
+            assert soon(lambda: len(runners_of(sandbox)) == 2), "none was left behind"
 
     asyncio.run(main())
 
 
 def test_the_loop_goes_on_while_a_dead_zygote_is_buried() -> None:
     async def main() -> None:
-        async with Sandbox(recipe.Sandbox(cell_seconds=10, preload=[])) as sandbox:
+        async with Sandbox(Settings(cell_seconds=10, preload=[])) as sandbox:
             session = await sandbox.open(0)
             await session.run("x = 1")
-            zygote, keeper = sandbox._zygote, session.keeper
+            zygote, runner = sandbox._zygote, session.runner
             assert zygote is not None
-            assert keeper is not None
+            assert runner is not None
             guard = zygote._process.pid  # stopped, it takes its time to bury the zygote
             os.kill(guard, signal.SIGSTOP)
             os.kill(zygote_pid(sandbox), signal.SIGKILL)
@@ -347,8 +369,68 @@ def test_the_loop_goes_on_while_a_dead_zygote_is_buried() -> None:
                 await asyncio.sleep(0.01)
             waiting = asyncio.create_task(session.run("x"))
             await asyncio.sleep(0.5)
-            assert not keeper.gone.done()
+            assert not runner.gone.done()
             os.kill(guard, signal.SIGCONT)
             assert (await asyncio.wait_for(waiting, 60)).output == "1"
+
+    asyncio.run(main())
+
+
+def test_the_zygote_survives_a_namespace_whose_first_process_was_killed(bench: Bench) -> None:
+    if bench.sandbox.level is not Level.NAMESPACES:
+        pytest.skip("there are no first processes at this level")
+    session = bench.open()
+    bench.do(session.run("x = 5"))
+    runner = session.runner
+    assert runner is not None
+    assert runner.pid is not None
+    namespace = os.readlink(f"/proc/{runner.pid}/ns/pid")
+    (init,) = [pid for pid in inits_of(bench.sandbox) if os.readlink(f"/proc/{pid}/ns/pid") == namespace]
+    os.kill(init, signal.SIGKILL)
+    bench.do(asyncio.wait_for(asyncio.shield(runner.gone), 20))
+    assert bench.do(session.run("x")).output == "5"
+    assert session.runner is not runner
+
+
+def test_orphans_of_a_session_are_reaped_and_are_nobodys_children(bench: Bench) -> None:
+    orphans = """
+import os, time
+for _ in range(20):
+    if os.fork() == 0:
+        if os.fork():
+            os._exit(0)
+        time.sleep(0.05)
+        os._exit(0)
+    os.wait()
+"""
+    # Twice as many as a session may have processes.
+    calls = bench.cells(orphans, *["import time\ntime.sleep(0.1)", orphans] * 5, "os.wait()")
+    assert {call.status for call in calls[:-1]} == {"ok"}
+    assert calls[-1].output.endswith("ChildProcessError: [Errno 10] No child processes")
+
+
+DAEMON = """
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        time.sleep(1000)
+    os._exit(0)
+_ = os.wait()
+"""
+
+
+@pytest.mark.parametrize("level", levels_here())
+def test_many_sessions_end_together_with_all_that_they_started(level: str) -> None:
+    async def main() -> None:
+        async with Sandbox(Settings.model_validate({"isolation": level, "preload": [], "sessions": 40})) as sandbox:
+            sessions = await asyncio.gather(*(sandbox.open(number) for number in range(40)))
+            calls = await asyncio.gather(*(session.run(DAEMON) for session in sessions))
+            assert {call.status for call in calls} == {"ok"}, calls
+            assert len(runners_of(sandbox)) == 80
+            stays = sessions.pop()
+            await asyncio.gather(*(session.close() for session in sessions))
+            assert soon(lambda: len(runners_of(sandbox)) == 2), "the daemon of the one that stays is its own"
+            assert (await stays.run("1 + 1")).output == "2"
+            assert len(runners_of(sandbox)) == 2
 
     asyncio.run(main())

@@ -51,10 +51,15 @@ def reference(code: str, namespace: dict[str, object]) -> tuple[str, str]:
             if isinstance(last, ast.Expr):
                 value = eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
                 if value is not None:
-                    print(repr(value))
+                    print(_begin_line(out.getvalue()) + repr(value))
     except Exception as error:  # noqa: BLE001 - whatever the cell raises
-        return "error", f"{out.getvalue()}|{type(error).__name__}: {error}"
+        return "error", f"{out.getvalue()}{_begin_line(out.getvalue())}|{type(error).__name__}: {error}"
     return "ok", out.getvalue().removesuffix("\n") or "[no output]"
+
+
+def _begin_line(before: str) -> str:
+    """An echo and a traceback begin on a line of their own."""
+    return "" if not before or before.endswith("\n") else "\n"
 
 
 @given(cells=st.lists(CELLS, min_size=1, max_size=5))

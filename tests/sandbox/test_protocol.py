@@ -6,12 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aster_sandbox.protocol import NONCE_BYTES, OPS, REPLY, Reply, Request, pack_reply, pack_request, take_request, unpack_reply
+from aster_sandbox.protocol import (
+    MAX_DATA,
+    NONCE_BYTES,
+    OPS,
+    REPLY,
+    Kind,
+    Reply,
+    Request,
+    pack_reply,
+    pack_request,
+    take_reply,
+    take_request,
+)
 
 PLACES = st.integers(-(2**63), 2**63 - 1)
 NONCES = st.binary(min_size=NONCE_BYTES, max_size=NONCE_BYTES)
-TEXTS = st.text(st.characters(exclude_categories=()), max_size=200)  # lone surrogates too
-REQUESTS = st.builds(Request, st.sampled_from(OPS), PLACES, PLACES, TEXTS)
+REQUESTS = st.builds(Request, st.sampled_from(OPS), PLACES, PLACES, st.binary(max_size=200))
+REPLIES = st.builds(Reply, st.sampled_from(Kind), PLACES, PLACES, st.binary(max_size=200))
 
 
 @given(sent=st.lists(st.tuples(NONCES, REQUESTS), max_size=5), cuts=st.lists(st.integers(1, 60), min_size=1))
@@ -28,15 +40,28 @@ def test_requests_arrive_as_they_were_sent(sent: list[tuple[bytes, Request]], cu
     assert not buffer
 
 
-@given(nonce=NONCES, reply=st.builds(Reply, st.booleans(), st.booleans(), PLACES, st.booleans()))
-def test_a_reply_arrives_as_it_was_sent(nonce: bytes, reply: Reply) -> None:
-    data = pack_reply(nonce, reply)
-    assert len(data) == REPLY.size
-    assert unpack_reply(data, nonce) == reply
+@given(nonce=NONCES, sent=st.lists(REPLIES, min_size=1, max_size=3), step=st.integers(1, 60))
+def test_replies_arrive_as_they_were_sent(nonce: bytes, sent: list[Reply], step: int) -> None:
+    stream = b"".join(pack_reply(nonce, reply) for reply in sent)
+    buffer, taken = bytearray(), []
+    for start in range(0, len(stream), step):
+        buffer += stream[start : start + step]
+        while (reply := take_reply(buffer, nonce)) is not None:
+            taken.append(reply)
+    assert taken == sent
+    assert not buffer
 
 
-@given(nonce=NONCES, data=st.binary(max_size=2 * REPLY.size))
-def test_bytes_that_answer_no_request_are_refused(nonce: bytes, data: bytes) -> None:
-    if data[:NONCE_BYTES] != nonce or len(data) != REPLY.size:
-        with pytest.raises(ValueError, match="a reply"):
-            unpack_reply(data, nonce)
+@given(nonce=NONCES, data=st.binary(min_size=1, max_size=2 * REPLY.size))
+def test_bytes_that_answer_no_request_are_refused_at_once(nonce: bytes, data: bytes) -> None:
+    if not nonce.startswith(data[:NONCE_BYTES]):
+        with pytest.raises(ValueError, match="a reply to no request"):
+            take_reply(bytearray(data), nonce)
+
+
+@given(nonce=NONCES, kind=st.integers(5, 255), length=st.integers(MAX_DATA + 1, 2**32 - 1))
+def test_replies_that_cannot_be_are_refused(nonce: bytes, kind: int, length: int) -> None:
+    with pytest.raises(ValueError, match="a reply of"):
+        take_reply(bytearray(REPLY.pack(nonce, 0, 0, 0, length)), nonce)
+    with pytest.raises(ValueError, match="valid Kind"):
+        take_reply(bytearray(REPLY.pack(nonce, kind, 0, 0, 0)), nonce)

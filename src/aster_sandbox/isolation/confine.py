@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import sys
+from resource import setrlimit  # by name: the zygote replaces the module's for cells
 
 from aster_sandbox.isolation import landlock, namespaces, seccomp
 from aster_sandbox.isolation.guard import remove_tree, stand_guard
@@ -51,7 +52,7 @@ def enter_zygote(plan: Plan, supervisor: int) -> Plan:
         plan = _with_users(plan)
     os.close(guard)
     if plan.seccomp:
-        seccomp.program(_more_denied(plan))  # once, and not in every session
+        seccomp.prepared(_more_denied(plan))
     return plan
 
 
@@ -160,7 +161,7 @@ def _set_limits(plan: Plan) -> None:
     ):
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        setrlimit(kind, (value, value))
 
 
 def die_with_parent(parent: int) -> None:

@@ -100,13 +100,12 @@ def install(more: tuple[str, ...] = ()) -> None:
 
     It needs no_new_privs, or CAP_SYS_ADMIN.
     """
-    code = program(more)
+    code = prepared(more)
     filter_program = _FilterProgram(len(code) // 8, code)
     if libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), ctypes.byref(filter_program), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP) failed")
 
 
-@functools.cache
 def program(more: tuple[str, ...] = ()) -> bytes:
     """The filter's instructions, 8 bytes each."""
     lines = [
@@ -150,6 +149,12 @@ def program(more: tuple[str, ...] = ()) -> bytes:
         _Instruction(_RETURN, _ERRNO | errno.ENOSYS, label="unknown"),
     ]
     return _assemble(lines)
+
+
+@functools.cache
+def prepared(more: tuple[str, ...]) -> bytes:
+    """The same, assembled once: to be called in the zygote, for all its sessions."""
+    return program(more)
 
 
 def _jump(name: str, label: str) -> list[_Instruction]:

@@ -20,12 +20,14 @@ ANONYMOUS = "anonymous"
 
 
 class Refused(Exception):
-    """A request that cannot be served as it is. ``status`` is HTTP's; the message is for the client."""
+    """A request that cannot be served as it is. ``status`` is HTTP's; the message is for the client. ``code`` is for programs,
+    where one status says two things."""
 
-    def __init__(self, status: int, message: str, retry_seconds: int | None = None) -> None:
+    def __init__(self, status: int, message: str, retry_seconds: int | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.retry_seconds = retry_seconds
+        self.code = code
 
 
 class Gate:

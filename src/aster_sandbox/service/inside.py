@@ -1,7 +1,7 @@
-"""Runs scripts and cells inside a session, with stdout, stderr and return code apart.
+"""Runs scripts and cells for others' request forms, with stdout, stderr and return code apart. This module runs inside a
+session, where the session's hidden setup imports it (``calls.py`` calls it).
 
-This file's text is the hidden setup of the sessions behind ``/run_code`` and ``/run_stateful_code`` (``fusion.py`` sends it),
-so it uses the standard library alone. A result waits here, and is taken in pieces that a cell's output can hold.
+A result waits here, and is taken in pieces that a cell's output can hold.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import atexit
 import base64
 import contextlib
 import io
-import itertools
 import json
-import linecache
 import os
 import resource
 import select
@@ -22,74 +20,95 @@ import tempfile
 import threading
 import time
 import traceback
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, NoReturn
+
+from aster_sandbox.cells import Interpreter
+from aster_sandbox.protocol import Kind
+from aster_sandbox.service.showing import show_figures, shown
+from aster_sandbox.traces import CELL
 
 KEPT_BYTES = 1 << 20
 """Of stdout and of stderr, from the start."""
-FETCHED_BYTES = 4 << 20
-"""Of all files that are sent back together."""
 LOOK_SECONDS = 0.02
+AGAIN_SECONDS = 0.25
+"""Between the interrupts of a cell that is late."""
 ROOT = os.getcwd()
-_numbers = itertools.count(1)
-_result = ""
+_ticket, _result = "", ""
 
 
-class CellTooLate(KeyboardInterrupt):
-    """Raised in a cell after ``run_timeout``."""
-
-
-class Kept(io.TextIOBase):
-    """A text stream that keeps the start of what is written to it."""
+class _Kept(io.RawIOBase):
+    """Keeps the start of what is written to it."""
 
     def __init__(self) -> None:
-        self.text = ""
+        super().__init__()
+        self.data = bytearray()
 
     def writable(self) -> bool:
         """It is."""
         return True
 
-    def write(self, text: str) -> int:
+    def fileno(self) -> int:
+        """For subprocesses: what they write to it is with the cell's stdout."""
+        return 2
+
+    def write(self, data: Any, /) -> int:
         """Keep what there is room for."""
-        self.text += text[: max(KEPT_BYTES - len(self.text), 0)]
-        return len(text)
+        taken = bytes(data)
+        self.data += taken[: max(KEPT_BYTES - len(self.data), 0)]
+        return len(taken)
 
 
-_errors = Kept()
+def _stderr() -> tuple[_Kept, io.TextIOWrapper]:
+    kept = _Kept()
+    return kept, io.TextIOWrapper(io.BufferedWriter(kept), "utf-8", "backslashreplace", "\n", line_buffering=True)
+
+
+_kept, _errors = _stderr()
 """``sys.stderr`` of all cells: handlers of ``logging`` hold on to the one they met first."""
 
 
-def take(start: int, size: int) -> None:
-    """Print a piece of the last result, with the length of the whole."""
-    sys.stdout.write(f"[[{len(_result)}:{_result[start : start + size]}]]\n")
+def take(ticket: str, start: int, size: int) -> None:
+    """Print a piece of the last result, with the length of the whole; of no length where it is not that of ``ticket``."""
+    result = _result if ticket == _ticket else ""
+    sys.stdout.write(f"[[{len(result)}:{result[start : start + size]}]]\n")
 
 
-def run_script(
-    code: str, stdin: str | None, seconds: float, withheld_mb: int, files: dict[str, str | None], fetch: list[str]
-) -> None:
+def run_script(ticket: str, code: str, stdin: str | None, seconds: float, withheld_mb: int) -> None:
     """Run ``code`` like ``python script.py`` in a child process, and keep its result.
 
     ``withheld_mb``: of the memory that the session may use, what the script may not.
     """
     try:
-        _put(files)
         outcome = _script(code, stdin, seconds, withheld_mb)
-        outcome["files"] = _fetch(fetch)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         outcome = {"fault": str(error)}
-    _keep(outcome)
+    _keep(ticket, outcome)
 
 
-def run_cell(code: str, stdin: str | None, seconds: float, files: dict[str, str | None], fetch: list[str]) -> None:
-    """Run ``code`` in the session's own namespace, without echo, and keep its result. Its stdout is the cell's output."""
-    _keep({"fault": "the cell was interrupted"})
+def run_cell(ticket: str, code: str, stdin: str | None, seconds: float) -> None:
+    """Run ``code`` in the session's own namespace, without echo, and keep its result. Its stdout is the cell's output. Its
+    traceback is in its stderr."""
+    _paper.begin(notebook=False)
     try:
-        _put(files)
         outcome = _cell(code, stdin, seconds)
-        outcome["files"] = _fetch(fetch)
-    except (OSError, ValueError) as error:
+        outcome["stderr"] += outcome.pop("report")
+    except OSError as error:
         outcome = {"fault": str(error)}
-    _keep(outcome)
+    _keep(ticket, outcome)
+
+
+def run_notebook_cell(ticket: str, code: str, seconds: float) -> None:
+    """Run ``code`` as a notebook does, in the session's own namespace, and keep its result. Its stdout is the cell's output; what
+    it shows, and its error, are apart."""
+    _paper.begin(notebook=True)
+    _interpreter.namespace["display"] = _paper.display
+    try:
+        outcome = _cell(code, None, seconds)
+        _paper.displayed += show_figures()
+    except OSError as error:
+        outcome = {"fault": str(error)}
+    _keep(ticket, outcome | {"display": _paper.displayed, "error": _paper.error})
 
 
 def _script(code: str, stdin: str | None, seconds: float, withheld_mb: int) -> dict[str, Any]:
@@ -196,39 +215,8 @@ def _become_script(path: str, given: int, out: int, err: int, withheld_mb: int) 
         os._exit(code)
 
 
-def _cell(code: str, stdin: str | None, seconds: float) -> dict[str, Any]:
-    main = sys.modules["__main__"].__dict__
-    _errors.text = ""
-    name = f"<code {next(_numbers)}>"
-    linecache.cache[name] = (len(code), None, [f"{line}\n" for line in code.split("\n")], name)
-    old_stdin, old_handler = sys.stdin, signal.signal(signal.SIGALRM, _too_late)
-    late = False
-    began = time.monotonic()
-    given = _stdin_file(stdin)
-    os.dup2(given, 0)
-    os.close(given)
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - for this cell
-    sys.stderr = _errors
-    status = 1
-    try:
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
-        status = _execute(code, name, main)
-    except KeyboardInterrupt:
-        late = True
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old_handler)
-        sys.stdin = old_stdin
-    return {
-        "return_code": None if late else status,
-        "late": late,
-        "seconds": time.monotonic() - began,
-        "stderr": _errors.text,
-    }
-
-
 def _execute(source: str, name: str, namespace: dict[str, Any]) -> int:
-    """Run to the end; the exit status. Lets a KeyboardInterrupt of ours through."""
+    """Run a script to its end; the exit status."""
     try:
         exec(compile(source, name, "exec", dont_inherit=True), namespace)
     except SystemExit as stop:
@@ -236,17 +224,110 @@ def _execute(source: str, name: str, namespace: dict[str, Any]) -> int:
             return (stop.code or 0) & 0xFF
         print(stop.code, file=sys.stderr)
         return 1
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and type(error) is not KeyboardInterrupt:
-            raise
+    except BaseException as error:  # noqa: BLE001 - as the interpreter does at the end of a script
         frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
         traceback.print_exception(type(error), error, frames, file=sys.stderr)
         return 1
     return 0
 
 
-def _too_late(_signal: int, _frame: FrameType | None) -> None:
-    raise CellTooLate
+class _Paper:
+    """What a cell leaves besides its output. The surroundings of its interpreter."""
+
+    def __init__(self) -> None:
+        self.begin(notebook=False)
+
+    def begin(self, notebook: bool) -> None:
+        """Another cell. In a notebook it shows its last expression."""
+        self.notebook = notebook
+        self.report_text = ""
+        self.exit_code = 1
+        self.displayed: list[dict[str, Any]] = []
+        self.error: list[dict[str, Any]] = []
+
+    def report(self, text: str) -> None:
+        """The interpreter is handling the exception that ended the cell."""
+        error = sys.exc_info()[1]
+        if isinstance(error, SystemExit):
+            self.exit_code = error.code & 0xFF if isinstance(error.code, int) else 1
+            text = "" if isinstance(error.code, int) else text
+        self.report_text += text
+        self.error = [{"ename": type(error).__name__, "evalue": _said(error), "traceback": text.splitlines()}]
+
+    def lower_memory(self) -> None:
+        """The cell that this runs in has done it."""
+
+    def raise_memory(self) -> None:
+        """There must be memory to report that there is none. The next cell has its own limit again."""
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+    def gave_way(self) -> None:
+        """The cell that this runs in is told by its own end."""
+
+    def display(self, *values: Any, **_: Any) -> None:
+        """What notebooks have under this name."""
+        self.displayed += [shown(value) for value in values]
+
+    def hook(self, value: Any) -> None:
+        """``sys.displayhook`` of a cell."""
+        if self.notebook and value is not None:
+            self.display(value)
+
+
+_paper = _Paper()
+_interpreter = Interpreter(sys.modules["__main__"].__dict__, _paper, "the time limit of this code has passed")
+"""One for all cells: they share an event loop."""
+
+
+def _cell(code: str, stdin: str | None, seconds: float) -> dict[str, Any]:
+    global _kept, _errors
+    if not _sound(_errors):
+        _kept, _errors = _stderr()
+    _kept.data.clear()
+    # The number of the cell that this runs in: tracebacks find the code under it.
+    name = sys._getframe(2).f_code.co_filename
+    number = int(name.removeprefix(CELL).removesuffix(">"))
+    old_stdin, old_hook = sys.stdin, sys.displayhook
+    given = _stdin_file(stdin)
+    os.dup2(given, 0)
+    os.close(given)
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - for this cell
+    sys.stderr = _errors
+    sys.displayhook = _paper.hook
+    old_handler = signal.signal(signal.SIGALRM, _interpreter.interrupt)
+    began = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), AGAIN_SECONDS)
+        kind = _interpreter.run(number, code)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old_handler)
+        sys.stdin, sys.displayhook = old_stdin, old_hook
+    if _sound(_errors):
+        _errors.flush()
+    late = kind is Kind.INTERRUPTED
+    return {
+        "return_code": None if late else 0 if kind is Kind.OK else _paper.exit_code,
+        "late": late,
+        "seconds": time.monotonic() - began,
+        "stderr": _kept.data.decode("utf-8", "replace"),
+        "report": _paper.report_text,
+    }
+
+
+def _sound(stream: io.TextIOWrapper) -> bool:
+    try:
+        return not stream.closed
+    except ValueError:  # a cell has detached it
+        return False
+
+
+def _said(error: BaseException | None) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an exception of a cell's own may not be able to say anything
+        return ""
 
 
 def _stdin_file(text: str | None) -> int:
@@ -267,39 +348,6 @@ def _lower_memory(withheld_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (soft - (withheld_mb << 20), hard))
 
 
-def _inside(name: str) -> str:
-    path = os.path.realpath(os.path.join(ROOT, name))
-    if not path.startswith(os.path.realpath(ROOT) + os.sep) or "\0" in name:
-        raise ValueError(f"{name!r} is not a path in the working directory")
-    return path
-
-
-def _put(files: dict[str, str | None]) -> None:
-    for name, content in files.items():
-        if content is None:
-            continue
-        path = _inside(name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(base64.b64decode(content, validate=True))
-
-
-def _fetch(names: list[str]) -> dict[str, str]:
-    found = {}
-    left = FETCHED_BYTES
-    for name in names:
-        path = _inside(name)
-        if not os.path.isfile(path):
-            continue
-        with open(path, "rb") as file:
-            data = file.read(left + 1)
-        left -= len(data)
-        if left < 0:
-            raise ValueError(f"fetch_files: more than {FETCHED_BYTES >> 20} MiB")
-        found[name] = base64.b64encode(data).decode()
-    return found
-
-
-def _keep(outcome: dict[str, Any]) -> None:
-    global _result
-    _result = base64.b64encode(json.dumps(outcome).encode()).decode()
+def _keep(ticket: str, outcome: dict[str, Any]) -> None:
+    global _ticket, _result
+    _ticket, _result = ticket, base64.b64encode(json.dumps(outcome).encode()).decode()

@@ -28,6 +28,10 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]
 
 
+# As ``interface.check_environment`` has it, in a form that the page can show.
+Environment = dict[Annotated[str, Field(pattern=r"^[^=\x00]+$")], Annotated[str, Field(pattern=r"^[^\x00]*$")]]
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -36,6 +40,8 @@ class Problem(BaseModel):
     """Why a request was not served."""
 
     detail: str
+    code: Literal["no_session", "no_file"] | None = None
+    """With 404 alone: what there is not."""
 
 
 class Health(BaseModel):
@@ -53,6 +59,7 @@ class OpenRequest(Body):
     )
     seed: Whole = Field(0, description="Seeds the session's random numbers.")
     setup: Text = Field("", description="Python that runs before the first cell, hidden.")
+    environment: Environment = Field({}, description="Environment variables of the session, beside those that all have.")
 
 
 class Opened(BaseModel):
@@ -94,6 +101,9 @@ class SessionList(BaseModel):
     sessions: list[SessionInfo]
 
 
+PATHS = "A path is in the working directory, or below /tmp where the isolation level is namespaces."
+
+
 class RunCodeRequest(BaseModel):
     """As SandboxFusion's. Fields that are not known are ignored, as there."""
 
@@ -107,8 +117,8 @@ class RunCodeRequest(BaseModel):
         -1, ge=-1, le=2**31, description="Beyond what the interpreter has; sandbox.memory_mb is the most there is. -1: that."
     )
     stdin: Text | None = None
-    files: dict[str, str | None] = Field({}, description="Path in the working directory -> content in base64.")
-    fetch_files: list[str] = Field([], description="Paths in the working directory, to send back.")
+    files: dict[str, str | None] = Field({}, description=f"Path -> content in base64. {PATHS}")
+    fetch_files: list[str] = Field([], description=f"Paths of files to send back. {PATHS}")
 
 
 class CommandRunResult(BaseModel):
@@ -137,3 +147,36 @@ class RunStatefulCodeRequest(RunCodeRequest):
 
 class RunStatefulCodeResponse(RunCodeResponse):
     session_id: str
+
+
+class RunJupyterRequest(BaseModel):
+    """As SandboxFusion's. Fields that are not known are ignored, as there."""
+
+    model_config = ConfigDict(strict=True)
+
+    cells: list[Text]
+    cell_timeout: float = Field(
+        0, ge=0, le=86400, description="Seconds of each cell; sandbox.cell_seconds is the most there is. 0: that."
+    )
+    total_timeout: float = Field(45, ge=0, le=86400, description="Seconds of all cells together.")
+    kernel: Literal["python3"] = "python3"
+    files: dict[str, str | None] = Field({}, description=f"Path -> content in base64. {PATHS}")
+    fetch_files: list[str] = Field([], description=f"Paths of files to send back. {PATHS}")
+
+
+class CellRunResult(BaseModel):
+    stdout: str
+    stderr: str
+    display: list[dict[str, Any]]
+    """What the cell shows, each by MIME type; its last expression too."""
+    error: list[dict[str, Any]]
+    """None, or one with ``ename``, ``evalue``, ``traceback``."""
+
+
+class RunJupyterResponse(BaseModel):
+    status: Literal["Success", "Failed", "SandboxError"]
+    message: str = ""
+    driver: CommandRunResult | None = None
+    cells: list[CellRunResult] = []
+    executor_pod_name: str | None = None
+    files: dict[str, str] = {}

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from aster.core import recipe
-from aster.core.types import ToolCall
-from aster_sandbox import Sandbox, Session
+import aster_sandbox.session
+from aster_sandbox import CellResult, Sandbox, Session, Settings
 from aster_sandbox.isolation import Level, probe
-from aster_sandbox.pool import READY
 from tests.sandbox.attacks.attack import HEADER, Attack
 from tests.sandbox.attacks.interpreter import INTERPRETER
 from tests.sandbox.attacks.others import OTHERS
@@ -29,7 +27,7 @@ from tests.sandbox.attacks.reach import REACH
 from tests.sandbox.attacks.resources import RESOURCES
 from tests.sandbox.conftest import levels_here
 from tests.sandbox.sandbox_bench import Bench
-from tests.sandbox.test_lifecycle import children, soon
+from tests.sandbox.test_lifecycle import runners_of, soon
 
 ATTACKS = [*PROCESSES, *OTHERS, *REACH, *RESOURCES, *INTERPRETER]
 
@@ -51,24 +49,16 @@ class Scene:
         return all(seen(path) == before for path, before in self.files.items())
 
     def comes_to_rest(self) -> bool:
-        """Whether the victim and places that wait are all there is: keepers, each with a runner and perhaps savepoints (two,
-        from the making of one to the next cell).
+        """Whether the victim's process is all there is.
 
-        The sandbox's loop runs a little first: that a keeper has ended is for the sandbox to hear.
+        The sandbox's loop runs a little first: that a process has ended is for the sandbox to hear.
         """
         self.bench.do(asyncio.sleep(0.01))
-        known, running = self.running()
-        return (
-            known == len(running) <= 1 + READY
-            and all(len(pids) <= 3 for pids in running.values())
-            and not any(children(pid) for pids in running.values() for pid in pids)
-        )
+        return len(self.running()) == len(self.bench.sandbox._runners) == 1
 
-    def running(self) -> tuple[int, dict[int, list[int]]]:
-        """How many keepers the sandbox knows of; each keeper there is, and the processes below it."""
-        pool = self.bench.sandbox._pool
-        assert pool is not None
-        return len(pool.keepers), {keeper: children(keeper) for keeper in children(self.bench.zygote_pid())}
+    def running(self) -> list[int]:
+        """All processes of sessions."""
+        return runners_of(self.bench.sandbox)
 
 
 def seen(path: Path) -> tuple[object, ...]:
@@ -95,7 +85,7 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         f"SECRET_FILE, HOME_FILE, SOCKET_FILE = {str(secret_file)!r}, {str(home_file)!r}, {str(socket_file)!r}\n"
         f"PORT, SUPERVISOR = {listeners[2].getsockname()[1]}, {os.getpid()}"
     )
-    settings = recipe.Sandbox(
+    settings = Settings(
         isolation=request.param,
         cell_seconds=0.5,
         memory_mb=256,
@@ -112,12 +102,11 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     begun = bench.do(
         victim.run(f"secret, n = {secret!r}, 0\nopen('mine', 'w').write('victim ' + secret)\n__import__('os').getuid()")
     )
-    code = [Path(os.__file__), Path(recipe.__file__)]
+    code = [Path(os.__file__), Path(aster_sandbox.session.__file__)]
     host = {path: seen(path) for path in (secret_file, home_file, *code)}
     with pytest.MonkeyPatch.context() as patch:
-        # Most attacks heed no interrupt and are waited for in vain, and one stops its keeper.
+        # Most attacks heed no interrupt and are waited for in vain.
         patch.setattr("aster_sandbox.runner.GRACE_SECONDS", 0.2)
-        patch.setattr("aster_sandbox.keeper_handle.GONE_SECONDS", 2.0)
         yield Scene(bench, victim, setup, secret, host, int(begun.output.split()[-1]) != os.getuid())
     loop.run_until_complete(bench.sandbox.__aexit__(None, None, None))
     loop.close()
@@ -154,7 +143,7 @@ def test_attack(scene: Scene, attack: Attack) -> None:
     assert soon(scene.comes_to_rest), f"something is left running: {scene.running()}"
 
 
-async def beside_the_victim(scene: Scene, attack: Attack) -> tuple[ToolCall, int, ToolCall]:
+async def beside_the_victim(scene: Scene, attack: Attack) -> tuple[CellResult, int, CellResult]:
     """Run the attack in a session of its own: its result, how many cells the victim ran, what the attacker says next."""
     async with await scene.bench.sandbox.open(2, scene.setup) as session:
         assert (await session.run(f"{HEADER}\nkept = 41")).status == "ok"

@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 
-from aster.core import recipe
-from aster.core.errors import UserError
-from aster.core.types import CallStatus
-from aster_sandbox import Sandbox, SandboxFailure, make_sandbox
+from aster_sandbox import CellStatus, Sandbox, SandboxFailure, Settings, SettingsError, make_sandbox
 from aster_sandbox.client import RemoteSession, SandboxClient
 from aster_sandbox.isolation import Level
 from tests.sandbox.conftest import ISOLATION, level_taken
@@ -44,14 +41,14 @@ def test_cells_and_forks_as_with_a_local_sandbox(service: Service) -> None:
     cells = ["x = ask(20)\nx", "print('a')\n1 / 0", "x += 1\nx", "", "def f(:", "import random\nrandom.random()"]
     setup = "def ask(x): return 2 * x + 1"
 
-    async def outputs(sandbox: Any) -> list[tuple[CallStatus, str, str]]:
+    async def outputs(sandbox: Any) -> list[tuple[CellStatus, str, str]]:
         async with sandbox, await sandbox.open(7, setup) as session:
             calls = [await session.run(code) for code in cells]
             assert all(call.seconds > 0 for call in calls)
             return [(call.status, call.code, call.output) for call in calls]
 
     async def main() -> None:
-        settings = recipe.Sandbox(cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], isolation=ISOLATION)
+        settings = Settings(cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], isolation=ISOLATION)
         assert await outputs(SandboxClient([service.url], ALICE, settings)) == await outputs(Sandbox(settings))
         async with SandboxClient([service.url], ALICE) as sandbox:
             trunk = await sandbox.open(1)
@@ -171,19 +168,19 @@ def test_open_waits_while_a_service_is_full(tight: Service) -> None:
 
 
 def test_wrong_tokens_and_other_settings_are_the_users_errors(service: Service) -> None:
-    async def enter(token: str, settings: recipe.Sandbox | None) -> None:
+    async def enter(token: str, settings: Settings | None) -> None:
         async with SandboxClient([service.url], token, settings):
             raise AssertionError("it was let in")
 
-    with pytest.raises(UserError, match=r"refuses the token; set ASTER_SANDBOX_TOKEN"):
+    with pytest.raises(SettingsError, match=r"refuses the token; set ASTER_SANDBOX_TOKEN"):
         do(enter("wrong-wrong-wrong-wrong", None))
-    with pytest.raises(UserError, match=r"sandbox.cell_seconds is 10.0 in the recipe and 5.0 at http"):
-        do(enter(ALICE, recipe.Sandbox(preload=[])))
+    with pytest.raises(SettingsError, match=r"sandbox.cell_seconds is 10.0 in the recipe and 5.0 at http"):
+        do(enter(ALICE, Settings(preload=[])))
 
 
 def test_a_demanded_level_is_the_level_that_services_have(service: Service) -> None:
     async def enter(isolation: Any) -> str:
-        settings = recipe.Sandbox(
+        settings = Settings(
             cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], isolation=isolation, addresses=[service.url]
         )
         async with SandboxClient(settings.addresses, ALICE, settings) as sandbox, await sandbox.open(0) as session:
@@ -192,16 +189,16 @@ def test_a_demanded_level_is_the_level_that_services_have(service: Service) -> N
     taken = level_taken()
     assert [asyncio.run(enter(isolation)) for isolation in ("auto", taken.value)] == ["'in'", "'in'"]
     other = next(level for level in Level if level is not taken)
-    with pytest.raises(UserError, match=f"sandbox.isolation is '{other}' in the recipe and '{taken}' at http"):
+    with pytest.raises(SettingsError, match=f"sandbox.isolation is '{other}' in the recipe and '{taken}' at http"):
         asyncio.run(enter(other.value))
 
 
 def test_the_recipe_chooses(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASTER_SANDBOX_TOKEN", ALICE)
-    assert isinstance(make_sandbox(recipe.Sandbox()), Sandbox)
+    assert isinstance(make_sandbox(Settings()), Sandbox)
 
     async def main() -> None:
-        settings = recipe.Sandbox(
+        settings = Settings(
             cell_seconds=5, memory_mb=256, output_characters=2000, preload=[], addresses=[service.url], sessions=1
         )
         async with make_sandbox(settings) as sandbox:
@@ -259,7 +256,7 @@ def test_a_branchs_own_random_numbers_are_rebuilt_elsewhere(starts: Callable[...
     draw = "import random\nseen = [*globals().get('seen', []), random.random()]\nseen"
 
     async def local(seed: int) -> str:
-        async with Sandbox(recipe.Sandbox(preload=[], isolation=ISOLATION)) as sandbox, await sandbox.open(5) as trunk:
+        async with Sandbox(Settings(preload=[], isolation=ISOLATION)) as sandbox, await sandbox.open(5) as trunk:
             await trunk.run(draw)
             async with await trunk.fork(seed) as twig:
                 await twig.run(draw)
@@ -320,7 +317,7 @@ def test_three_services_of_which_one_is_killed(starts: Callable[..., Service]) -
                 if step == 4:
                     await begun.wait()  # all are in use when the service is killed
                 call = await session.run(f"import time\ntime.sleep(0.02)\nn += 1\nlog.append({step})\nname, n, len(log)")
-                assert call.status is CallStatus.OK, call
+                assert call.status is CellStatus.OK, call
                 outputs.append(call.output)
             assert (await session.run("log")).output == str(list(range(cells)))
             return outputs, session.address
