@@ -8,10 +8,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from aster_sandbox import magics, shown
 from aster_sandbox.streams import Streams
 
 _ours = ModuleType("builtins", builtins.__doc__)
 _ours.__dict__.update(builtins.__dict__)
+_ours.__dict__.update(magics.BUILTINS, display=shown.display)
 _whole: dict[str, Any] = dict(_ours.__dict__)
 """As each cell finds them."""
 _touched = False
@@ -23,19 +25,19 @@ def module() -> ModuleType:
 
 
 def enter(streams: Streams, mark: Callable[[], str], home: str, echo: str) -> Callable[[Any], None]:
-    """Put the copy in place in a session's process, and the way a cell's last expression is shown. Returns that."""
+    """Put the copy in place in a session's process, and the way a cell's last expression is shown. Returns that.
+
+    ``mark`` gives what begins a new line in the present cell's output, ``home`` is the working directory."""
     sys.modules["builtins"] = _ours
+    shown.enter(streams, mark, home, echo)
+    text_of, write = shown.text_of, shown.write
 
     def show(value: Any) -> None:
-        """Print a value as Python's prompt does, on a line of its own."""
+        """Print a value as a prompt does, on a line of its own."""
         if value is None:
             return
         _ours.__dict__["_"] = None
-        text = f"{value!r}\n"
-        if streams.shows(sys.stdout):
-            streams.write(mark() + text)
-        else:
-            sys.stdout.write(text)
+        write(text_of(value))
         _ours.__dict__["_"] = value
 
     sys.displayhook = show

@@ -3,21 +3,20 @@
 from __future__ import annotations
 import __future__
 
-import ast
 import asyncio
-import contextlib
 import ctypes
-import inspect
 import linecache
-from _signal import SIGINT  # type: ignore[import-not-found]
-from collections.abc import Coroutine
+from ast import Expr, Interactive, Module, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from inspect import CO_COROUTINE
 from sys import setprofile, settrace
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
-from aster_sandbox.protocol import Kind
-from aster_sandbox.repair import advice, repair
-from aster_sandbox.traces import CELL, line_in, short_traceback
+from aster_sandbox.protocol import INTERRUPT, Kind
+from aster_sandbox.repair import advice, as_written, repair
+from aster_sandbox.traces import CELL, line_in, message, short_traceback
 
 BETWEEN_STATEMENTS = frozenset("\n\r;:")
 """Source without these is at most one statement."""
@@ -25,6 +24,9 @@ GENTLE = 2
 """So many interrupts of a cell come alone. Each later one repeats itself at every step of the interpreter, so that what
 swallows it (``except: pass`` in a loop) meets it again at once, also where it has no handler around itself."""
 _trip = ctypes.pythonapi.PyErr_SetInterruptEx
+_INTERRUPT = int(INTERRUPT)
+_lines = linecache.cache
+"""The lines of all cells, and of the files that tracebacks have shown."""
 _FUTURE_FLAGS = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 
 
@@ -44,7 +46,7 @@ class Surroundings(Protocol):
         """A cell's own code runs from here on."""
 
     def raise_memory(self) -> None:
-        """It does not: there must be memory to report that there is none. Called once or more."""
+        """It does not: there must be memory, and stack, to report that there is none. Called once or more."""
 
     def gave_way(self) -> None:
         """The cell has ended by an interrupt; its report comes."""
@@ -59,17 +61,19 @@ class Interpreter:
         """Of the last cell, where it was interrupted: how many of its statements had ended when the first interrupt came."""
         self.line = 0
         """And the line in which the next of them begins."""
+        self.exit_status = 0
+        """What a program would end with that ended as the last cell did."""
         self._surroundings = surroundings
         self._timeout_text = timeout_text
         self._interruptible = False
         self._interrupts = 0
         self._name = ""
         self._awaited: Any = None
-        self._flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        self._flags = PyCF_ALLOW_TOP_LEVEL_AWAIT
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def interrupt(self, _signal: int, frame: FrameType | None) -> None:
-        """Signal handler: raise CellTimeout in the cell, or do nothing where none runs."""
+        """Handler of the supervisor's signal: raise CellTimeout in the cell, or do nothing where none runs."""
         if not self._interruptible:
             return
         if not self._interrupts:
@@ -79,9 +83,19 @@ class Interpreter:
         if self._interrupts > GENTLE:
             # The interpreter looks for signals after each call that its bytecode makes, so a call written here would be
             # interrupted by its own effect before the line after it. One that an iterator makes is not.
-            for _ in map(_trip, (SIGINT,)):
+            for _ in map(_trip, (_INTERRUPT,)):
                 raise error
         raise error
+
+    def handler_of_sigint(self) -> Callable[[int, FrameType | None], None]:
+        """What stands for Python's own handler: it does nothing where no cell runs, and has its name."""
+
+        def default_int_handler(_signal: int, _frame: FrameType | None, /) -> None:
+            if self._interruptible:
+                raise KeyboardInterrupt
+
+        default_int_handler.__module__, default_int_handler.__qualname__ = "_signal", "default_int_handler"
+        return default_int_handler
 
     def setup(self, source: str) -> None:
         """Run hidden code. Its file has no source lines, so that no traceback shows them. Raises what it raises."""
@@ -90,7 +104,7 @@ class Interpreter:
     def run(self, number: int, source: str, limit: int = -1) -> Kind:
         """Run a cell, or its first ``limit`` statements. Writes the traceback of an error. Raises nothing."""
         self.finished, self.line = -1, 0
-        self._interrupts = 0
+        self._interrupts = self.exit_status = 0
         self._awaited = None
         self._name = f"{CELL}{number}>"
         kind = Kind.OK
@@ -111,7 +125,7 @@ class Interpreter:
         except BaseException as error:  # noqa: BLE001 - an interrupt in the last moment, or an exception that cannot be shown
             self._interruptible = False
             kind = Kind.ERROR
-            self._surroundings.report(f"{type(error).__name__} (its traceback cannot be shown)\n")
+            self._surroundings.report(f"{message(error)} (its traceback cannot be shown)\n")
         self._surroundings.raise_memory()
         if not self._interrupts:
             return kind
@@ -120,14 +134,18 @@ class Interpreter:
 
     def _ended_by(self, error: BaseException) -> Kind:
         if isinstance(error, SystemExit):
-            return self._exit_status(error)
+            return self._exit(error)
+        self.exit_status = 1
         if self._interrupts:
             self._surroundings.gave_way()
         else:
             self._interruptible = True  # what an exception says of itself may take for ever
-        text = short_traceback(error)
-        if isinstance(error, SyntaxError) and not self._interrupts:
-            text += advice(error)
+        try:
+            text = short_traceback(error)
+            if isinstance(error, SyntaxError) and not self._interrupts:
+                text += advice(error)
+        except Exception:  # noqa: BLE001 - a cell may have spoilt what writes tracebacks: the error itself is what counts
+            text = f"{message(error)} (its traceback cannot be shown)\n"
         self._interruptible = False
         self._surroundings.report(text)
         return Kind.ERROR
@@ -136,7 +154,7 @@ class Interpreter:
         units = self._compile(source, limit)
         waits = 0
         for unit in units:
-            waits |= unit.co_flags & inspect.CO_COROUTINE
+            waits |= unit.co_flags & CO_COROUTINE
         self._surroundings.lower_memory()
         if waits:
             self._await(self._run_units(units))
@@ -148,7 +166,7 @@ class Interpreter:
         """The whole of a cell that awaits runs in the loop, so that what comes before its ``await`` may start tasks."""
         for unit in units:
             result = eval(unit, self.namespace)
-            if unit.co_flags & inspect.CO_COROUTINE:
+            if unit.co_flags & CO_COROUTINE:
                 self._awaited = result
                 await result
 
@@ -168,33 +186,40 @@ class Interpreter:
         last = None
         if limit >= 0:
             del tree.body[limit:]
-        elif tree.body and isinstance(tree.body[-1], ast.Expr):
+        elif tree.body and isinstance(tree.body[-1], Expr):
             last = tree.body.pop()
         units = []
         if tree.body:
             units.append(compile(tree, self._name, "exec", self._flags, dont_inherit=True))
             self._flags |= units[0].co_flags & _FUTURE_FLAGS
         if last is not None:
-            units.append(compile(ast.Interactive([last]), self._name, "single", self._flags, dont_inherit=True))
+            units.append(compile(Interactive([last]), self._name, "single", self._flags, dont_inherit=True))
         return units
 
-    def _parse(self, source: str) -> ast.Module:
+    def _parse(self, source: str) -> Module:
         """The syntax tree; of what is no Python, but can be read as a cell, that of what is meant."""
-        flags = self._flags | ast.PyCF_ONLY_AST
-        try:
-            tree = compile(source, self._name, "exec", flags, dont_inherit=True)
-        except SyntaxError as error:
-            meant = repair(source, flags)
-            if meant is None:
-                raise error from None
-            self._show(meant)
+        flags = self._flags | PyCF_ONLY_AST
+        meant = None
+        if source.lstrip().startswith("In [") and "In" not in self.namespace:
+            meant = repair(source, flags)  # IPython's prompt would be an annotation of what does not exist
+        if meant is None:
+            try:
+                tree = compile(source, self._name, "exec", flags, dont_inherit=True)
+            except SyntaxError as error:
+                meant = repair(source, flags)
+                if meant is None:
+                    raise error from None
+        if meant is not None:  # out here, so that its own error is not chained to the first
+            self._show(as_written(source, meant))
             tree = compile(meant, self._name, "exec", flags, dont_inherit=True)
-        assert isinstance(tree, ast.Module)
+        assert isinstance(tree, Module)
         return tree
 
     def _show(self, source: str) -> None:
         """Let tracebacks find the cell's lines."""
-        linecache.cache[self._name] = (len(source), None, [f"{line}\n" for line in source.split("\n")], self._name)
+        if linecache.cache is not _lines:
+            linecache.cache = _lines
+        _lines[self._name] = (len(source), None, [f"{line}\n" for line in source.split("\n")], self._name)
 
     def _await(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run top-level ``await`` on one event loop for all cells, so that tasks and queues outlive their cell."""
@@ -207,7 +232,7 @@ class Interpreter:
         except BaseException:
             if not task.done():
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
+                with suppress(asyncio.CancelledError):
                     self._loop.run_until_complete(task)
             raise
 
@@ -233,9 +258,10 @@ class Interpreter:
                 return
         self.finished = len(statements)
 
-    def _exit_status(self, stop: SystemExit) -> Kind:
+    def _exit(self, stop: SystemExit) -> Kind:
         """``exit()`` ends the cell. Like the interpreter: a status that is no number is a message, and not success."""
         if stop.code is None or stop.code == 0:
             return Kind.OK
+        self.exit_status = stop.code & 0xFF if isinstance(stop.code, int) else 1
         self._surroundings.report(f"{stop.code}\n" if not isinstance(stop.code, int) else f"SystemExit: {stop.code}\n")
         return Kind.ERROR

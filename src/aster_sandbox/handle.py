@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from aster_sandbox.errors import SandboxFailure
+from aster_sandbox.errors import SandboxFailure, SettingsError
 from aster_sandbox.isolation import Plan
 from aster_sandbox.protocol import MAX_PACKET, receive
 
@@ -77,7 +77,8 @@ class ZygoteHandle:
 
     @classmethod
     async def start(cls, plan: Plan) -> ZygoteHandle:
-        """Start a zygote that keeps its log and its sessions' files below the plan's root. SandboxFailure where that fails."""
+        """Start a zygote that keeps its log and its sessions' files below the plan's root. SandboxFailure where that fails,
+        SettingsError where a package cannot be loaded."""
         root = Path(plan.root)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -105,6 +106,9 @@ class ZygoteHandle:
             handle.condemn()
             await handle.buried()
             log_text = (root / LOG).read_text(errors="replace").strip()[-2000:]
+            last = log_text.rpartition("\n")[2]
+            if last.startswith("sandbox."):  # a setting's name: what the user can do is in that line
+                raise SettingsError(last) from None
             raise SandboxFailure(f"the sandbox's parent process did not come up:\n{log_text}") from None
         except asyncio.CancelledError:
             handle.condemn()
@@ -262,6 +266,7 @@ def environment(root: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PIP_NO_INDEX": "1",  # there is no network: pip says so at once, instead of trying for long
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "MPLBACKEND": "module://aster_sandbox.figures",
         "HOME": str(root),
         "TMPDIR": str(root),
         "MALLOC_ARENA_MAX": "2",  # an arena a thread would count 64 MiB against the address-space limit

@@ -38,7 +38,9 @@ class Step:
         return Kind.OK if self.kind is Kind.INTERRUPTED else self.kind
 
     def name(self, whole: bool) -> str:
-        """The cell's number, and what of it is missing, for the model to read."""
+        """The cell's number, and what of it is missing, for the model to read; of a file, its path."""
+        if self.request.op == "write":
+            return f"the file {self.request.data.partition(bytes(1))[0].decode('utf-8', 'replace')!r}"
         part = "" if whole or self.line <= 1 else f" (from line {self.line} on)"
         return f"{self.request.number}{part}"
 
@@ -93,6 +95,5 @@ class History:
         return bool(self.steps) and len(self.missing) == len(self.steps)
 
 
-def cell_status(kind: Kind) -> CellStatus:
-    """What a cell's user sees of an answer."""
-    return {Kind.OK: CellStatus.OK, Kind.ERROR: CellStatus.ERROR, Kind.INTERRUPTED: CellStatus.TIMEOUT}[kind]
+STATUS = {Kind.OK: CellStatus.OK, Kind.ERROR: CellStatus.ERROR, Kind.INTERRUPTED: CellStatus.TIMEOUT}
+"""What a cell's user sees of an answer."""

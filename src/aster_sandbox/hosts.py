@@ -24,8 +24,8 @@ LOOK_SECONDS = 2.0
 """Between two looks at every host."""
 LOST_LOOKS = 3
 """Looks in vain after which a host counts as lost."""
-
-
+BYTES = "application/octet-stream"
+"""The type of files."""
 PROXY_TROUBLE = frozenset({502, 504})
 """What a proxy says of a service that it does not reach."""
 
@@ -40,12 +40,20 @@ class Reply:
 
     status: int
     body: dict[str, Any]
+    """Of an answer in JSON."""
     retry_seconds: float
+    content: bytes = b""
+    """Of any other."""
 
     @property
     def busy(self) -> bool:
         """Whether the same request may be granted later."""
         return self.status in (429, 503)
+
+    @property
+    def code(self) -> str:
+        """What the service says for programs, where one status says two things."""
+        return str(self.body.get("code", ""))
 
     @property
     def detail(self) -> str:
@@ -61,6 +69,8 @@ class Host:
         self.healthy = True
         self.vetted = False
         """Whether it knows our token and is set as it must be."""
+        self.replay_seconds = 0.0
+        """For all earlier cells of a session that is brought back there."""
         self.longest_seconds = LONGEST_SECONDS
         """After which a request that the host is still at work on is given up."""
         self.own = 0
@@ -79,7 +89,7 @@ class Host:
         """The share of its sessions that is taken, as far as is known."""
         return max(self.own, self.reported) / self.limit
 
-    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Reply:
+    async def ask(self, method: str, path: str, body: dict[str, Any] | bytes | None = None) -> Reply:
         """Send a request, again where its answer is lost: so it must be one that may come twice. Raises HostLost."""
         attempt = 0
         deadline = time.monotonic() + self.longest_seconds
@@ -125,24 +135,28 @@ class Host:
         """Close its connections."""
         await self._http.aclose()
 
-    async def _send(self, method: str, path: str, body: dict[str, Any] | None, seconds: float) -> Reply:
+    async def _send(self, method: str, path: str, body: dict[str, Any] | bytes | None, seconds: float) -> Reply:
         timeout = httpx2.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)
-        # ASCII, so that lone surrogates travel as escapes.
-        content = None if body is None else json.dumps(body).encode("ascii")
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        headers = {}
+        if isinstance(body, dict):
+            # ASCII, so that lone surrogates travel as escapes.
+            content: bytes | None = json.dumps(body).encode("ascii")
+            headers["Content-Type"] = "application/json"
+        else:
+            content = body
+            headers |= {} if body is None else {"Content-Type": BYTES}
         response = await self._http.request(method, path, content=content, headers=headers, timeout=timeout)
         if response.status_code in PROXY_TROUBLE:
             raise httpx2.RemoteProtocolError(f"HTTP status {response.status_code}")
+        after = response.headers.get("Retry-After", "1")
+        retry_seconds = float(after) if after.isdigit() else 1.0
+        if response.headers.get("Content-Type") == BYTES:
+            return Reply(response.status_code, {}, retry_seconds, response.content)
         try:
             parsed = response.json() if response.content else {}
         except ValueError:
             parsed = {"detail": response.text[:200]}  # not of ours: a proxy's page
-        after = response.headers.get("Retry-After", "1")
-        return Reply(
-            response.status_code,
-            parsed if isinstance(parsed, dict) else {"detail": str(parsed)[:200]},
-            float(after) if after.isdigit() else 1.0,
-        )
+        return Reply(response.status_code, parsed if isinstance(parsed, dict) else {"detail": str(parsed)[:200]}, retry_seconds)
 
     def _note(self, error: Exception) -> None:
         self.trouble = f"{type(error).__name__}{f': {error}' if str(error) else ''}"

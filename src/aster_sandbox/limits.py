@@ -28,11 +28,16 @@ class Limits:
         _, hard = getrlimit(resource.RLIMIT_AS)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         self._in_cell, self._between = (min(address_space, most), most), (most, most)
+        self.touched = False
+        """A cell has named limits: to ask for all of them after each cell would cost too much."""
         self._others = [(kind, getrlimit(kind)) for kind in KINDS]
         self.raise_memory()
 
     def restore(self) -> None:
-        """Undo what a cell changed. ValueError where that is impossible: it has lowered what nobody can raise again."""
+        """Undo what a cell changed, if one did. ValueError where that is impossible: it has lowered what nobody can raise
+        again."""
+        if not self.touched:
+            return
         for kind, limits in self._others:
             if getrlimit(kind) != limits:
                 _set(kind, limits)
@@ -44,12 +49,12 @@ class Limits:
         _set(resource.RLIMIT_AS, self._in_cell)
 
     def raise_memory(self) -> None:
-        """It does not: there must be memory to report that there is none, and descriptors to report it to. Where a cell has lowered
-        what nobody can raise again, it stays so; the next ``restore`` tells."""
+        """It does not: there must be memory to report that there is none. Where a cell has lowered what nobody can raise
+        again, it stays so; the next ``restore`` tells."""
         try:
-            self.restore()
-        except (ValueError, OSError):
-            return
+            _set(resource.RLIMIT_AS, self._between)
+        except ValueError:
+            self.touched = True
 
 
 def keep_hard_limits() -> None:

@@ -47,8 +47,8 @@ _COMPOUND = (
 
 
 def to_python(lines: Lines) -> Lines | None:
-    """The cell with those lines as calls, or None where it has none. What a line is told by its beginning, and counts only where
-    a statement begins."""
+    """The cell with those lines as calls, or None where it has none. Such a line is known by its beginning, where a
+    statement may begin."""
     reader = Reader()
     meant: Lines = []
     place = 0
@@ -128,7 +128,8 @@ def _about_code(written: str, name: str, rest: str) -> str:
         return f"{note}; {code}"
     if not tree.body:
         return note
-    return f"{note}; {RUN}({code!r})" if isinstance(tree.body[0], _COMPOUND) else f"{note}; {code}"
+    compound = hasattr(tree.body[0], "body") or isinstance(tree.body[0], ast.Match)  # it cannot stand behind a semicolon
+    return f"{note}; {RUN}({code!r})" if compound else f"{note}; {code}"
 
 
 def _without_options(name: str, rest: str) -> str:

@@ -20,13 +20,14 @@ class Clip:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._tail_length = limit // 2
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.begin("")
 
     def begin(self, mark: str = "") -> None:
         """Forget everything taken so far. Where ``mark`` comes, a new line begins, if none has."""
         self._mark = mark.encode()
         self._bytes = b""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.reset()
         self._head = ""
         self._tail = ""
         self._total = 0
@@ -34,17 +35,21 @@ class Clip:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the output (UTF-8; what is not becomes U+FFFD)."""
-        if self._mark and (self._bytes or b"\0" in data):
+        mark = self._mark
+        if mark and (self._bytes or b"\0" in data):
             data = self._bytes + data
-            while (place := data.find(self._mark)) >= 0:
-                self._take(self._decoder.decode(data[:place]))
+            while (place := data.find(mark)) >= 0:
+                if place:
+                    self._take(self._decoder.decode(data[:place]))
                 if self._line:
                     self._take("\n")
-                data = data[place + len(self._mark) :]
+                data = data[place + len(mark) :]
             # A mark may be cut in two: its beginning waits for the rest.
-            place = data.rfind(b"\0", -len(self._mark))
-            place = place if place >= 0 and self._mark.startswith(data[place:]) else len(data)
-            data, self._bytes = data[:place], data[place:]
+            place = data.rfind(b"\0", -len(mark))
+            if place >= 0 and mark.startswith(data[place:]):
+                data, self._bytes = data[:place], data[place:]
+            else:
+                self._bytes = b""
         self._take(self._decoder.decode(data))
 
     def drain(self, descriptor: int, at_most: int) -> int | None:
@@ -65,10 +70,11 @@ class Clip:
 
     def text(self) -> str:
         """The output so far, cut in its middle where it is longer than the limit, without its last line end."""
-        self._take(self._decoder.decode(self._bytes, final=True))
-        self._bytes = b""
-        line, self._line = _folded(self._line), ""
-        self._keep(line)
+        if rest := self._decoder.decode(self._bytes, final=True):
+            self._take(rest)
+        if self._line:
+            self._keep(_folded(self._line))
+        self._bytes, self._line = b"", ""
         if self._total <= self.limit:
             return self._head.removesuffix("\n")
         head = self._head[: self.limit - self._tail_length]
@@ -78,7 +84,8 @@ class Clip:
 
     def _take(self, text: str) -> None:
         """The unfinished line is held back."""
-        text = self._line + text
+        if self._line:
+            text = self._line + text
         lines, end, self._line = text.rpartition("\n")
         if "\r" in lines:
             lines = "\n".join(map(_folded, lines.split("\n")))

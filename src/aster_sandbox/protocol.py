@@ -26,10 +26,13 @@ from __future__ import annotations
 
 import array
 import enum
+import signal
 import socket
 import struct
 from typing import NamedTuple
 
+INTERRUPT = signal.SIGPWR
+"""By which the supervisor interrupts a cell. Not SIGINT: cells send that to themselves, ignore, block and handle it."""
 NONCE_BYTES = 16
 OPS = ("hello", "start", "run", "seed", "write", "read")
 REQUEST = struct.Struct("!IB16sqq")
@@ -68,6 +71,9 @@ class Kind(enum.IntEnum):
     """Not the answer yet: the cell has ended by an interrupt, and its traceback is being written."""
     UNREADY = 4
     """Nothing was done: the process is in a state in which no cell can run."""
+
+
+_KINDS = tuple(Kind)
 
 
 class Reply(NamedTuple):
@@ -110,17 +116,17 @@ def take_reply(buffer: bytearray, nonce: bytes) -> Reply | None:
 
     Raises ValueError as soon as the bytes cannot become a reply to the request with that nonce.
     """
-    if not nonce.startswith(bytes(buffer[:NONCE_BYTES])):
+    if not buffer.startswith(nonce) and not nonce.startswith(bytes(buffer[:NONCE_BYTES])):
         raise ValueError("a reply to no request")
     if len(buffer) < REPLY.size:
         return None
     _, kind, finished, line, length = REPLY.unpack_from(buffer)
-    if length > MAX_DATA:
-        raise ValueError(f"a reply of {length} bytes")
+    if length > MAX_DATA or kind >= len(_KINDS):
+        raise ValueError(f"a reply of {length} bytes, of kind {kind}")
     end = REPLY.size + length
     if len(buffer) < end:
         return None
-    reply = Reply(Kind(kind), finished, line, bytes(buffer[REPLY.size : end]))
+    reply = Reply(_KINDS[kind], finished, line, bytes(buffer[REPLY.size : end]) if length else b"")
     del buffer[:end]
     return reply
 

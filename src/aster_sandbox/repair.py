@@ -17,7 +17,45 @@ from aster_sandbox.reading import split_lines
 from aster_sandbox.traces import CELL
 
 Lines = list[str]
-_SHELL_WORDS = ["apt", "apt-get", "bash", "brew", "cat", "cd", "chmod", "cp", "curl", "dir", "docker", "echo", "export", "find", "git", "grep", "head", "ls", "make", "mkdir", "mv", "npm", "node", "pip", "pip3", "pwd", "python", "python3", "rm", "sh", "sudo", "tail", "tar", "touch", "unzip", "wget", "which"]
+_SHELL_WORDS = [
+    "apt",
+    "apt-get",
+    "bash",
+    "brew",
+    "cat",
+    "cd",
+    "chmod",
+    "cp",
+    "curl",
+    "dir",
+    "docker",
+    "echo",
+    "export",
+    "find",
+    "git",
+    "grep",
+    "head",
+    "ls",
+    "make",
+    "mkdir",
+    "mv",
+    "npm",
+    "node",
+    "pip",
+    "pip3",
+    "pwd",
+    "python",
+    "python3",
+    "rm",
+    "sh",
+    "sudo",
+    "tail",
+    "tar",
+    "touch",
+    "unzip",
+    "wget",
+    "which",
+]
 
 
 def repair(source: str, flags: int) -> str | None:
@@ -27,16 +65,9 @@ def repair(source: str, flags: int) -> str | None:
     ``compile``.
     """
 
-    def parse(text: str) -> ast.Module | None:
-        try:
-            tree = compile(text, "<cell>", "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
-            return None
-        return tree if isinstance(tree, ast.Module) else None
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the cell is compiled once more, and that warns
-        return _repaired(split_lines(source), parse)
+        return _repaired(split_lines(source), lambda text: _parse(text, flags))
 
 
 def _repaired(lines: Lines, parse: Callable[[str], ast.Module | None]) -> str | None:
@@ -62,7 +93,27 @@ def _repaired(lines: Lines, parse: Callable[[str], ast.Module | None]) -> str | 
             if parse("\n".join(changed)) is not None:
                 return "\n".join(changed)
             guessed = changed if step is not unwrap.dedent_rest else guessed
-    return "\n".join(meant) if meant != lines else None
+    # What was taken off surely does not belong there, so the fault to show is in the rest; but in no line that was rewritten.
+    return "\n".join(meant) if meant != lines and not _is_rewritten(meant) else None
+
+
+def _is_rewritten(lines: Lines) -> bool:
+    """Whether the line at fault is one that ``magic_lines`` made."""
+    try:
+        compile("\n".join(lines), "<cell>", "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    except SyntaxError as error:
+        return error.lineno is None or magic_lines.PREFIX in "".join(lines[error.lineno - 1 : error.lineno])
+    except (ValueError, MemoryError, RecursionError):
+        return True
+    return False
+
+
+def _parse(text: str, flags: int) -> ast.Module | None:
+    try:
+        tree = compile(text, "<cell>", "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+    return tree if isinstance(tree, ast.Module) else None
 
 
 def as_written(source: str, meant: str) -> str:
@@ -106,8 +157,4 @@ def _advice(lines: Lines, line: str, message: str) -> str:
 def _compiles(source: str) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            compile(source, "<cell>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
-            return False
-    return True
+        return _parse(source, ast.PyCF_ALLOW_TOP_LEVEL_AWAIT) is not None

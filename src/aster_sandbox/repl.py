@@ -1,4 +1,4 @@
-"""``aster sandbox run``: a prompt on a session, for a person, or for a program that writes to its stdin."""
+"""The command ``run``: a prompt on a session, for a person, or for a program that writes to its stdin."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import ast
 import asyncio
 import codeop
 import itertools
+import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 from aster_sandbox.errors import SandboxFailure, SettingsError
@@ -17,11 +20,13 @@ from aster_sandbox.output import NO_OUTPUT
 from aster_sandbox.settings import Settings
 
 HELP = """\
-:fork        a second session with the state of this one; the prompt moves to it
-:sessions    all sessions, the current one with a star
-:switch N    move the prompt to session N
-:reset       a fresh session in place of the current one
-:quit        end (Ctrl-D too)"""
+:fork                a second session that has run the same cells; the prompt moves to it
+:sessions            all sessions, the current one with a star
+:switch N            move the prompt to session N
+:reset               a fresh session in place of the current one
+:put FILE [PATH]     copy a file of yours into the session
+:get PATH [FILE]     copy a file of the session's here
+:quit                end (Ctrl-D too)"""
 MOMENT_SECONDS = 0.5
 """Who waits longer for the first prompt is told for what."""
 FIRST, MORE = ">>> ", "... "
@@ -114,6 +119,8 @@ class Repl:
             self._say(f"[session {self._current}]")
         elif name == "switch":
             self._say(f"[:switch {argument}: no such session; :sessions lists them]")
+        elif name in ("put", "get"):
+            self._copy(name, argument)
         else:
             self._say(HELP)
         return True
@@ -127,6 +134,30 @@ class Repl:
             return
         if call.output != NO_OUTPUT:
             self._say(call.output)
+
+    def _copy(self, name: str, argument: str) -> None:
+        """``:put`` and ``:get``. Names with spaces are quoted as in a shell."""
+        given = f":{name} {argument}".rstrip()
+        try:
+            source, *rest = shlex.split(argument)
+            target = rest[0] if rest else os.path.basename(source)
+            if len(rest) > 1 or not target:
+                raise ValueError
+        except ValueError:
+            self._say(f"[{given}: name a file, and where it goes if that is elsewhere: :help]")
+            return
+        session = self._sessions[self._current]
+        try:
+            if name == "put":
+                self._runner.run(session.upload(target, Path(source).read_bytes()))
+                self._say(f"[{source} is in the session, as {target}]")
+            elif not rest and os.path.exists(target):
+                self._say(f"[{given}: {target} is here already; to replace it: {given} {target}]")
+            else:
+                Path(target).write_bytes(self._runner.run(session.download(source)))
+                self._say(f"[{source} is here, as {target}]")
+        except OSError as error:
+            self._say(f"[{given}: {error.strerror or error}]")
 
     def _open(self) -> AnySession:
         return self._runner.run(self._sandbox.open(1, self._setup))

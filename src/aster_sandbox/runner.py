@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from aster_sandbox.handle import ZygoteHandle, pid_of
 from aster_sandbox.output import Clip
-from aster_sandbox.protocol import NONCE_BYTES, Kind, Reply, Request, line_mark, pack_request, take_reply
+from aster_sandbox.protocol import INTERRUPT, NONCE_BYTES, Kind, Reply, Request, line_mark, pack_request, take_reply
 
 GRACE_SECONDS = 1.0
 """From the first soft interrupt to SIGKILL."""
@@ -83,7 +83,7 @@ class Runner:
         self._buffer = bytearray()
         self._nonce = self._before = b""
         self._answer: asyncio.Future[Outcome] | None = None
-        self._overran = False
+        self._overran = self._interrupted = False
         self._armed = False
         self._looks: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -108,14 +108,12 @@ class Runner:
 
         ``patience``: in so many seconds a runner that lives begins to read it; one that does not is killed.
         """
-        if not self.doomed and self._answer is None:
-            self._on_readable()  # what is there now answers nothing
         if self.doomed:
             self.unread = True
             return Outcome(None)
         self._before, self._nonce = self._nonce, secrets.token_bytes(NONCE_BYTES)
         self._clip.begin(line_mark(self._nonce))
-        self._overran = False
+        self._overran = self._interrupted = False
         self._grace = GRACE_SECONDS if grace is None else grace
         answer = self._answer = self._loop.create_future()
         self._deadline = self._loop.time() + seconds
@@ -206,6 +204,8 @@ class Runner:
         self.doomed = True
         with contextlib.suppress(OSError):  # wakes a request that is still being sent
             self._connection.shutdown(socket.SHUT_RDWR)
+        if self._interrupted and status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == INTERRUPT:
+            self._overran = True  # the cell had taken our handler away
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(Outcome(None, overran=self._overran))
         if self._output < 0:
@@ -248,7 +248,8 @@ class Runner:
             self._overran = True
             self.kill()
             return
-        self._signal(signal.SIGINT)
+        self._interrupted = True
+        self._signal(INTERRUPT)
         self._timer = self._loop.call_later(self._grace / INTERRUPTS, self._interrupt, left - 1)
 
     def _look_whether_read(self) -> None:

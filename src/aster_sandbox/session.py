@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aster_sandbox.errors import SandboxFailure
 from aster_sandbox.handle import NoRoom
-from aster_sandbox.history import KEPT, LOST, History, Step, cell_status
+from aster_sandbox.history import KEPT, LOST, STATUS, History, Step
 from aster_sandbox.interface import check_environment
 from aster_sandbox.output import NO_OUTPUT, Clip
 from aster_sandbox.pressure import PATIENCE_SECONDS, Backoff
@@ -153,8 +153,8 @@ class Session:
             self.last_used = time.monotonic()
 
     async def download(self, path: str, most_bytes: int | None = None) -> bytes:
-        """A file of the session's, or its first ``most_bytes``. ``path`` as for ``upload``. OSError where there is none, or none
-        that can be read."""
+        """A file of the session's, or its first ``most_bytes``. ``path`` as for ``upload``. OSError where there is none that
+        can be read."""
         async with self._lock:
             self._require_open()
             content = bytearray()
@@ -273,7 +273,7 @@ class Session:
         text = self._clip.text()
         note, self._note = self._note, ""
         self._history.add(Step.ended(request, reply, seconds))
-        status = cell_status(reply.kind)
+        status = STATUS[reply.kind]
         if status is CellStatus.TIMEOUT:
             limit = f"{self._host.settings.cell_seconds:g} s"
             return status, note + _join(text, f"[timeout: the cell was interrupted after {limit}; all variables are kept]")

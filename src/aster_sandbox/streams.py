@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from os import dup2
+from os import dup2, set_blocking
+from typing import Any
 
 # Descriptors above what careless cells close, and below the least limit that a recipe may set.
 CONNECTION, OUTPUT, EMPTY = 500, 501, 502
@@ -23,12 +24,17 @@ class Streams:
 
     def restore(self) -> None:
         """Give a cell its streams. OSError where that is impossible."""
+        self._put_in_place()  # first of all: what was there may close a descriptor, or our buffer, as it goes
         dup2(EMPTY, 0)
         dup2(OUTPUT, 1)
         dup2(OUTPUT, 2)
+        set_blocking(1, True)
         if not self._sound():
             self._make()
+            self._put_in_place()
         self._pipe.left = FLOOD_WRITES
+
+    def _put_in_place(self) -> None:
         sys.stdin = sys.__stdin__ = self._input  # type: ignore[misc]
         sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = self._lines  # type: ignore[misc]
 
@@ -43,11 +49,13 @@ class Streams:
 
     def flush(self) -> None:
         """Push everything into the pipe: a cell has ended."""
-        for stream in {id(stream): stream for stream in (sys.stdout, sys.stderr, self._lines, self._blocks)}.values():
+        names = sys.__dict__
+        streams = (names.get("stdout"), names.get("stderr"), self._lines, self._blocks)
+        for stream in {id(stream): stream for stream in streams if stream is not None}.values():
             # Cells may leave anything there, and close the descriptor below: their own output is all that is lost.
             try:
                 stream.flush()
-            except Exception:  # noqa: BLE001, S112
+            except BaseException:  # noqa: BLE001, S112
                 continue
 
     def _sound(self) -> bool:
@@ -62,6 +70,10 @@ class Streams:
                 and not self._buffer.closed
                 and not self._input.closed
                 and self._input.buffer.raw is self._input_file
+                # What a cell puts in the place of a method is kept here, and so is what ours note.
+                and not (lines.__dict__ or blocks.__dict__ or self._buffer.__dict__ or self._input.__dict__)
+                and not (self._input.buffer.__dict__ or self._input_file.__dict__)
+                and len(self._pipe.__dict__) == 2
             )
         except Exception:  # noqa: BLE001 - a detached stream raises at every touch
             return False
@@ -69,10 +81,10 @@ class Streams:
     def _make(self) -> None:
         self._pipe = _Pipe(self)
         self._buffer = io.BufferedWriter(self._pipe)
-        self._lines = io.TextIOWrapper(self._buffer, "utf-8", "backslashreplace", "\n", line_buffering=True)
-        self._blocks = io.TextIOWrapper(self._buffer, "utf-8", "backslashreplace", "\n")
-        self._input_file = io.FileIO(0, closefd=False)
-        self._input = io.TextIOWrapper(io.BufferedReader(self._input_file), "utf-8")
+        self._lines = _Text(self._buffer, "utf-8", "backslashreplace", "\n", line_buffering=True)
+        self._blocks = _Text(self._buffer, "utf-8", "backslashreplace", "\n")
+        self._input_file = _Empty(0, closefd=False)
+        self._input = _Text(io.BufferedReader(self._input_file), "utf-8")
 
     def flood(self) -> None:
         """From here on, until the end of the cell, write in blocks."""
@@ -80,6 +92,26 @@ class Streams:
             sys.stdout = self._blocks
         if sys.stderr is self._lines:
             sys.stderr = self._blocks
+
+
+class _Text(io.TextIOWrapper):
+    """Notes that it was set up in another way: its line ends cannot be asked for."""
+
+    def reconfigure(self, **options: Any) -> None:  # type: ignore[override]
+        """As ever."""
+        super().reconfigure(**options)
+        self.changed = True
+
+
+class _Empty(io.FileIO):
+    """Descriptor 0. Notes that something was there to read: some of it may wait in a buffer."""
+
+    def readinto(self, buffer: Any, /) -> int | None:  # type: ignore[override]
+        """As ever."""
+        count = super().readinto(buffer)
+        if count:
+            self.used = True
+        return count
 
 
 class _Pipe(io.FileIO):

@@ -10,11 +10,13 @@ import resource
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from aster_sandbox.cgroups import Groups
 from aster_sandbox.errors import SandboxFailure, SettingsError
-from aster_sandbox.handle import ZygoteHandle, ZygoteLost
+from aster_sandbox.fonts import make_list
+from aster_sandbox.handle import ZygoteHandle, ZygoteLost, environment
 from aster_sandbox.housekeeping import keep_house
 from aster_sandbox.isolation import Level, Plan, make_plan, remove_scratch
 from aster_sandbox.isolation.guard import remove_tree
@@ -62,6 +64,8 @@ class Sandbox:
         for package in self.settings.preload:
             if importlib.util.find_spec(package) is None:
                 raise SettingsError(f"sandbox.preload: no package {package!r} is installed; install it or take it off the list")
+        if self.settings.echo == "ipython" and importlib.util.find_spec("IPython") is None:
+            raise SettingsError("sandbox.echo: ipython needs the package IPython; install ipython, or set echo to python")
         _allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
         root = tempfile.mkdtemp(prefix="aster-sandbox-")
         try:
@@ -71,7 +75,11 @@ class Sandbox:
             )
             self._groups = Groups.find()
             self._entered = True
-            await self._warm()
+            fonts = asyncio.ensure_future(asyncio.to_thread(self._list_fonts))
+            try:
+                await self._warm()
+            finally:
+                await fonts
         except BaseException:
             self._entered = False
             if self._groups is not None:
@@ -146,7 +154,10 @@ class Sandbox:
         self._require_entered()
         await self._admission.wait(lambda: not self._runners, wanted)
         for _ in range(ZYGOTE_ATTEMPTS):
-            zygote = await self._warm()
+            try:
+                zygote = await self._warm()
+            except SettingsError as error:  # it was loaded once
+                raise SandboxFailure(str(error)) from error
             try:
                 runner = Runner(zygote, next(self._numbers), clip, self._join_group)
             except OSError as error:  # no descriptors are left
@@ -164,6 +175,10 @@ class Sandbox:
                 raise
             return runner
         raise SandboxFailure("the sandbox's parent process keeps dying")
+
+    def _list_fonts(self) -> None:
+        if self._plan is not None and self._plan.fonts:
+            make_list(self._plan.fonts, environment(Path(self._plan.root)))
 
     def _join_group(self, runner: Runner) -> None:
         if self._groups is not None and runner.pid is not None:

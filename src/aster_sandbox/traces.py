@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
 import os
+import sys
+import threading
 import traceback
+import warnings
 from types import CodeType
+from typing import Any
 
 CELL = "<cell "
 """Every cell's file name starts so: ``<cell 3>``."""
@@ -26,6 +31,15 @@ def short_traceback(error: BaseException) -> str:
     return "".join(summary.format())
 
 
+def message(error: BaseException) -> str:
+    """An error's name and what it says, as far as it can be had."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - whatever a cell's class raises
+        said = "<exception str() failed>"
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def short_path(path: str) -> str:
     """A library's file, from the folder on that says what it is."""
     _, packages, rest = path.rpartition(PACKAGES)
@@ -34,6 +48,50 @@ def short_path(path: str) -> str:
     if path.startswith(_LIBRARY):
         return path[len(os.path.dirname(_LIBRARY[:-1])) + 1 :]
     return path
+
+
+def shorten_paths() -> None:
+    """Have every traceback and warning of this process name files by ``short_path``, those that cells print themselves too."""
+    summary: Any = traceback.StackSummary
+    format_frame = summary.format_frame_summary
+
+    def short_frame(self: traceback.StackSummary, frame: traceback.FrameSummary) -> str:
+        return str(format_frame(self, frame)).replace(f'"{frame.filename}"', f'"{short_path(frame.filename)}"', 1)
+
+    summary.format_frame_summary = short_frame
+    warnings.formatwarning = short_warning
+    threading.excepthook = report_thread
+    sys.unraisablehook = report_unraisable
+
+
+def short_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning as ``warnings`` formats it, with the short path; without any where it is this package's own."""
+    if filename.startswith(_HERE):
+        return f"{category.__name__}: {message}\n"
+    source = linecache.getline(filename, lineno) if line is None else line
+    return f"{short_path(filename)}:{lineno}: {category.__name__}: {message}\n" + (
+        f"  {source.strip()}\n" if source.strip() else ""
+    )
+
+
+def report_thread(arguments: threading.ExceptHookArgs) -> None:
+    """What ends a thread, as ``threading`` writes it, with the short traceback."""
+    if arguments.exc_type is not SystemExit and arguments.exc_value is not None and sys.stderr is not None:
+        name = arguments.thread.name if arguments.thread is not None else threading.get_ident()
+        sys.stderr.write(f"Exception in thread {name}:\n{short_traceback(arguments.exc_value)}")
+
+
+def report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """What nobody can catch, as an exception in ``__del__``, as Python writes it, with the short traceback."""
+    if unraisable.exc_value is None or sys.stderr is None:
+        return
+    place = ""
+    if unraisable.object is not None:
+        try:
+            place = f": {unraisable.object!r}"
+        except Exception:  # noqa: BLE001 - whatever a cell's class raises
+            place = ": <object repr() failed>"
+    sys.stderr.write(f"{unraisable.err_msg or 'Exception ignored in'}{place}\n{short_traceback(unraisable.exc_value)}")
 
 
 def line_in(code: CodeType, line: int | None, instruction: int) -> int:
@@ -84,7 +142,5 @@ def _shown(frame: traceback.FrameSummary, numbers: dict[tuple[str, str], int]) -
     number = frame.lineno if frame.lineno is not None else numbers.get((frame.filename, frame.name), 1)
     line = frame.line
     if frame.lineno is None:
-        import linecache
-
         line = linecache.getline(frame.filename, number).strip()
     return traceback.FrameSummary(short_path(frame.filename), number, frame.name, lookup_line=False, line=line)

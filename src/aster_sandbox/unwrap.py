@@ -16,7 +16,6 @@ _IN_ONE_LINE = re.compile(r"\s*(?P<marks>`+)(?:(?:i?python|py)[\d.]*\s)?\s*(?P<c
 _PYTHON = re.compile(r"((i?python|py)[\d.]*|pycon|pyi|jupyter|repl|code|tool_code)?$", re.IGNORECASE)
 _PROMPT = re.compile(r"[ \t]*(?:>>>|In ?\[\d+\]:)(?: |$)")
 _CONTINUED = re.compile(r"[ \t]*\.{3,}:?(?: |$)")
-_INDENT = re.compile(r"[ \t]*")
 _SILENT = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Pass)
 """Statements that print nothing by themselves."""
 
@@ -29,7 +28,7 @@ def is_fenced_python(info: str) -> bool:
 
 def unfence(lines: Lines) -> Lines | None:
     """Code in one fence, or in several without text between them. The last may lack its end, the only one its beginning."""
-    filled = [place for place, line in enumerate(lines) if line.strip()]
+    filled = [place for place, line in enumerate(lines) if not _is_empty(line)]
     if not filled:
         return None
     first, last = filled[0], filled[-1]
@@ -56,9 +55,9 @@ def _open_fences(lines: Lines) -> Lines | None:
             if fence is not None and is_fenced_python(fence["info"]):
                 marks = fence["marks"]
                 reader = Reader()
-            elif line.strip():
+            elif not _is_empty(line):
                 return None  # text outside
-            meant.append("")
+            meant.append("" if fence is not None else line)
         elif fence is not None and not fence["info"] and fence["marks"].startswith(marks):
             marks = ""
             meant.append("")
@@ -66,6 +65,11 @@ def _open_fences(lines: Lines) -> Lines | None:
             reader.pieces(line)
             meant.append(line)
     return meant
+
+
+def _is_empty(line: str) -> bool:
+    """Whether it is blank, or a comment."""
+    return not line.strip() or line.lstrip().startswith("#")
 
 
 def unprompt(lines: Lines, parse: Callable[[str], ast.Module | None]) -> Lines | None:
@@ -103,7 +107,7 @@ def dedent(lines: Lines) -> Lines | None:
 
     So are lines inside a string, where all of them have it too: then the whole cell was indented after it was written."""
     fresh, inner = _kinds(lines)
-    margin = commonprefix([_indent(lines[place]) for place in fresh])
+    margin = _margin(lines, fresh)
     if not margin:
         return None
     if all(lines[place].startswith(margin) or not lines[place].strip() for place in inner):
@@ -117,7 +121,7 @@ def dedent_rest(lines: Lines) -> Lines | None:
     if len(fresh) < 2:
         return None
     first = fresh[0]
-    margin = commonprefix([_indent(lines[place]) for place in fresh[1:]])
+    margin = _margin(lines, fresh[1:])
     if margin:
         return _without(lines, margin, {first, *inner})
     stripped = lines[first].lstrip(" \t")
@@ -150,6 +154,7 @@ def _kinds(lines: Lines) -> tuple[list[int], list[int]]:
     return fresh, inner
 
 
-def _indent(line: str) -> str:
-    found = _INDENT.match(line)
-    return found[0] if found else ""
+def _margin(lines: Lines, places: list[int]) -> str:
+    """The indentation that lines have in common."""
+    indents = [lines[place][: len(lines[place]) - len(lines[place].lstrip(" \t"))] for place in places]
+    return commonprefix(indents)  # noqa: RUF071 - of characters, as it should be

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import io
 import itertools
 import mmap
@@ -17,11 +18,15 @@ from aster_sandbox.cells import Interpreter
 from aster_sandbox.isolation.syscalls import libc
 from aster_sandbox.limits import keep_hard_limits
 from aster_sandbox.protocol import Kind
+from aster_sandbox.shown import pretty_printer
+from aster_sandbox.traces import shorten_paths
 
 STANDARD = """
 import asyncio, collections, dataclasses, datetime, decimal, fractions, functools, heapq, inspect, itertools, json, math
 import random, re, statistics, string, subprocess, tempfile, typing
+import aster_sandbox.service.inside
 """
+REPAIRED = ("```python\nx = 1\n```", "    if True:\n        x = 1", ">>> x = [\n...    1]\n>>> x\n[1]")
 EXERCISES = {
     "sympy": """
 sympy.core.cache.clear_cache()
@@ -58,9 +63,17 @@ MOST_FILLING = 1 << 20
 """Bytes of one block size that are filled at the most, should an interpreter lay out its memory in another way."""
 
 
-def warm_up(packages: Iterable[str]) -> None:
-    """Import and exercise what cells use, through the same code that runs cells, and make the process cheap to fork."""
-    cells = [STANDARD, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)]
+def warm_up(packages: Iterable[str], echo: str = "python") -> None:
+    """Import and exercise what cells use, through the same code that runs cells, and make the process cheap to fork.
+
+    ``echo``: how values are shown."""
+    shorten_paths()
+    if echo == "ipython":
+        pretty_printer()([{1: (2.0, "three")}])
+    packages = list(packages)
+    for package in packages:
+        _load(package)
+    cells = [STANDARD, *REPAIRED, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)]
     exercise(cells * ROUNDS)
     keep_hard_limits()
     fork_instead_of_spawn()
@@ -73,6 +86,19 @@ def warm_up(packages: Iterable[str]) -> None:
     merge_mappings()
     with contextlib.suppress(OSError):  # without /proc forks cost what they cost
         collapse(list(heap()))
+
+
+class Unloadable(Exception):
+    """A package cannot be loaded. The message is one line for the user."""
+
+
+def _load(package: str) -> None:
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # whatever it raises, it cannot be had
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = "if its folder is not shown to sessions, name that in sandbox.mounts; or take the package off the list"
+        raise Unloadable(f"sandbox.preload: {package!r} cannot be loaded in the sandbox ({why}); {hint}") from error
 
 
 def exercise(cells: list[str]) -> None:

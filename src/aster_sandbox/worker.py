@@ -6,7 +6,6 @@ module when it is loaded, so that cells which replace functions of the standard 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -22,10 +21,12 @@ from _signal import (  # type: ignore[import-not-found]
     SIG_SETMASK,
     SIGINT,
     pthread_sigmask,
+    set_wakeup_fd,
     setitimer,
 )
 from _signal import signal as set_handler
 from collections.abc import Callable
+from contextlib import suppress
 from os import _exit, chdir, getpid, makedirs, write
 from os import stat as os_stat
 from resource import getpagesize
@@ -35,11 +36,13 @@ from typing import NoReturn
 
 from aster_sandbox import cellbuiltins
 from aster_sandbox.cells import Interpreter
+from aster_sandbox.fonts import give_list
 from aster_sandbox.isolation import Plan, confine_session
 from aster_sandbox.isolation.guard import close_all_but
 from aster_sandbox.isolation.syscalls import libc
 from aster_sandbox.limits import Limits
 from aster_sandbox.protocol import (
+    INTERRUPT,
     MAX_DATA,
     Kind,
     Reply,
@@ -52,10 +55,14 @@ from aster_sandbox.protocol import (
 from aster_sandbox.streams import CONNECTION, EMPTY, OUTPUT, Streams
 from aster_sandbox.traces import short_traceback
 
+TIMERS = (ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF)
+INTERRUPT_NUMBER = int(INTERRUPT)
 LARGEST_INT_DIGITS = 200_000
 """Digits of an integer that ``str`` converts; Python's own 4,300 stops ordinary problems such as the digit sum of 2**20000."""
 LEAST_RECURSION = 1000
 """Python's own limit: what runs between cells needs a part of it."""
+ORDER_ATTEMPTS = 3
+"""A signal handler that a cell left behind may raise while order is made for the next one, once for each signal that waits."""
 
 
 class Worker:
@@ -68,17 +75,20 @@ class Worker:
         self._nonce = b""
         self._mark = ""
         module = ModuleType("__main__")
-        module.__dict__["__builtins__"] = cellbuiltins.module()
+        self._builtins = module.__dict__["__builtins__"] = cellbuiltins.module()
         sys.modules["__main__"] = module  # so that pickle and multiprocessing find what cells define
         self._main = module
         sys.set_int_max_str_digits(LARGEST_INT_DIGITS)
         sys.argv = [""]
         sys.path.insert(0, scratch)
         os.environ["HOME"] = os.environ["TMPDIR"] = scratch
+        if plan.fonts:
+            os.environ["MPLCONFIGDIR"] = give_list(plan.fonts, scratch)
         tempfile.tempdir = None
         self._streams = Streams()
         self._limits = Limits(address_space + (plan.memory_mb << 20))
         self._interpreter = Interpreter(module.__dict__, self, plan.timeout_text)
+        self._on_sigint = self._interpreter.handler_of_sigint()
         self._hook = cellbuiltins.enter(self._streams, lambda: self._mark, scratch, plan.echo)
 
     def serve(self) -> NoReturn:
@@ -102,7 +112,7 @@ class Worker:
             self._mark = line_mark(self._nonce)
             reply = self._answer(request)
             if getpid() != self._pid:  # a child that a cell forked came to the end of the cell
-                _exit(0)
+                _exit(self._interpreter.exit_status)
             self._send(reply)
 
     def _send(self, reply: Reply) -> None:
@@ -111,9 +121,7 @@ class Worker:
             data = data[write(CONNECTION, data) :]
 
     def _answer(self, request: Request) -> Reply:
-        try:
-            self._restore()
-        except BaseException:  # noqa: BLE001 - whatever it is, no cell can run here
+        if not self._in_order():
             return Reply(Kind.UNREADY)
         match request.op:
             case "run":
@@ -145,6 +153,7 @@ class Worker:
 
     def _run(self, request: Request) -> Reply:
         source = request.data.decode("utf-8", "surrogatepass")
+        self._limits.touched |= "rlimit" in source
         kind = self._interpreter.run(request.number, source, request.limit)
         cellbuiltins.restore(source)
         self._flush()
@@ -180,36 +189,65 @@ class Worker:
 
     # ----- between cells
 
+    def _in_order(self) -> bool:
+        """Whether a cell can run now."""
+        for _ in range(ORDER_ATTEMPTS):
+            try:
+                self._restore()
+            except BaseException:  # noqa: BLE001, S112 - whatever it is: where it comes again, this process is given up
+                continue
+            return True
+        return False
+
     def _restore(self) -> None:
         """Bring everything that the next cell needs into its own order, whatever the last one did to it. Raises where that is
         impossible."""
         self._limits.restore()
         self._streams.restore()
         # signal.signal turns its arguments into enums and back, which takes longer than all else here.
-        set_handler(SIGINT, self._interpreter.interrupt)
-        pthread_sigmask(SIG_SETMASK, ())
+        set_handler(INTERRUPT_NUMBER, self._interpreter.interrupt)
+        set_handler(SIGINT, self._on_sigint)
+        set_wakeup_fd(-1)
         if getrecursionlimit() < LEAST_RECURSION:
             setrecursionlimit(LEAST_RECURSION)
+        if (names := self._main.__dict__).get("__builtins__") is not self._builtins:
+            names["__builtins__"] = self._builtins
         if sys.modules.get("__main__") is not self._main:
             sys.modules["__main__"] = self._main
         if not callable(sys.__dict__.get("displayhook")):
             sys.displayhook = self._hook
-        if not os_stat(".").st_nlink:  # a cell removed the working directory
+        try:
+            removed = not os_stat(".").st_nlink
+        except PermissionError:  # a cell closed its working directory to all: it can open it again
+            removed = False
+        if removed:
             makedirs(self._home, exist_ok=True)
             chdir(self._home)
 
     def _flush(self) -> None:
         """Push everything into the pipe before the reply: Python's buffers and the C library's."""
-        for timer in (ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF):  # an alarm belongs to its cell
-            setitimer(timer, 0)
+        self._calm()
         self._streams.flush()
         libc.fflush(None)
+
+    def _calm(self) -> None:
+        """Stop the cell's alarms, and let come what still waits behind a mask: it belongs to this cell, and not to the next."""
+        while True:
+            try:
+                for timer in TIMERS:
+                    setitimer(timer, 0)
+                pthread_sigmask(SIG_SETMASK, ())
+            except BaseException:  # noqa: BLE001, S112 - a cell's signal handler raised, and the cell is over
+                continue
+            return
 
     # ----- for the interpreter
 
     def report(self, text: str) -> None:
         """Write a traceback where it will be seen, even where the cell closed or replaced its output, on a line of its own."""
         self._streams.flush()
+        with suppress(ValueError, OSError):  # where it fails, the next cell's beginning tells
+            self._limits.restore()
         self._streams.restore()
         self._streams.write(self._mark + text)
 
@@ -220,6 +258,8 @@ class Worker:
     def raise_memory(self) -> None:
         """It does not."""
         self._limits.raise_memory()
+        if getrecursionlimit() < LEAST_RECURSION:
+            setrecursionlimit(LEAST_RECURSION)
 
     def gave_way(self) -> None:
         """Tell the supervisor that the cell has ended, and its report comes."""
@@ -237,7 +277,7 @@ def become_runner(plan: Plan, scratch: str, connection: int, output: int) -> NoR
         os.dup2(descriptor, place, inheritable=False)
     close_all_but(2, CONNECTION, OUTPUT, EMPTY)
     # Both need /proc, which a session has not.
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # where memory runs out, a session goes before the trainer; some containers forbid it
     with open("/proc/self/statm") as file:
         address_space = int(file.read().split()[0]) * getpagesize()

@@ -18,10 +18,11 @@ import sys
 import traceback
 from typing import Any
 
+from aster_sandbox.fonts import give_list
 from aster_sandbox.isolation import Plan, enter_zygote, fork_session, make_scratch
 from aster_sandbox.isolation.guard import kill_all_below, kill_strays
 from aster_sandbox.protocol import MAX_PACKET, receive
-from aster_sandbox.warm import warm_up
+from aster_sandbox.warm import Unloadable, warm_up
 from aster_sandbox.worker import become_runner
 
 BURST = 16
@@ -162,7 +163,12 @@ def main() -> None:
     descriptor, plan, supervisor = int(sys.argv[1]), Plan.from_text(sys.argv[2]), int(sys.argv[3])
     plan = enter_zygote(plan, supervisor)
     connection = socket.socket(fileno=descriptor)
-    warm_up(plan.preload)
+    if plan.fonts:
+        os.environ["MPLCONFIGDIR"] = give_list(plan.fonts, os.path.join(plan.root, "work"))
+    try:
+        warm_up(plan.preload, plan.echo)
+    except Unloadable as error:
+        sys.exit(str(error))
     zygote = Zygote(connection, plan)
     zygote.serve()
     zygote.end()

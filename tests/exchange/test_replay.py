@@ -64,7 +64,7 @@ def test_the_seed_brings_random_numbers_back(shop: Shop) -> None:
     async def once(seed: int) -> ToolCall:
         session = await shop.sandbox.open(seed, "")
         try:
-            return await session.run(code)
+            return ToolCall.of_cell(await session.run(code))
         finally:
             await session.close()
 

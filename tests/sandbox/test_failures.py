@@ -30,6 +30,15 @@ def test_except_exception_does_not_swallow_the_interrupt(hasty: Bench) -> None:
     assert after.output == "True"
 
 
+@pytest.mark.parametrize(
+    "own", ["signal.signal(signal.SIGINT, signal.SIG_IGN)", "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})"]
+)
+def test_a_cell_that_wants_no_ctrl_c_is_interrupted_all_the_same(hasty: Bench, own: str) -> None:
+    _, wait, after, again = hasty.cells("x = 1", f"import signal, time\nx = 2\n{own}\ntime.sleep(60)", "x", "time.sleep(60)")
+    assert wait.output.endswith("[timeout: the cell was interrupted after 0.5 s; all variables are kept]")
+    assert (after.output, again.status) == ("2", "timeout")
+
+
 def test_an_await_is_interrupted(hasty: Bench) -> None:
     wait, after = hasty.cells("import asyncio\nawait asyncio.sleep(60)", "await asyncio.sleep(0, 'fine')")
     assert wait.status == "timeout"
@@ -39,12 +48,13 @@ def test_an_await_is_interrupted(hasty: Bench) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\ntime.sleep(60)",
-        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)",
+        "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
+        "    except (OSError, ValueError): pass\ntime.sleep(60)",
+        "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\ntime.sleep(60)",
         "sum(range(10**12))",
         "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
     ],
-    ids=["blocks signals", "ignores signals", "loops in C", "stops itself"],
+    ids=["ignores signals", "blocks signals", "loops in C", "stops itself"],
 )
 def test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt(
     hasty: Bench, code: str, monkeypatch: pytest.MonkeyPatch

@@ -106,6 +106,30 @@ def test_mounts_that_cannot_be_are_the_users_error(path: str, message: str) -> N
         in_sandbox(Settings(preload=[], mounts=[path]))
 
 
+def test_a_folder_that_packages_were_installed_into_is_in_sight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mine", "needed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("from needed import VALUE\n")
+    (tmp_path / "needed" / "__init__.py").write_text("VALUE = 42\n")
+    tmp_path.chmod(0o755)  # root's sandbox reads it as nobody
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert in_sandbox(Settings(preload=["mine"]), "import mine\nmine.VALUE", "import needed\nneeded.VALUE") == ["42", "42"]
+
+
+def test_a_package_that_cannot_be_loaded_is_one_line_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("from hidden import VALUE\n")
+    (tmp_path / "hidden.py").write_text("VALUE = 42\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if probe().best is Level.RLIMITS:
+        pytest.skip("nothing is hidden at this level")
+    with pytest.raises(SettingsError, match=r"^sandbox.preload: 'mine' cannot be loaded .*'hidden'.* sandbox.mounts; [^\n]*$"):
+        in_sandbox(Settings(preload=["mine"]))
+
+
 def test_a_preloaded_package_of_the_user_is_in_sight_and_its_neighbours_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

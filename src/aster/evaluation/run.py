@@ -171,7 +171,7 @@ def _on_disk(folder: EvaluationFolder) -> dict[tuple[str, int], Outcome]:
 
 async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, jobs: list[Job], total: int) -> None:
     from aster.policy import EngineLost
-    from aster_sandbox import Sandbox, SandboxFailure, make_sandbox
+    from aster_sandbox import Sandbox, SandboxFailure, SettingsError, make_sandbox
 
     async with AsyncExitStack() as stack:
         try:
@@ -184,6 +184,8 @@ async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, 
             start = await stack.enter_async_context(open_attempts(settings, rollout, sandbox, folder))
             with Progress("evaluate", total, "attempt", done=total - len(jobs)) as progress:
                 await _collect(folder, [start(job) for job in jobs], progress, first=len(jobs) == total)
+        except SettingsError as error:
+            raise UserError(str(error)) from error
         except SandboxFailure as error:
             raise UserError(f"sandbox: {error}") from error
         except EngineLost as error:

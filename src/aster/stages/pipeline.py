@@ -15,7 +15,7 @@ from aster.core.sets import iterate_set
 from aster.core.types import FAULTS
 from aster.stages.beside import Beside
 from aster.stages.common import evaluation_problems, teaching_problems, training_problems
-from aster_sandbox import SandboxFailure
+from aster_sandbox import SandboxFailure, SettingsError
 
 STAGES = ("synthesize", "curate", "sft", "rl", "evaluate", "report")
 NEEDS = {"curate": "synthesize", "sft": "curate", "rl": "sft", "evaluate": "rl"}
@@ -115,6 +115,8 @@ def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:
     stage = importlib.import_module(f"aster.stages.{name}")
     try:
         stage.run(recipe, folder)
+    except SettingsError as error:
+        raise UserError(str(error)) from error
     except SandboxFailure as error:
         raise UserError(f"{name}: {error}") from error
 

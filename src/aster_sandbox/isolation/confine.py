@@ -47,6 +47,7 @@ def enter_zygote(plan: Plan, supervisor: int) -> Plan:
     guard = stand_guard(supervisor, plan.root)
     if plan.level is Level.NAMESPACES:
         namespaces.enter(plan, guard)
+        plan = dataclasses.replace(plan, fonts=namespaces.FONTS if plan.fonts else "")
     else:
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # of what sessions leave behind
         plan = _with_users(plan)

@@ -40,7 +40,10 @@ HINTS = {
         "not needed; without them a session that starts many processes takes the processor from others: lower "
         "sandbox.processes, or (outside a control group with a share of its own) sysctl kernel.sched_autogroup_enabled=1"
     ),
-    "cgroup": "not needed; `systemd-run --user --scope -p MemoryMax=8G aster run ...` bounds the memory of a whole run",
+    "cgroup": (
+        "not needed; with it the session that makes the kernel hold memory (files on a tmpfs, full sockets) is found when "
+        "memory runs short: as root, or `systemd-run --user --scope -p Delegate=yes -p DelegateSubgroup=run ...`"
+    ),
 }
 
 

@@ -55,6 +55,8 @@ class Plan:
     """Message of the exception that a soft interrupt raises in a cell."""
     echo: str = "python"
     """How values are shown."""
+    fonts: str = ""
+    """A folder with matplotlib's list of fonts, which sessions may read; empty where matplotlib is not installed."""
     preload: tuple[str, ...] = ()
     """Packages to load before the first session."""
     processors: tuple[int, ...] = ()

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aster_sandbox import fonts
+from aster_sandbox.cgroups import Groups
 from aster_sandbox.errors import SettingsError
 from aster_sandbox.isolation import confine, landlock, namespaces, seccomp
 from aster_sandbox.isolation.guard import remove_tree
@@ -112,13 +114,20 @@ def make_plan(settings: Settings, root: str, spare_processors: int = 0) -> Plan:
     level = choose(settings.isolation)
     report = probe()
     abi = 0 if level is Level.RLIMITS else report.landlock_abi
+    root = os.path.realpath(root)
+    fonts_folder = os.path.join(root, "fonts") if fonts.is_wanted() else ""
+    if fonts_folder:
+        os.makedirs(fonts_folder, exist_ok=True)
+        os.chmod(fonts_folder, 0o755)  # sessions may have users of their own
     readable = readable_paths(settings.preload, settings.mounts)
+    if fonts_folder and level is not Level.NAMESPACES:  # there it has a place of its own
+        readable = (*readable, fonts_folder)
     processors = sorted(os.sched_getaffinity(0))
     # Where none is spared, none is chosen: the sandbox's processes stay where this one may be put.
     left = tuple(processors[-max(1, len(processors) - spare_processors) :]) if spare_processors else ()
     return Plan(
         level,
-        os.path.realpath(root),
+        root,
         readable,
         abi,
         report.seccomp,
@@ -127,6 +136,7 @@ def make_plan(settings: Settings, root: str, spare_processors: int = 0) -> Plan:
         memory_mb=settings.memory_mb,
         timeout_text=f"the cell ran longer than {settings.cell_seconds:g} s",
         echo=settings.echo,
+        fonts=fonts_folder,
         preload=tuple(settings.preload),
         processors=left,
     )
@@ -255,17 +265,9 @@ def _autogroups() -> Mechanism:
 
 
 def _cgroup() -> Mechanism:
-    """Whether this process may limit a cgroup of its own: nothing here does, but whoever starts a run can."""
-    try:
-        with open("/proc/self/cgroup") as file:
-            own = next((line.split(":", 2)[2].strip() for line in file if line.startswith("0::")), None)
-    except OSError as error:
-        return Mechanism("cgroup", False, str(error))
-    for top in CGROUP_TOPS:
-        place = f"{top}{own}".rstrip("/")
-        if own is not None and os.path.exists(f"{place}/cgroup.controllers"):
-            with open(f"{place}/cgroup.controllers") as file:
-                controllers = file.read().split()
-            usable = "memory" in controllers and os.access(place, os.W_OK)
-            return Mechanism("cgroup", usable, f"{place}, controllers: {' '.join(controllers) or 'none'}")
-    return Mechanism("cgroup", False, "no cgroup 2 hierarchy is mounted")
+    """Whether sessions can have control groups of their own that count memory."""
+    groups = Groups.find()
+    if groups is None:
+        return Mechanism("cgroup", False, "no group can be made here that counts memory")
+    groups.close()
+    return Mechanism("cgroup", True, "memory is counted by session, the kernel's own for it included")

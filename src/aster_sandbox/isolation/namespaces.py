@@ -47,6 +47,8 @@ from aster_sandbox.isolation.syscalls import (
 
 NOBODY = 65534
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+FONTS = "/etc/matplotlib"
+"""Where the plan's ``fonts`` are inside."""
 COPIED = ("/etc/ld.so.cache", "/etc/localtime")
 """Files that are small, and copied into the new root."""
 SESSION_TMP = "/tmp"
@@ -162,10 +164,13 @@ def _new_user_namespace(process: int) -> None:
 def _open_trees(plan: Plan) -> list[tuple[str, int]]:
     """Detached, read-only copies of the mounts that go into the new root, with their places."""
     trees = []
-    for path in (*plan.readable, *DEVICES):
+    places = {path: path for path in (*plan.readable, *DEVICES)}
+    if plan.fonts:
+        places[FONTS] = plan.fonts
+    for path, source in places.items():
         if os.path.islink(path) and path not in DEVICES:
             continue
-        tree = open_tree(path)
+        tree = open_tree(source)
         if path not in DEVICES:
             set_mount_attributes(tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
         trees.append((path, tree))

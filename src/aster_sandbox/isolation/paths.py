@@ -20,14 +20,16 @@ PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 def readable_paths(preload: Iterable[str] = (), mounts: Iterable[str] = ()) -> tuple[str, ...]:
     """The files and directories that exist and that sessions may read, none below another.
 
-    Directories of ``sys.path`` count where they belong to the Python installation. Others do not: the first is often the
-    working directory, which may be the user's home. A preloaded package is readable wherever it is.
+    Directories of ``sys.path`` count where they belong to the Python installation, or where packages were installed into them
+    (``pip install --target``). Others do not: the first is often the working directory, which may be the user's home. A
+    preloaded package is readable wherever it is.
     """
     wanted = [*SYSTEM, sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, PACKAGE_ROOT]
     wanted += _links(sys.executable)
     if site.ENABLE_USER_SITE and site.getusersitepackages() in sys.path:
         wanted.append(site.getusersitepackages())
     wanted += filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
+    wanted += _package_folders()
     for package in preload:
         wanted += _locations(package)
     wanted += mounts
@@ -45,6 +47,19 @@ def check_mounts(mounts: Iterable[str]) -> None:
         real = os.path.realpath(path)
         if real in ("/", "/tmp") or any(real == place or _is_below(real, place) for place in RESERVED):
             raise SettingsError(f"sandbox.mounts: {path!r} cannot be shown to sessions; name what they need of it")
+
+
+def _package_folders() -> list[str]:
+    """Directories of ``sys.path`` into which packages were installed. Never the home, the working directory, or what holds
+    them."""
+    private = [os.path.realpath(place) for place in (os.path.expanduser("~"), os.curdir)]
+    found = []
+    for entry in filter(os.path.isdir, filter(os.path.isabs, sys.path)):
+        real = os.path.realpath(entry)
+        open_to_all = not any(place == real or _is_below(place, real) for place in private)
+        if open_to_all and os.access(entry, os.R_OK) and any(name.endswith(".dist-info") for name in os.listdir(entry)):
+            found.append(entry)
+    return found
 
 
 def _is_below(path: str, other: str) -> bool:

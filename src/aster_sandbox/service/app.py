@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.routing import Route
 
 from aster_sandbox import __version__
-from aster_sandbox.service import fusion
+from aster_sandbox.service import fusion, notebook
 from aster_sandbox.service.access import Account, Refused
 from aster_sandbox.service.door import OPEN_PATHS
 from aster_sandbox.service.metrics import CONTENT_TYPE, Metrics
@@ -21,11 +21,14 @@ from aster_sandbox.service.registry import Registry
 from aster_sandbox.service.schemas import (
     ForkRequest,
     Health,
+    Identifier,
     Opened,
     OpenRequest,
     Problem,
     RunCodeRequest,
     RunCodeResponse,
+    RunJupyterRequest,
+    RunJupyterResponse,
     RunReply,
     RunRequest,
     RunStatefulCodeRequest,
@@ -38,19 +41,27 @@ from aster_sandbox.service.schemas import (
 REASONS = {
     400: "The body is no JSON.",
     401: "No token, or a wrong one.",
-    404: "There is no such session.",
+    404: "There is no such session (`code` is `no_session`), or no such file (`no_file`).",
     408: "The body took too long to come.",
     409: "The id is in use for something else.",
     410: "The reply to this request is no longer kept. The cell ran once.",
-    413: "The body is too large.",
-    422: "The request does not fit its form.",
+    413: "The body, or the file, is too large.",
+    422: "The request does not fit its form, or the session may not write the file.",
     424: "The sandbox itself failed, or the session's setup raised. Sending the request again will not help.",
     429: "The client has all that it may have. Retry-After says when to try again.",
     503: "The service is full, or shutting down. Retry-After says when to try again.",
+    504: "As 429 and 503, by the status that clients of this form repeat. Retry-After says when to try again.",
 }
 DESCRIPTION = """Stateful Python sessions for agents. Send `Authorization: Bearer TOKEN`."""
 
 SessionId = Annotated[str, Path(description="Name of the session.")]
+FilePath = Annotated[
+    str, Path(description="From the working directory, or absolute: `%2Ftmp%2Fx` or `/tmp/x` after the slash.", min_length=1)
+]
+
+
+BYTES = "application/octet-stream"
+_BINARY = {"type": "string", "format": "binary"}
 
 
 def _account(request: Request) -> Account:
@@ -72,8 +83,8 @@ _OPENING = (400, 409, 422, 424, 429, 503)
 _RUNNING = (400, 404, 409, 410, 422, 424, 429, 503)
 
 
-def make_app(registry: Registry, metrics: Metrics) -> FastAPI:
-    """The application, without the door before it."""
+def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
+    """The application, without the door before it. ``file_bytes``: of the largest file that is sent."""
     app = FastAPI(title="ASTER sandbox", version=__version__, description=DESCRIPTION, redoc_url=None)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _unfit)
@@ -117,7 +128,7 @@ def make_app(registry: Registry, metrics: Metrics) -> FastAPI:
     async def open_session(client: Client, response: Response, body: OpenRequest = _DEFAULTS) -> Opened:
         """Open a session. Without a body it has a name of the service's choice, and seed 0."""
         session_id = body.id or secrets.token_hex(16)
-        if not await registry.open(client, session_id, body.seed, body.setup):
+        if not await registry.open(client, session_id, body.seed, body.setup, body.environment):
             response.status_code = 200
         return Opened(id=session_id)
 
@@ -147,20 +158,49 @@ def make_app(registry: Registry, metrics: Metrics) -> FastAPI:
         """End a session, and the cell that runs in it."""
         await registry.close(client, session_id)
 
-    @app.post("/run_code", tags=["SandboxFusion"], responses=_problems(400, 422, 429, 503))
+    @app.put(
+        "/v1/sessions/{session_id}/files/{path:path}",
+        tags=["sessions"],
+        status_code=204,
+        responses=_problems(*_RUNNING),
+        openapi_extra={"requestBody": {"content": {BYTES: {"schema": _BINARY}}, "description": "The file's content."}},
+    )
+    async def upload(
+        client: Client, session_id: SessionId, path: FilePath, request: Request, request_id: Identifier | None = None
+    ) -> None:
+        """Put a file into a session, in place of what is there. Folders that are missing are made."""
+        await registry.upload(client, session_id, path, await request.body(), request_id)
+
+    @app.get(
+        "/v1/sessions/{session_id}/files/{path:path}",
+        tags=["sessions"],
+        response_class=Response,
+        responses=_FILE | _problems(404, 422, 424, 429),
+    )
+    async def download(client: Client, session_id: SessionId, path: FilePath) -> Response:
+        """A file of a session."""
+        return Response(await registry.download(client, session_id, path, file_bytes), media_type=BYTES)
+
+    @app.post("/run_code", tags=["SandboxFusion"], responses=_problems(400, 422, 504))
     async def run_code(client: Client, body: RunCodeRequest) -> RunCodeResponse:
         """Run a script: SandboxFusion's form."""
         return await fusion.run_code(registry, client, body)
 
-    @app.post("/run_stateful_code", tags=["SandboxFusion"], responses=_problems(400, 409, 410, 422, 429, 503))
+    @app.post("/run_stateful_code", tags=["SandboxFusion"], responses=_problems(400, 409, 410, 422, 504))
     async def run_stateful_code(client: Client, body: RunStatefulCodeRequest) -> RunStatefulCodeResponse:
         """Run code in a session that keeps its state: the form of ASTER's community reproduction."""
         return await fusion.run_stateful_code(registry, client, body)
+
+    @app.post("/run_jupyter", tags=["SandboxFusion"], responses=_problems(400, 422, 504))
+    async def run_jupyter(client: Client, body: RunJupyterRequest) -> RunJupyterResponse:
+        """Run a notebook's cells, one after another: SandboxFusion's form."""
+        return await notebook.run_jupyter(registry, client, body)
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
+_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {BYTES: {"schema": _BINARY}}, "description": "Its content."}}
 _METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 _AGAIN: dict[int | str, dict[str, Any]] = {200: {"model": Opened, "description": "It was opened by an earlier request."}}
 
@@ -168,16 +208,24 @@ _AGAIN: dict[int | str, dict[str, Any]] = {200: {"model": Opened, "description":
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refused)
     headers = {} if error.retry_seconds is None else {"Retry-After": str(error.retry_seconds)}
-    return JSONResponse({"detail": str(error)}, error.status, headers)
+    body = {"detail": str(error)} | ({} if error.code is None else {"code": error.code})
+    return JSONResponse(body, error.status, headers)
 
 
-async def _unfit(_: Request, error: Exception) -> JSONResponse:
+async def _unfit(request: Request, error: Exception) -> JSONResponse:
     """The first thing that is wrong, in one line. What was sent is not repeated: it may be long, or no valid text."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     text = f"{where}: {first['msg']}".encode("utf-8", "backslashreplace").decode()
+    if first["loc"][0] == "body" and not _says_json(request):
+        text = f"the body was not read as JSON: send the header Content-Type: application/json ({text})"
     return JSONResponse({"detail": text}, 422)
+
+
+def _says_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def _wrong_method(request: Request, _: Exception) -> JSONResponse:
@@ -199,7 +247,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 if path not in OPEN_PATHS:
                     operation["security"] = [{name: []} for name in schemes]
                 for status, reply in operation["responses"].items():
-                    if status in ("429", "503"):
+                    if status in ("429", "503", "504"):
                         reply["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
         app.openapi_schema = page
     return app.openapi_schema

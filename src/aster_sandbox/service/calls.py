@@ -15,7 +15,8 @@ from aster_sandbox.service.registry import Registry
 from aster_sandbox.types import CellResult, CellStatus
 
 MODULE = "aster_sandbox.service.inside"
-SETUP = f"__import__({MODULE!r})\n"
+SETUP = f"__import__({MODULE!r}, fromlist=['begin']).begin()\n"
+NOTEBOOK_SETUP = SETUP.replace("begin()", "begin(notebook=True)")
 """Of the sessions in which it is called."""
 SHORTEST_OUTPUT = 200
 """Characters that a cell's output must be able to hold, for results to be taken."""

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from aster_sandbox.errors import SandboxFailure
-from aster_sandbox.interface import AnySession
+from aster_sandbox.isolation import Level
 from aster_sandbox.service.access import Account, Gate, Refused
 from aster_sandbox.service.metrics import Metrics
 from aster_sandbox.service.replies import Replies
+from aster_sandbox.session import Session
 from aster_sandbox.settings import Settings
 from aster_sandbox.supervisor import Sandbox
 from aster_sandbox.types import CellResult
 
-Making = Callable[[], Awaitable[AnySession]]
+Making = Callable[[], Awaitable[Session]]
+Work = Callable[[Session], Awaitable[Any]]
 WORK = "work"
 """Name of the tasks that run cells."""
 LOOK_SECONDS = 30.0
@@ -32,6 +35,7 @@ class Origin:
 
     seed: int | None = None
     setup: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
     parent: str = ""
     """The id of the session it was forked from."""
 
@@ -44,7 +48,7 @@ class Entry:
     id: str
     origin: Origin
     replies: Replies[Any]
-    opening: asyncio.Task[AnySession]
+    opening: asyncio.Task[Session]
     used: float = field(default_factory=time.monotonic)
     """When the last request for it began or ended."""
     busy: int = 0
@@ -94,6 +98,11 @@ class Registry:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
+    def level(self) -> Level:
+        """The isolation level of all sessions."""
+        return self._sandbox.level
+
+    @property
     def open_sessions(self) -> int:
         """Sessions open now, of all clients."""
         return self._places.inside
@@ -102,20 +111,32 @@ class Registry:
         """A client's sessions that are open."""
         return [entry for entry in self._entries.values() if entry.account is account and _is_open(entry)]
 
-    async def open(self, account: Account, session_id: str, seed: int, setup: str, wait_seconds: float = 0.0) -> bool:
+    async def open(
+        self,
+        account: Account,
+        session_id: str,
+        seed: int,
+        setup: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        wait_seconds: float = 0.0,
+    ) -> bool:
         """Open a session under an id that the client chose. False where it is there already: a request may come twice.
 
         Waits ``wait_seconds`` for a place, or the service's own time where that is longer. Refused where there is none then,
         where the id names a session of another making, or where the sandbox fails.
         """
-        origin = Origin(seed, setup)
-        return await self._enter(account, session_id, origin, lambda: self._sandbox.open(seed, setup), "open", wait_seconds)
+        environment = environment or {}
+        origin = Origin(seed, setup, tuple(sorted(environment.items())))
+        return await self._enter(
+            account, session_id, origin, lambda: self._sandbox.open(seed, setup, environment), "open", wait_seconds
+        )
 
     async def fork(self, account: Account, session_id: str, child_id: str, seed: int | None) -> bool:
         """Open a second session with the state of the first, under an id of its own. False where it is there already."""
         origin = Origin(seed, parent=session_id)
 
-        async def make() -> AnySession:
+        async def make() -> Session:
             return await (await asyncio.shield(self._find(account, session_id).opening)).fork(seed)
 
         if (account.name, child_id) in self._entries:  # a request that came before: its parent may be gone
@@ -126,11 +147,34 @@ class Registry:
     async def run(self, account: Account, session_id: str, code: str, request_id: str | None) -> CellResult:
         """Run a cell. With a ``request_id``, a second request with the same id gets the first one's reply, and the cell goes on
         when its client has gone away."""
-        return await self.once(account, session_id, request_id, code, lambda session: session.run(code))
+        call = await self.once(account, session_id, request_id, f"run {code}", lambda session: session.run(code))
+        assert isinstance(call, CellResult)
+        return call
 
     async def reseed(self, account: Account, session_id: str, seed: int, request_id: str | None) -> None:
         """Give a session other random numbers from here on; once for each ``request_id``, as a cell."""
-        await self.once(account, session_id, request_id, f"seed {seed}", lambda session: session.reseed(seed))
+        await self.once(account, session_id, request_id, f"seed {seed}", lambda session: session.reseed(seed), cells=0)
+
+    async def upload(self, account: Account, session_id: str, path: str, content: bytes, request_id: str | None) -> None:
+        """Put a file into a session; once for each ``request_id``, as a cell. Refused where the session may not write it."""
+        said = f"upload {hashlib.sha256(content).hexdigest()} {path}"
+        try:
+            await self.once(account, session_id, request_id, said, lambda session: session.upload(path, content), cells=0)
+        except OSError as error:
+            raise Refused(422, str(error)) from None
+
+    async def download(self, account: Account, session_id: str, path: str, most_bytes: int) -> bytes:
+        """A file of a session's. Refused where there is none that can be read, or a larger one."""
+        try:
+            content = await self.once(
+                account, session_id, None, "", lambda session: session.download(path, most_bytes + 1), cells=0
+            )
+        except OSError as error:
+            raise Refused(404, str(error), code="no_file") from None
+        assert isinstance(content, bytes)
+        if len(content) > most_bytes:
+            raise Refused(413, f"{path}: has more than {most_bytes} bytes, the most that is sent")
+        return content
 
     async def once(
         self,
@@ -138,9 +182,11 @@ class Registry:
         session_id: str,
         request_id: str | None,
         content: str,
-        work: Callable[[AnySession], Awaitable[Any]],
+        work: Work,
+        *,
+        cells: int = 1,
     ) -> Any:
-        """Do something in a session, once for each ``request_id``."""
+        """Do something in a session, once for each ``request_id``. ``content`` says what; ``cells``: how many cells it is."""
         entry = self._find(account, session_id)
         task = entry.replies.known(request_id, content) if request_id is not None else None
         if task is not None:
@@ -148,7 +194,7 @@ class Registry:
         else:
             account.cells.check()
             # A task of its own: it goes on when the request that began it is cancelled.
-            task = asyncio.create_task(self._work(entry, work), name=WORK)
+            task = asyncio.create_task(self._work(entry, work, cells), name=WORK)
             self._keep(task)
             if request_id is not None:
                 entry.replies.keep(request_id, content, task)
@@ -161,13 +207,13 @@ class Registry:
     @contextlib.asynccontextmanager
     async def visit(
         self, account: Account, seed: int, setup: str, wait_seconds: float
-    ) -> AsyncIterator[Callable[[Callable[[AnySession], Awaitable[Any]]], Awaitable[Any]]]:
+    ) -> AsyncIterator[Callable[[Work], Awaitable[Any]]]:
         """A session for one request. Yields a function that does something in it."""
         session_id = secrets.token_hex(16)
-        await self.open(account, session_id, seed, setup, wait_seconds)
+        await self.open(account, session_id, seed, setup, wait_seconds=wait_seconds)
         entry = self._find(account, session_id)
         try:
-            yield lambda work: self._failures(self._work(entry, work))
+            yield lambda work: self._failures(self._work(entry, work, 1))
         finally:
             await self._end(entry, "closed")
 
@@ -178,7 +224,7 @@ class Registry:
         if busy:
             await asyncio.wait(busy, timeout=seconds)
 
-    async def _work(self, entry: Entry, work: Callable[[AnySession], Awaitable[Any]]) -> Any:
+    async def _work(self, entry: Entry, work: Work, cells: int) -> Any:
         with self._using(entry):
             session = await asyncio.shield(entry.opening)
             await entry.account.cells.enter()
@@ -188,7 +234,7 @@ class Registry:
             finally:
                 self.metrics.running.dec()
                 entry.account.cells.leave()
-            entry.cells += result is not None  # a new seed is no cell
+            entry.cells += cells
             if isinstance(result, CellResult):
                 self.metrics.cell(result)
             return result
@@ -212,7 +258,7 @@ class Registry:
             await self._failures(asyncio.shield(entry.opening))
         return new
 
-    async def _open(self, account: Account, make: Making, how: str, wait_seconds: float) -> AnySession:
+    async def _open(self, account: Account, make: Making, how: str, wait_seconds: float) -> Session:
         await account.sessions.enter(wait_seconds)
         try:
             await self._places.enter(wait_seconds)
@@ -267,7 +313,8 @@ class Registry:
     def _find(self, account: Account, session_id: str) -> Entry:
         entry = self._entries.get((account.name, session_id))
         if entry is None:
-            raise Refused(404, "no such session: it was closed, was idle for too long, or the service was restarted")
+            gone = "no such session: it was closed, was idle for too long, or the service was restarted"
+            raise Refused(404, gone, code="no_session")
         return entry
 
     @contextlib.contextmanager

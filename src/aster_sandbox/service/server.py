@@ -16,8 +16,8 @@ import uvicorn
 from aster_sandbox.errors import SandboxFailure, SettingsError
 from aster_sandbox.service.access import Accounts, Limits
 from aster_sandbox.service.app import make_app
+from aster_sandbox.service.calls import SHORTEST_OUTPUT
 from aster_sandbox.service.door import Door
-from aster_sandbox.service.fusion import SHORTEST_OUTPUT
 from aster_sandbox.service.metrics import Metrics
 from aster_sandbox.service.registry import Registry
 from aster_sandbox.settings import Settings
@@ -50,6 +50,7 @@ class ServiceSettings:
     idle_seconds: float = 3600.0
     """A session that nobody uses for so long is closed."""
     body_bytes: int = 8 << 20
+    """Of the largest request, and of the largest file that is sent back."""
     kept_replies: int = 16
     """Of each session, for requests that come again."""
 
@@ -115,7 +116,7 @@ async def _serve(
             kept_replies=settings.kept_replies,
         ) as registry,
     ):
-        app = Door(make_app(registry, metrics), accounts, metrics, settings.body_bytes)
+        app = Door(make_app(registry, metrics, settings.body_bytes), accounts, metrics, settings.body_bytes)
         server = _Server(
             uvicorn.Config(
                 app,

@@ -21,27 +21,12 @@ ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
 READY_SECONDS = 120.0
 
 
-class Service:
-    """One ``aster sandbox serve``."""
+class Listening:
+    """A command that serves, in a process of its own."""
 
-    def __init__(
-        self, *arguments: str, tokens: str = "", preload: str = "[]", port: int = 0, isolation: str = ISOLATION
-    ) -> None:
-        """``preload``: nothing, so that it starts at once."""
-        environment = {**os.environ, "ASTER_SANDBOX_TOKENS": tokens}
-        command = [
-            sys.executable,
-            "-m",
-            "aster",
-            "sandbox",
-            "serve",
-            "--port",
-            str(port),
-            f"sandbox.preload={preload}",
-            f"sandbox.isolation={isolation}",
-            *arguments,
-        ]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    def __init__(self, command: list[str], **environment: str) -> None:
+        more = {**os.environ, **environment}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=more)
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], READY_SECONDS)
         line = self.process.stdout.readline() if ready else ""
@@ -50,20 +35,34 @@ class Service:
             raise AssertionError(f"the service did not start: {self.process.communicate()[1]}")
         self.url = line.split()[-1]
 
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.url.rpartition(":")[2])
-
     def client(self, token: str | None = None) -> httpx2.Client:
         """A plain HTTP client."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
-    def resident_mb(self) -> float:
-        """Memory of the service's own process."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    def stop(self) -> tuple[int, str]:
+        """SIGTERM, and wait: exit status and stderr."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+class Service(Listening):
+    """One ``aster sandbox serve``."""
+
+    def __init__(
+        self, *arguments: str, tokens: str = "", preload: str = "[]", port: int = 0, isolation: str = ISOLATION
+    ) -> None:
+        """``preload``: nothing, so that it starts at once."""
+        command = [sys.executable, "-m", "aster", "sandbox", "serve", "--port", str(port)]
+        settings = [f"sandbox.preload={preload}", f"sandbox.isolation={isolation}"]
+        super().__init__([*command, *settings, *arguments], ASTER_SANDBOX_TOKENS=tokens)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rpartition(":")[2])
 
     def peak_mb(self) -> float:
         """The most memory it ever had."""
@@ -74,13 +73,6 @@ class Service:
         """SIGKILL, and wait."""
         self.process.kill()
         self.process.wait()
-
-    def stop(self) -> tuple[int, str]:
-        """SIGTERM, and wait: exit status and stderr."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, errors
 
 
 def as_alice(service: Service) -> Iterator[httpx2.Client]:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from aster_sandbox import CellStatus, Sandbox, SandboxFailure, Settings, SettingsError, make_sandbox
-from aster_sandbox.client import RemoteSession, SandboxClient
+from aster_sandbox.client import SandboxClient
+from aster_sandbox.hosts import Host
 from aster_sandbox.isolation import Level
+from aster_sandbox.remote import RemoteSession
 from tests.sandbox.conftest import ISOLATION, level_taken
 from tests.sandbox.service.services import ALICE, Service, counter, eventually
 
@@ -239,11 +241,15 @@ def test_a_service_that_comes_back_is_used_again_and_sessions_are_rebuilt(starts
             random = (await session.run("x[0]")).output
             service.kill()
             again = starts("sandbox.cell_seconds=2", port=service.port)
-            # The cell that was interrupted is left out, like in a local session's recovery; the others are there.
+            # The cell that was interrupted is left out, and that is said; the one that crashed was rolled back at once.
             call = await session.run("x")
-            assert call.output == f"[{random}, 3]"
+            assert call.output == (
+                "[the interpreter had to be replaced before this cell; the variables and imports of earlier cells are kept, "
+                f"except for what these cells changed: 3]\n[{random}, 3]"
+            )
+            assert (await session.run("len(x)")).output == "2"
             # As is the numbering of cells.
-            assert "<cell 7>" in (await session.run("1 / 0")).output
+            assert "<cell 8>" in (await session.run("1 / 0")).output
             assert "ZeroDivisionError" in outputs[1]
             with again.client() as http:
                 assert len(http.get("/v1/sessions").json()["sessions"]) == 1
@@ -275,6 +281,84 @@ def test_a_branchs_own_random_numbers_are_rebuilt_elsewhere(starts: Callable[...
     do(main())
 
 
+def test_files_and_environment_come_back_elsewhere(starts: Callable[..., Service]) -> None:
+    services = [starts(), starts()]
+
+    async def main() -> None:
+        async with SandboxClient([service.url for service in services]) as sandbox:
+            session = await sandbox.open(0, "import os", {"GREETING": "hallo"})
+            await session.upload("data/in ü.bin", bytes(range(256)))
+            await session.run("text = open('data/in ü.bin', 'rb').read()\nopen('out', 'wb').write(text[::-1])")
+            await session.upload("data/in ü.bin", b"new")
+            next(service for service in services if service.url == session.address).kill()
+            call = await session.run("len(text), open('data/in ü.bin').read(), os.environ['GREETING']")
+            assert call.output == "(256, 'new', 'hallo')"
+            assert await session.download("out") == bytes(range(256))[::-1]
+            assert await session.download("data/in ü.bin") == b"new"
+
+    do(main())
+
+
+def test_what_is_wrong_with_a_file_is_an_oserror_as_in_a_local_session(tight: Service) -> None:
+    async def errors(session: Any) -> list[type[Exception] | None]:
+        found: list[type[Exception] | None] = []
+        for path, content in (("", b""), ("a\0b", b""), ("d", b""), ("/etc/x", b""), ("f", None), ("/tmp", None), ("", None)):
+            try:
+                await (session.download(path) if content is None else session.upload(path, content))
+                found.append(None)
+            except OSError as error:
+                found.append(type(error))
+        return found
+
+    async def main() -> None:
+        async with SandboxClient([tight.url], ALICE) as sandbox, await sandbox.open() as session:
+            await session.run("import os\nos.mkdir('d')")
+            async with Sandbox(Settings(preload=[], isolation=ISOLATION)) as local, await local.open() as near:
+                await near.run("import os\nos.mkdir('d')")
+                assert await errors(session) == await errors(near) == [OSError] * 7
+            with pytest.raises(OSError, match="at most 1048576 bytes"):
+                await session.upload("large", bytes((1 << 20) + 1))
+            await session.run("open('large', 'wb').write(bytes((1 << 20) + 1))")
+            with pytest.raises(OSError, match="more than 1048576 bytes"):
+                await session.download("large")
+            with pytest.raises(OSError, match="UTF-8"):
+                await session.upload("\udc80", b"")
+            # None of it cost the session its host or its state.
+            assert (await session.run("sorted(os.listdir())")).output == "['d', 'large']"
+
+    do(main())
+
+
+def test_an_environment_that_cannot_be_is_the_users_error(service: Service) -> None:
+    async def main() -> None:
+        async with SandboxClient([service.url], ALICE) as remote, Sandbox(Settings(preload=[], isolation=ISOLATION)) as local:
+            environments: list[Any] = [{"A=B": ""}, {"": ""}, {"A": "\0"}, {"A": 1}, {"A": "\ud800"}]
+            for sandbox in (remote, local):
+                for environment in environments:
+                    with pytest.raises(SettingsError, match="environment: "):
+                        await sandbox.open(environment=environment)
+
+    do(main())
+
+
+def test_state_of_which_nothing_can_be_rebuilt_is_told(starts: Callable[..., Service]) -> None:
+    services = [starts("sandbox.cell_seconds=5"), starts("sandbox.cell_seconds=0.3")]
+
+    async def main() -> None:
+        async with SandboxClient([services[0].url]) as sandbox:
+            session = await sandbox.open(0)
+            await session.run("import time\ntime.sleep(0.6)\nx = 1")
+            services[0].kill()
+            sandbox._hosts.append(Host(services[1].url, None))  # a slower machine
+            call = await session.run("'x' in globals()")
+            assert call.output == (
+                "[the interpreter had to be replaced before this cell; "
+                "the variables and imports of earlier cells are lost]\nFalse"
+            )
+
+    do(main())
+
+
 def test_state_that_cannot_be_rebuilt_is_told(starts: Callable[..., Service]) -> None:
     first, second = starts("sandbox.cell_seconds=5"), starts("sandbox.cell_seconds=5")
 
@@ -286,9 +370,10 @@ def test_state_that_cannot_be_rebuilt_is_told(starts: Callable[..., Service]) ->
             (first if session.address == first.url else second).kill()
             call = await session.run("'x' in globals()")
             assert call.output == (
-                "[the interpreter had to be replaced before this cell; "
-                "the variables and imports of earlier cells are lost]\nFalse"
+                "[the interpreter had to be replaced before this cell; the variables and imports of earlier cells are kept, "
+                "except for what these cells changed: 2]\nFalse"
             )
+            assert (await session.run("os.stat('.').st_ctime_ns > 0")).output == "True"
 
     do(main())
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.sandbox.conftest import levels_here
-from tests.sandbox.service.services import ALICE, Service, as_alice, run
+from tests.sandbox.service.services import ALICE, BOB, Service, as_alice, run
 
 RESPONSE = {"status", "message", "compile_result", "run_result", "executor_pod_name", "files"}
 RESULT = {"status", "execution_time", "return_code", "stdout", "stderr"}
@@ -147,13 +147,39 @@ print(data, open("script.py").read() != "")
     assert base64.b64decode(reply["files"]["out.txt"]).decode() == stdin.upper()
 
 
+def test_absolute_paths_are_below_tmp_where_that_is_the_sessions_own(http: httpx2.Client) -> None:
+    more: dict[str, Any] = {
+        "files": {"/tmp/data/in": base64.b64encode(b"in").decode()},
+        "fetch_files": ["/tmp/data/in", "/tmp/out", "/tmp/none"],
+    }
+    reply = script(http, "open('/tmp/out', 'w').write(open('/tmp/data/in').read() * 2)", **more)
+    if http.get("/v1/settings").json()["isolation"] == "namespaces":
+        assert {name: base64.b64decode(content) for name, content in reply["files"].items()} == {
+            "/tmp/data/in": b"in",
+            "/tmp/out": b"inin",
+        }
+        assert cell(http, "print(open('/tmp/data/in').read())", None, files=more["files"])["run_result"]["stdout"] == "in\n"
+        return
+    for given in ({"files": more["files"]}, {"fetch_files": more["fetch_files"]}):
+        for answer in (script(http, "print(1)", **given), cell(http, "print(1)", None, **given)):
+            assert (answer["status"], answer["run_result"]) == ("SandboxError", None)
+            assert answer["message"].startswith(f"{next(iter(given))}: '/tmp/data/in': absolute paths need")
+            assert "\n" not in answer["message"]
+
+
 @pytest.mark.parametrize(
     "more",
     [
         {"files": {"../outside": ""}},
-        {"files": {"/tmp/aster-outside": ""}},
+        {"files": {"/etc/outside": ""}},
+        {"files": {"/tmp/../etc/outside": ""}},
+        {"files": {"/tmp": ""}},
+        {"files": {"script.py/x": ""}},
+        {"files": {"a\0b": ""}},
         {"files": {"x": "not base64!"}},
         {"fetch_files": ["../../../etc/passwd"]},
+        {"fetch_files": ["/etc/passwd"]},
+        {"fetch_files": [""]},
         {"language": "cpp"},
         {"language": "bash"},
     ],
@@ -163,6 +189,30 @@ def test_what_cannot_be_done_is_an_error_in_their_form(http: httpx2.Client, more
     assert reply["status"] == "SandboxError"
     assert reply["run_result"] is None
     assert reply["message"]
+
+
+def test_a_request_beyond_what_a_client_may_have_is_answered_with_504(tight: Service, narrow: httpx2.Client) -> None:
+    """Clients of these forms repeat 504, and no other status."""
+    soon = {"run_timeout": 0, "compile_timeout": 0}
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/run_code", {"code": "1", **soon}),
+        ("/run_stateful_code", {"code": "1", **soon}),
+        ("/run_jupyter", {"cells": ["1"], "total_timeout": 0}),
+    ]
+    with tight.client(BOB) as bob:
+        for name in ("a", "b"):
+            assert narrow.post("/v1/sessions", json={"id": name}).status_code == 201
+        assert bob.post("/v1/sessions", json={"id": "a"}).status_code == 201
+        for client in (narrow, bob):  # one has all that it may have; for the other, the service is full
+            for path, body in requests:
+                refused = client.post(path, json=body)
+                assert refused.status_code == 504
+                assert int(refused.headers["retry-after"]) > 0
+                assert "open" in refused.json()["detail"]
+        bob.delete("/v1/sessions/a")
+    for name in ("a", "b"):
+        narrow.delete(f"/v1/sessions/{name}")
+    assert [narrow.post(path, json=body).status_code for path, body in requests] == [200, 200, 200]
 
 
 def test_long_output_is_kept_from_its_start_and_whole_up_to_a_mebibyte(http: httpx2.Client) -> None:
@@ -247,7 +297,9 @@ def test_a_cell_beyond_the_sessions_own_limit_is_a_timeout(narrow: httpx2.Client
     code = "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\nx = 1\nprint('before')\nwhile True: pass"
     result = cell(narrow, code, run_timeout=60)["run_result"]
     assert (result["status"], result["return_code"], result["stdout"]) == ("TimeLimitExceeded", None, "before\n")
-    assert result["stderr"] == "[timeout: the cell was interrupted after 2 s; all variables are kept]"
+    assert result["stderr"].startswith("Traceback")
+    assert "line 5, in <module>" in result["stderr"]
+    assert result["stderr"].endswith("[timeout: the cell was interrupted after 2 s; all variables are kept]")
 
 
 def test_stdin_and_files_of_cells(http: httpx2.Client) -> None:
@@ -261,6 +313,42 @@ def test_a_cell_that_comes_twice_runs_once(http: httpx2.Client) -> None:
     first = cell(http, "n += 1\nprint(n)", request_id="r1")
     assert cell(http, "n += 1\nprint(n)", request_id="r1") == first
     assert cell(http, "print(n)")["run_result"]["stdout"] == "1\n"
+
+
+def test_stderr_of_cells_is_a_stream_like_pythons_own(http: httpx2.Client) -> None:
+    code = """
+import subprocess, sys
+sys.stderr.buffer.write(b"raw ")
+print("text", file=sys.stderr)
+subprocess.run(["echo", "from below"], stdout=sys.stderr)
+print(sys.stderr.encoding, sys.stdout.isatty())
+"""
+    result = cell(http, code)["run_result"]
+    assert (result["stderr"], result["stdout"]) == ("raw text\n", "from below\nutf-8 False\n")
+    for breaking in ("import sys\nsys.stderr.close()", "import sys\nsys.stderr.detach()", "import sys\ndel sys.stderr"):
+        cell(http, breaking)
+        assert cell(http, "import sys\nprint('again', file=sys.stderr)")["run_result"]["stderr"] == "again\n"
+
+
+def test_cells_are_read_as_models_write_them(http: httpx2.Client) -> None:
+    assert cell(http, "```python\nx = 5\nprint(x)\n```")["run_result"]["stdout"] == "5\n"
+    assert cell(http, "import asyncio\nawait asyncio.sleep(0)\nprint('awaited')")["run_result"]["stdout"] == "awaited\n"
+
+
+def test_a_loop_that_swallows_interrupts_ends_at_the_sessions_own_limit(narrow: httpx2.Client) -> None:
+    cell(narrow, "x = 1", "s")
+    code = "while True:\n    try:\n        while True: pass\n    except: pass"
+    result = cell(narrow, code, "s", run_timeout=0.2)["run_result"]
+    assert (result["status"], result["return_code"]) == ("TimeLimitExceeded", None)
+    assert cell(narrow, "print(x)", "s")["run_result"]["stdout"] == "1\n"
+    narrow.delete("/v1/sessions/s")
+
+
+def test_a_code_that_destroys_its_result_is_told(http: httpx2.Client) -> None:
+    code = "import aster_sandbox.service.inside as inside\ninside._session.keep = lambda *_: None"
+    for _ in range(2):
+        reply = cell(http, code)
+        assert (reply["status"], reply["message"]) == ("SandboxError", "the code destroyed its own result")
 
 
 def test_logging_goes_to_the_cell_that_logs(http: httpx2.Client) -> None:

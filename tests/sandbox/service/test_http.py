@@ -211,6 +211,18 @@ def test_bodies_that_do_not_fit_are_refused(http: httpx2.Client, content: bytes,
     assert detail in response.json()["detail"]
 
 
+@pytest.mark.parametrize("path", ["/v1/sessions", "/v1/sessions/s/run", "/run_code", "/run_stateful_code", "/run_jupyter"])
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_a_missing_json_header_is_said(http: httpx2.Client, path: str, kind: str | None) -> None:
+    http.post("/v1/sessions", json={"id": "s"})
+    response = http.post(path, content=b'{"code": "1"}', headers={} if kind is None else {"Content-Type": kind})
+    assert response.status_code == 422
+    assert "send the header Content-Type: application/json" in response.json()["detail"]
+    response = http.post(path, content=b'{"code": 1}', headers={"Content-Type": "application/json; charset=utf-8"})
+    assert response.status_code == 422
+    assert "header" not in response.json()["detail"]
+
+
 def test_metrics_count_what_happens(http: httpx2.Client) -> None:
     before = {
         name: counter(http, name) for name in ('aster_sandbox_cells_total{status="error"}', "aster_sandbox_repeated_total")

@@ -49,8 +49,52 @@ print("never")
     lines = result.stdout.splitlines()
     assert lines[:7] == ["0", "1", "41", "[session 2, forked from 1]", "  1", "* 2  forked from 1", "[session 1]"]
     assert lines[7] == "40"
-    assert lines[-9:-5] == ["ZeroDivisionError: division by zero", "[session 1 is fresh]", "False", "2"]
-    assert ":fork" in lines[-5]
+    help_at = next(place for place, line in enumerate(lines) if line.startswith(":fork"))
+    assert lines[help_at - 4 : help_at] == ["ZeroDivisionError: division by zero", "[session 1 is fresh]", "False", "2"]
+    assert [line.split()[0] for line in lines[help_at:]] == [":fork", ":sessions", ":switch", ":reset", ":put", ":get", ":quit"]
+
+
+def test_files_are_copied_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in put").write_bytes(b"\x00abc")
+    text = """\
+:put "in put"
+:put "in put" data/x
+open('in put', 'rb').read() == open('data/x', 'rb').read()
+_ = open('out', 'wb').write(b'\\x00out')
+:get out
+:get out
+:get out "in put"
+:get data/x
+:put none
+:get none
+:get /
+:put
+:put a b c
+:put "a
+"still here"
+"""
+    assert piped(text).stdout.splitlines() == [
+        "[in put is in the session, as in put]",
+        "[in put is in the session, as data/x]",
+        "True",
+        "[out is here, as out]",
+        "[:get out: out is here already; to replace it: :get out out]",
+        "[out is here, as in put]",
+        "[data/x is here, as x]",
+        "[:put none: No such file or directory]",
+        "[:get none: none: No such file or directory]",
+        *(
+            f"[{line}: name a file, and where it goes if that is elsewhere: :help]"
+            for line in (":get /", ":put", ":put a b c", ':put "a')
+        ),
+        "'still here'",
+    ]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "in put": b"\x00out",
+        "out": b"\x00out",
+        "x": b"\x00abc",
+    }
 
 
 def test_the_end_of_the_pipe_ends_a_block() -> None:
@@ -60,12 +104,14 @@ def test_the_end_of_the_pipe_ends_a_block() -> None:
 def test_a_prompt_on_a_service(service: Service) -> None:
     arguments = ["sandbox.cell_seconds=5", "sandbox.memory_mb=256", "sandbox.output_characters=2000"]
     result = piped(
-        "x = 1\n:fork\nx += 1\nx\n:switch 1\nx\n",
+        "x = 1\n:fork\nx += 1\nx\n:switch 1\nx\nopen('/none')\n:get none\n",
         *arguments,
         f"sandbox.addresses=['{service.url}']",
         ASTER_SANDBOX_TOKEN=ALICE,
     )
-    assert result.stdout.splitlines() == ["[session 2, forked from 1]", "2", "[session 1]", "1"]
+    lines = result.stdout.splitlines()
+    assert lines[:4] == ["[session 2, forked from 1]", "2", "[session 1]", "1"]
+    assert lines[-1] == "[:get none: none: No such file or directory]"
 
 
 @pytest.mark.parametrize(

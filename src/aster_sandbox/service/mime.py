@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import sys
 from typing import Any
+
+from aster_sandbox import shown
 
 METHODS = {
     "text/html": "_repr_html_",
@@ -19,11 +22,14 @@ METHODS = {
 """The methods by which IPython asks a value for its forms."""
 
 
-def shown(value: Any) -> dict[str, Any]:
-    """A value's forms, as JSON has them: images in base64."""
-    forms: dict[str, Any] = {"text/plain": repr(value)}
+def forms_of(value: Any) -> dict[str, Any]:
+    """A value's forms, as JSON has them: images in base64. A figure of matplotlib is closed: it is shown once."""
+    forms: dict[str, Any] = {"text/plain": shown.text_of(value)}
     if isinstance(value, type):  # its methods are its instances'
         return forms
+    if (figures := sys.modules.get("matplotlib.figure")) is not None and isinstance(value, figures.Figure):
+        forms["image/png"] = _png(value)
+        return {kind: _jsonable(form) for kind, form in forms.items()}
     forms |= _ask(value, "_repr_mimebundle_") or {}
     for kind, method in METHODS.items():
         form = _ask(value, method)
@@ -32,15 +38,19 @@ def shown(value: Any) -> dict[str, Any]:
     return {str(kind): _jsonable(form) for kind, form in forms.items()}
 
 
-def show_figures() -> list[dict[str, Any]]:
-    """Show the figures of matplotlib that are open, and close them, as notebooks do at the end of a cell."""
+def forms_of_open_figures() -> list[dict[str, Any]]:
+    """Those of the figures of pyplot that are open. Notebooks show and close them at the end of a cell."""
     pyplot = sys.modules.get("matplotlib.pyplot")
-    if pyplot is None:
-        return []
-    figures = [pyplot.figure(number) for number in pyplot.get_fignums()]
-    found = [{"text/plain": repr(figure), "image/png": _jsonable(_png(figure))} for figure in figures]
-    pyplot.close("all")
-    return found
+    return [] if pyplot is None else [forms_of(pyplot.figure(number)) for number in pyplot.get_fignums()]
+
+
+def fit(displayed: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
+    """So many of them as have room, in characters. The others are named in their place."""
+    fitting = []
+    for forms in displayed:
+        room -= len(json.dumps(forms))
+        fitting.append(forms if room >= 0 else {"text/plain": "[not shown: there is no room for it in the answer]"})
+    return fitting
 
 
 def _ask(value: Any, method: str) -> Any:
@@ -54,12 +64,21 @@ def _ask(value: Any, method: str) -> Any:
 
 
 def _png(figure: Any) -> bytes:
+    from matplotlib import pyplot
+
     file = io.BytesIO()
-    figure.savefig(file, format="png", bbox_inches="tight")
+    try:
+        figure.savefig(file, format="png", bbox_inches="tight")
+    finally:
+        pyplot.close(figure)
     return file.getvalue()
 
 
 def _jsonable(form: Any) -> Any:
     if isinstance(form, bytes):
         return base64.b64encode(form).decode()
-    return form if isinstance(form, str | dict | list) else str(form)
+    try:
+        json.dumps(form, allow_nan=False)
+    except (TypeError, ValueError):
+        return str(form)
+    return form

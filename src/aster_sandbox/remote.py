@@ -1,0 +1,368 @@
+"""A session behind a service.
+
+It stays with its host. The client keeps its history, so when the host is gone it is made again on another: same seed, setup and
+environment, then all that was done in it, silently. That is what a local session does when its process dies, but for cells that
+were interrupted: the client does not know how far they came, leaves them out, and says so. Every request carries an id, so that
+one whose answer was lost can be sent again: the service does it once for each id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+import uuid
+from collections.abc import Awaitable
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from aster_sandbox.errors import SandboxFailure
+from aster_sandbox.history import KEPT, LOST, History, Step
+from aster_sandbox.hosts import Host, HostLost, Patience, Reply
+from aster_sandbox.protocol import Kind, Request
+from aster_sandbox.types import CellResult, CellStatus
+
+END_SECONDS = 15.0
+"""For a session's end to be heard of."""
+UNBORN_PAUSES = (0.1, 0.3, 0.8)
+"""Between requests for the end of a session that is not there, and may be about to come."""
+UNFIT = frozenset({413, 422})
+"""Of a file: the service does not take or send it."""
+KINDS = {CellStatus.OK: Kind.OK, CellStatus.ERROR: Kind.ERROR, CellStatus.TIMEOUT: Kind.INTERRUPTED}
+
+
+class Client(Protocol):
+    """What a session needs of its client."""
+
+    give_up_seconds: float
+
+    def hosts_by_load(self) -> list[Host]:
+        """The services that answer, the emptiest first."""
+
+    def nobody(self) -> SandboxFailure:
+        """What to raise where no service answers."""
+
+    def adopt(self, session: RemoteSession) -> None:
+        """A session was forked."""
+
+    def forget(self, session: RemoteSession) -> None:
+        """A session ended."""
+
+    def send_away(self, work: Awaitable[None]) -> None:
+        """Do something whose result nobody waits for."""
+
+
+class RemoteSession:
+    """A Python interpreter of its own, on some service. Calls of :meth:`run` go one at a time."""
+
+    def __init__(self, client: Client, origin: dict[str, Any]) -> None:
+        """``origin``: the fields of the request that opens it, but for its id."""
+        self._client = client
+        self._origin = origin
+        self._host: Host | None = None
+        self._id = ""
+        self._history = History()
+        self._number = 0
+        """Of its last cell."""
+        self._note = ""
+        """What the next cell's reader must know."""
+        self._lock = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def address(self) -> str | None:
+        """The service it is on now."""
+        return self._host.address if self._host is not None else None
+
+    async def begin(self) -> None:
+        """Open it somewhere."""
+        async with self._lock:
+            await self._bring_back(Patience(self._client.give_up_seconds))
+
+    async def run(self, code: str) -> CellResult:
+        """Run one cell. Never raises for what the code does; SandboxFailure where no service can go on."""
+        async with self._lock:
+            self._require_open()
+            started = time.perf_counter()
+            request = Request("run", self._number + 1, data=code.encode("utf-8", "surrogatepass"))
+            try:
+                reply = await self._insist(request)
+            finally:
+                self._number += 1
+            if reply.status != 200:
+                raise SandboxFailure(reply.detail)
+            note, self._note = self._note, ""
+            status = CellStatus(reply.body["status"])
+            seconds = time.perf_counter() - started
+            if status is not CellStatus.CRASHED:  # such a cell was rolled back
+                interrupted = status is CellStatus.TIMEOUT
+                self._history.add(Step(request, KINDS[status], seconds, repeatable=not interrupted))
+            return CellResult(code, status, note + reply.body["output"], seconds)
+
+    async def reseed(self, seed: int) -> None:
+        """Other random numbers from here on, as with a local session."""
+        async with self._lock:
+            self._require_open()
+            request = Request("seed", self._number, data=str(seed).encode())
+            reply = await self._insist(request)
+            if reply.status != 204:
+                raise SandboxFailure(reply.detail)
+            self._history.add(Step(request, Kind.OK))
+
+    async def upload(self, path: str, content: bytes) -> None:
+        """Put a file into the session, as with a local session. Where the session is made again, so is the file: its content is
+        kept for that, in memory, until the session ends. OSError where the session may not write it, or where it is larger
+        than the service takes."""
+        async with self._lock:
+            self._require_open()
+            request = Request("write", self._number, data=_path(path) + b"\0" + content)
+            started = time.perf_counter()
+            reply = await self._insist(request)
+            if reply.status in UNFIT:
+                raise OSError(reply.detail)
+            if reply.status != 204:
+                raise SandboxFailure(reply.detail)
+            self._history.add(Step(request, Kind.OK, time.perf_counter() - started))
+
+    async def download(self, path: str) -> bytes:
+        """A file of the session's, as with a local session. OSError where there is none that can be read, or where it is larger
+        than the service sends."""
+        async with self._lock:
+            self._require_open()
+            reply = await self._insist(Request("read", self._number, data=_path(path)))
+            if reply.status in UNFIT or reply.code == "no_file":
+                raise OSError(reply.detail)
+            if reply.status != 200:
+                raise SandboxFailure(reply.detail)
+            return reply.content
+
+    async def fork(self, seed: int | None = None) -> RemoteSession:
+        """A second session with the same state, on the same service, and with other random numbers where it is given a
+        ``seed``. Waits while the service is full."""
+        async with self._lock:
+            self._require_open()
+            patience = Patience(self._client.give_up_seconds)
+            while True:
+                host = self._host or await self._bring_back(patience)
+                child = RemoteSession(self._client, self._origin)
+                child._id = _new_id()
+                body = {"id": child._id, "seed": seed}
+                try:
+                    reply = await _ask(host, "POST", f"/v1/sessions/{self._id}/fork", body)
+                except HostLost:
+                    self._leave()
+                    continue
+                except asyncio.CancelledError:
+                    self._client.send_away(_end_unborn(host, child._id))  # it may be there
+                    raise
+                if _is_broken(reply):
+                    self._leave()
+                    continue
+                if reply.status not in (200, 201):
+                    raise SandboxFailure(reply.detail)
+                child._history = self._history.copy()
+                child._number = self._number
+                child._note = self._note
+                if seed is not None:
+                    child._history.add(Step(Request("seed", self._number, data=str(seed).encode()), Kind.OK))
+                child._settle(host)
+                self._client.adopt(child)
+                return child
+
+    async def close(self) -> None:
+        """End it, and the cell that runs in it. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._client.forget(self)
+        host = self._host
+        self._leave(tidy=False)
+        if host is not None and host.healthy:
+            await _end(host, self._id)
+
+    async def __aenter__(self) -> RemoteSession:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _insist(self, request: Request) -> Reply:
+        """The answer to a request, wherever the session is or can be brought back."""
+        patience = Patience(self._client.give_up_seconds)
+        request_id = _new_id()
+        try:
+            while True:
+                host = self._host or await self._bring_back(patience)
+                try:
+                    reply = await self._send(host, request, request_id)
+                except HostLost:
+                    self._leave(tidy=False)
+                    continue
+                self._require_open()
+                if not _is_broken(reply):
+                    return reply
+                self._leave(tidy=False)
+        except asyncio.CancelledError:
+            self._leave()  # the cell is still running: the next one must not find it
+            raise
+
+    async def _send(self, host: Host, request: Request, request_id: str) -> Reply:
+        session = f"/v1/sessions/{self._id}"
+        match request.op:
+            case "run":
+                code = request.data.decode("utf-8", "surrogatepass")
+                return await _ask(host, "POST", f"{session}/run", {"code": code, "request_id": request_id})
+            case "seed":
+                return await _ask(host, "POST", f"{session}/seed", {"seed": int(request.data), "request_id": request_id})
+            case "write":
+                path, _, content = request.data.partition(b"\0")
+                return await _ask(host, "PUT", f"{session}/files/{quote(path, '')}?request_id={request_id}", content)
+            case "read":
+                return await _ask(host, "GET", f"{session}/files/{quote(request.data, '')}", None)
+        raise ValueError(f"unknown request {request.op!r}")
+
+    async def _bring_back(self, patience: Patience) -> Host:
+        """A host on which the session is open, with the state of its earlier cells. Where that is not whole, a note says so."""
+        while True:
+            host = await self._open_somewhere(patience)
+            try:
+                await self._replay(host)
+            except HostLost:
+                self._leave(tidy=False)
+                continue
+            patience.renew()
+            state = self._history.state()
+            if self._history.all_missing:
+                state = LOST
+                self._history = History()
+            if state != KEPT:
+                self._note = f"[the interpreter had to be replaced before this cell; {state}]\n"
+            return host
+
+    async def _open_somewhere(self, patience: Patience) -> Host:
+        while True:
+            self._require_open()
+            hosts = self._client.hosts_by_load()
+            pause = 0.2
+            for host in hosts:
+                self._id = _new_id()
+                try:
+                    reply = await host.ask("POST", "/v1/sessions", {"id": self._id, **self._origin})
+                except HostLost:
+                    continue
+                except asyncio.CancelledError:
+                    self._client.send_away(_end_unborn(host, self._id))
+                    raise
+                if reply.status in (200, 201):
+                    self._settle(host)
+                    if self._closed:
+                        self._leave()
+                    return host
+                if not reply.busy:
+                    raise SandboxFailure(reply.detail)
+                patience.renew()  # it is full, and alive
+                pause = reply.retry_seconds
+            if patience.over:
+                raise self._client.nobody()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _replay(self, host: Host) -> None:
+        """Do all again, silently, and note what is missing. A cell that ends its interpreter here is not tried again."""
+        history = self._history
+        history.begin_replay()
+        deadline = time.monotonic() + max(host.replay_seconds, 2 * history.seconds)
+        ran = 0
+        for place, step in enumerate(history.steps):
+            if not step.repeatable or time.monotonic() > deadline:
+                history.missing.add(place)
+                continue
+            if step.request.op == "run":
+                ran = await self._fill(host, ran, step.request.number - 1) + 1
+            reply = await self._again(host, step.request)
+            status = CellStatus(reply.body.get("status", CellStatus.OK if reply.status == 204 else CellStatus.ERROR))
+            step.repeatable = status is not CellStatus.CRASHED
+            if KINDS.get(status) is not step.expected:
+                history.missing.add(place)
+            if status is CellStatus.CRASHED and LOST in reply.body["output"]:
+                history.missing |= set(range(place))
+        await self._fill(host, ran, self._number)
+
+    async def _fill(self, host: Host, ran: int, number: int) -> int:
+        """Run an empty cell for each that is left out, up to a number: tracebacks number the others as before."""
+        for each in range(ran, number):
+            await self._again(host, Request("run", each + 1))
+        return max(ran, number)
+
+    async def _again(self, host: Host, request: Request) -> Reply:
+        reply = await self._send(host, request, _new_id())
+        if _is_broken(reply):
+            raise HostLost(reply.detail)
+        if reply.status not in (200, 204) and reply.status not in UNFIT:
+            raise SandboxFailure(reply.detail)
+        return reply
+
+    def _settle(self, host: Host) -> None:
+        self._host = host
+        host.own += 1
+
+    def _leave(self, tidy: bool = True) -> None:
+        """Have no host any more; ``tidy`` ends what is there."""
+        host, self._host = self._host, None
+        if host is None:
+            return
+        host.own -= 1
+        if tidy:
+            self._client.send_away(_end(host, self._id))
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise SandboxFailure("the session is closed")
+
+
+async def _ask(host: Host, method: str, path: str, body: dict[str, Any] | bytes | None) -> Reply:
+    """An answer other than "busy"."""
+    while True:
+        reply = await host.ask(method, path, body)
+        if not reply.busy:
+            return reply
+        if not host.healthy:
+            raise HostLost(reply.detail)
+        await asyncio.sleep(reply.retry_seconds * random.uniform(0.5, 1.0))
+
+
+def _is_broken(reply: Reply) -> bool:
+    """Whether the session is not there any more, or cannot say what came of a request."""
+    return reply.status == 410 or (reply.status == 404 and reply.code != "no_file")
+
+
+async def _end(host: Host, session_id: str) -> None:
+    """End a session on its host. Where it cannot be told, it ends there as idle."""
+    with contextlib.suppress(HostLost, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await host.ask("DELETE", f"/v1/sessions/{session_id}")
+
+
+async def _end_unborn(host: Host, session_id: str) -> None:
+    """End a session whose opening was cancelled. The request for that may be behind this one, on another connection."""
+    with contextlib.suppress(HostLost, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            for pause in UNBORN_PAUSES:
+                if (await host.ask("DELETE", f"/v1/sessions/{session_id}")).status != 404:
+                    return
+                await asyncio.sleep(pause)
+            await host.ask("DELETE", f"/v1/sessions/{session_id}")
+
+
+def _path(path: str) -> bytes:
+    """A path as it goes into an address. OSError where it cannot."""
+    if not path or "\0" in path:
+        raise OSError(f"{path!r} is no path")
+    try:
+        return path.encode()
+    except UnicodeEncodeError:
+        raise OSError(f"{path!r}: a service knows paths in UTF-8 alone") from None
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex

@@ -1,0 +1,149 @@
+"""The stored cells, and how they are played: run in a session, and held against what is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from aster_sandbox import CellResult, CellStatus, Session
+
+FILE = Path(__file__).with_name("cells.jsonl")
+INTERNAL = re.compile(r"aster_sandbox|worker\.py|streams\.py|cellbuiltins|Exception ignored in: <aster")
+"""What no output may hold: our own code in a traceback."""
+NOTE = re.compile(
+    r"^\[(the interpreter had to be replaced before this cell|this session's cells had to be run again); .*\]\n", re.M
+)
+FORK_WARNING = re.compile(r"^<cell \d+>:\d+: DeprecationWarning: This process \(pid=\d+\) is multi-threaded, .*\n.*\n", re.M)
+"""From Python 3.12 on."""
+EXCEPT_FOR = re.compile(r"except for what these cells changed: ([^\]]*)\]")
+ALL_LOST = "earlier cells are lost"
+STATE = re.compile(r"the variables and imports of earlier cells are (kept(, except for what these cells changed: .+)?|lost)\]$")
+INTERRUPTED = "; all variables are kept]"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Cells that do something to their process, and one that comes after."""
+
+    kinds: list[str]
+    """``kind: name`` of the ingredients."""
+    cells: list[str]
+    ends: list[list[str]]
+    """How each cell may end: see ``ingredients.ENDS``."""
+    after: str
+    """The cell that comes after."""
+    prints: str
+    """What it prints, whatever came before."""
+    value: str
+    """And then, of the work that was done before."""
+    home: int
+    """The number of the cell with that work."""
+    lost: str
+    """The name that is missed first where that cell's variables are lost."""
+    late: bool = False
+    """Something may still write to the output."""
+    haunted: bool = False
+    """Something may still end the process, or raise."""
+    inside: bool = False
+    """The sandbox's own frames may be shown."""
+    short: bool = False
+    """No memory may be left."""
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(
+            {name: value for name, value in dataclasses.asdict(self).items() if value is not False}, ensure_ascii=False
+        )
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it uses multiprocessing."""
+        return any(kind.startswith("pools: ") for kind in self.kinds)
+
+    @property
+    def endless(self) -> bool:
+        """Whether a cell may run until its time is up."""
+        return any({"interrupted", "killed"} & set(ends) for ends in self.ends)
+
+
+def load() -> list[Entry]:
+    """All that are stored."""
+    return [Entry(**json.loads(line)) for line in FILE.read_text("utf-8").splitlines()]
+
+
+def how(result: CellResult) -> str:
+    """How a cell ended, as an ingredient says it."""
+    if result.status is CellStatus.TIMEOUT:
+        return "interrupted" if result.output.endswith(INTERRUPTED) else "killed"
+    return result.status.value
+
+
+class Losses:
+    """What a session said of its state, so far."""
+
+    def __init__(self, inside: bool) -> None:
+        self._inside = inside
+        self.whole: set[int] = set()
+        """Numbers of cells that it named as lost, or that were rolled back."""
+        self.partly: set[int] = set()
+
+    def hear(self, number: int, result: CellResult) -> list[str]:
+        """Read one result. Returns what is wrong with it."""
+        wrong = []
+        ended = how(result)
+        if ended in ("crashed", "killed"):
+            self.whole.add(number)
+            if not STATE.search(result.output):
+                wrong.append(f"cell {number} was {ended}, and nothing is said of the state")
+        said = EXCEPT_FOR.search(result.output)
+        if said:
+            for part in re.findall(r"\d+(?: \(from line \d+ on\))?", said[1]):
+                (self.partly if "(" in part else self.whole).add(int(part.split()[0]))
+        if ALL_LOST in result.output:
+            self.whole |= set(range(1, number + 1))
+        if not self._inside and INTERNAL.search(result.output):
+            wrong.append(f"cell {number} shows the inside of the sandbox")
+        return wrong
+
+
+async def play(session: Session, entry: Entry, semaphores: bool = True) -> list[str]:
+    """Run an entry's cells in a fresh session. Returns what is wrong: nothing, if all is right.
+
+    ``semaphores``: whether sessions have those of multiprocessing, which need shared memory."""
+    losses = Losses(entry.inside)
+    wrong: list[str] = []
+    for number, (cell, ends) in enumerate(zip(entry.cells, entry.ends, strict=True), 1):
+        result = await session.run(cell)
+        wrong += losses.hear(number, result)
+        if how(result) not in ends and not (entry.pooled and not semaphores and how(result) == "error"):
+            wrong.append(f"cell {number} was {how(result)}, not {' or '.join(ends)}: {result.output[-500:]!r}")
+    result = await session.run(entry.after)
+    wrong += losses.hear(len(entry.cells) + 1, result)
+    if entry.haunted and result.status in (CellStatus.CRASHED, CellStatus.ERROR):
+        return wrong  # what was left behind struck here, as it would in plain Python
+    found = as_answer(result)
+    kept, lost = entry.prints + entry.value, f"{entry.prints}NameError: name {entry.lost!r} is not defined"
+    right = {lost} if entry.home in losses.whole else {kept, lost} if entry.home in losses.partly else {kept}
+    if entry.short:
+        right.add("MemoryError")
+    if not (found in right or (entry.late and any(each in found for each in right))):
+        wrong.append(f"the next cell was answered with {found!r} instead of {' or '.join(map(repr, right))}")
+    return wrong
+
+
+def as_answer(result: CellResult) -> str:
+    """A result's output without notes on the state; of an error without the traceback, but for its last line."""
+    text = FORK_WARNING.sub("", NOTE.sub("", result.output))
+    if result.status is CellStatus.ERROR:
+        before, found, traceback = text.partition("Traceback (most recent call last):\n")
+        return before + traceback.splitlines()[-1].partition(". Did you mean")[0] if found else text
+    return text
+
+
+def in_words(entry: Entry, wrong: list[str]) -> str:
+    """A failure, for a person."""
+    cells = "\n".join(f"--- {number}\n{cell}" for number, cell in enumerate([*entry.cells, entry.after], 1))
+    return f"{', '.join(entry.kinds)}\n{cells}\n--- wrong:\n" + "\n".join(wrong)

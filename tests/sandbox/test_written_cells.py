@@ -1,0 +1,382 @@
+"""Cells as models write them: with fences, prompts, indentation, magics, shell commands, foreign characters."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+import pytest
+
+from aster_sandbox import CellResult, CellStatus
+from tests.sandbox.sandbox_bench import Bench
+
+
+def run(bench: Bench, *codes: str) -> list[CellResult]:
+    results = bench.cells(*codes)
+    assert [result.status for result in results] == [CellStatus.OK] * len(codes), results
+    return results
+
+
+def outputs(bench: Bench, *codes: str) -> list[str]:
+    return [result.output for result in run(bench, *codes)]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "```python\nx = 41\nx + 1\n```",
+        "```py\nx = 41\nx + 1\n```\n",
+        "\n\n``` Python3\n\nx = 41\nx + 1\n```\n\n",
+        '```python title="a.py"\nx = 41\nx + 1\n```',
+        "```{python}\nx = 41\nx + 1\n```",
+        "```\nx = 41\nx + 1\n```",
+        "# The answer\n\n```python\nx = 41\nx + 1\n```\n# is 42.",
+        "~~~\nx = 41\nx + 1\n~~~",
+        "````python\nx = 41\nx + 1\n````",
+        "```python\nx = 41\nx + 1",
+        "x = 41\nx + 1\n```",
+        "```python\nx = 41\n```\n\n```python\nx + 1\n```",
+        "  ```python\n  x = 41\n  x + 1\n  ```",
+        "    ```python\nx = 41\nx + 1\n    ```",
+        "```python\n    x = 41\n    x + 1\n```",
+        "`41 + 1`",
+        "```python 41 + 1 ```",
+        "```python\n>>> x = 41\n>>> x + 1\n42\n```",
+    ],
+)
+def test_a_fence_around_a_cell_is_taken_off(bench: Bench, cell: str) -> None:
+    assert outputs(bench, cell) == ["42"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "    x = 41\n    x + 1",
+        "\tif True:\n\t\tx = 41\n\tx + 1",
+        "# The answer.\n    x = 41\n\n    # It is 42.\n    x + 1",
+        "x = 41\n    y = 1\n    x + y",
+        " x = 41\nx + 1",
+        "for x in range(42):\n        y = x\n    x + 1",
+        "  x = (41,\n1)\n  sum(x)",
+    ],
+)
+def test_indentation_of_a_whole_cell_is_taken_off(bench: Bench, cell: str) -> None:
+    assert outputs(bench, cell) == ["42"]
+
+
+def test_a_string_that_was_indented_with_its_cell_loses_that_and_another_keeps_its_own(bench: Bench) -> None:
+    both = '    text = """a\n      b"""\n    text'
+    own = '    text = """a\n  b"""\n    text'
+    mixed = '    text = """a\n      b\n  c"""\n    text'
+    assert outputs(bench, both, own, mixed) == ["'a\\n  b'", "'a\\n  b'", "'a\\n      b\\n  c'"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "output"),
+    [
+        (">>> x = 41\n>>> x + 1\n42", "42"),
+        (">>> for i in range(2):\n...     print(i)\n...\n0\n1\n>>> i + 1\n2", "0\n1\n2"),
+        (">>> 1 + 1\n3", "2"),
+        (">>> print('a')\na\n>>> 1 / 1\nTraceback (most recent call last):\n  ...\nZeroDivisionError: no", "a\n1.0"),
+        (">>> def f(x):\n    return x + 1\n>>> f(41)\n42", "42"),
+        (">>> x = 41\nx + 1", "42"),
+        (">>> x = 41\n\nx += 1\n>>> x", "42"),
+        ("In [3]: 41 + 1\nOut[3]: 43", "42"),
+        ("In [1]: def f():\n   ...:     return 42\n   ...: \n\nIn [2]: f()\nOut[2]: 1", "42"),
+        ('>>> """\n... >>> a"""', "'\\n>>> a'"),
+    ],
+)
+def test_prompts_are_taken_off_and_the_output_between_them_is_dropped(bench: Bench, cell: str, output: str) -> None:
+    assert outputs(bench, cell) == [output]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "x\u00a0=\u00a041\nx\u00a0+ 1",
+        "if True:\n\u00a0\u00a0\u00a0\u00a0x = 41\nx\u3000+\u20091",
+        "\ufeffx = 41\nx + 1",
+        "x = 41\u200b\nx +\u200d 1\u2060",
+        "x = 43 − 1\nx",
+        "x = 21\nif x ≠ 3 and x ≤ 21:\n    x = x × 2\nx",
+        "print（int（“42”））",
+    ],
+)
+def test_characters_that_are_not_pythons_are_read_as_those_they_look_like(bench: Bench, cell: str) -> None:
+    assert outputs(bench, cell) == ["42"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "output"),
+    [
+        ("print(“don’t — “)", "don’t — "),
+        ('x = ‘a’ + “b"c”\nx', "'ab\"c'"),
+        ("print(‘it’s’)", "it’s"),
+        ("d = {“k”: f“{40 + 2}”}\nd[“k”]", "'42'"),
+        ("def f():\n    “““What it does.”””\nprint(f.__doc__, 'stays “so”')", "What it does. stays “so”"),
+    ],
+)
+def test_typographic_quotes_open_and_close_strings_whose_content_stays(bench: Bench, cell: str, output: str) -> None:
+    assert outputs(bench, cell) == [output]
+
+
+def test_what_is_in_strings_is_left_alone(bench: Bench) -> None:
+    text = "```python\n!echo no\n%time 1\n>>> x\n    y?\n\u00a0“”\u200b"
+    cell = f'text = """{text}"""\ntext'
+    assert outputs(bench, cell, f"{cell}\n%matplotlib inline", f"```python\n{cell}\n```") == [
+        repr(text),
+        "[no output]",
+        repr(text),
+    ]
+    assert outputs(bench, f"%matplotlib inline\n{cell}") == [repr(text)]
+
+
+def test_a_magic_about_code_runs_the_code_and_says_so_once(bench: Bench) -> None:
+    said = "[%time is not available here; the code was run without it]"
+    said_of_cell = said.replace("%time", "%%time")
+    assert outputs(
+        bench,
+        "%time 41 + 1",
+        "%time x = 41\nx + 1",
+        "x = %time 41 + 1\nx",
+        "for i in range(3):\n    %time x = 40 + i\nx",
+        "%time for i in range(43): y = i\ny",
+        "%%time\nx = 41\nx + 1",
+        "import math\n\n%%time\nx = 41\nx + 1",
+        "%time sum([40,\n    2])",
+    ) == [f"{said_of_cell if '%%' in cell else said}\n42" for cell in ["", "", "", "", "", "%%", "%%", ""]]
+    assert outputs(bench, "%timeit -n 10 -r3 41 + 1") == [f"{said.replace('%time', '%timeit')}\n42"]
+    assert outputs(bench, "%%timeit -n 10 x = 41\nx + 1") == [f"{said.replace('%time', '%%timeit')}\n42"]
+    assert outputs(bench, "%%capture out --no-stderr\n41 + 1") == [f"{said.replace('%time', '%%capture')}\n42"]
+
+
+def test_magics_that_change_nothing_are_silent_and_others_say_that_they_are_left_out(bench: Bench) -> None:
+    assert outputs(bench, "%matplotlib inline\n%config InlineBackend.figure_format = 'retina'\n41 + 1") == ["42"]
+    assert outputs(bench, "if True:\n    %matplotlib inline\n41 + 1") == ["42"]
+    assert outputs(bench, "%load_ext autoreload\n%autoreload 2\n%load_ext rust\n41 + 1") == [
+        "[%load_ext is not available here; the line was left out]\n"
+        "[%autoreload is not available here; the line was left out]\n42"
+    ]
+    assert outputs(bench, "%%html\n<b>x</b>") == ["[%%html is not available here; the cell was not run]"]
+
+
+def test_magics_for_files_folders_and_the_environment_do_what_they_do_in_ipython(bench: Bench) -> None:
+    said = outputs(
+        bench,
+        "%%writefile tool.py\nimport sys\nvalue = 42\nprint('tool', sys.argv[1:])",
+        "%%writefile -a tool.py\nprint('more')",
+        "%run tool.py a b\nvalue",
+        "import os\nhome = os.getcwd()\n%mkdir sub\n%cd sub\nos.getcwd() == os.path.join(home, 'sub')",
+        "here = %pwd\nhere == os.getcwd()",
+        "%cd ..",
+        "%ls",
+        "%env COLOUR=blue\nos.environ['COLOUR']",
+        "%env COLOUR",
+        "x = %sx echo a; echo b\nx",
+        "home",
+    )
+    home = said[-1].strip("'")
+    assert said[:-1] == [
+        "Writing tool.py",
+        "Appending to tool.py",
+        "tool ['a', 'b']\nmore\n42",
+        f"{home}/sub\nTrue",
+        "True",
+        home,
+        "sub\ntool.py",
+        "env: COLOUR=blue\n'blue'",
+        "'blue'",
+        "['a', 'b']",
+    ]
+
+
+def test_a_shell_line_runs_in_a_shell_with_the_cells_names(bench: Bench) -> None:
+    cells = (
+        "x = 42",
+        "!echo {x} $x {x + 1}% $HOME | sed s:/.*:home:",
+        "print('a', end='')\n!echo b; echo c >&2",
+        "!awk 'BEGIN {print 6*7}'",
+        "!exit 3\n_exit_code",
+        "lines = !echo a; echo b\nlines, lines.n, lines.s",
+        "!!echo a",
+        "!echo one \\\n    two\n41 + 1",
+        "def f(word):\n    !echo $word\nf('inner')",
+        "for i in range(2):\n    !echo $i",
+        "%%bash\nfor i in 1 2\ndo echo $i\ndone",
+        "%%script python\nprint(6 * 7)",
+        "!printf 'no line end'\n7",
+    )
+    assert outputs(bench, *cells)[1:] == [
+        "42 42 43% home",
+        "ab\nc",
+        "42",
+        "3",
+        "(['a', 'b'], 'a\\nb', 'a b')",
+        "['a']",
+        "one two\n42",
+        "inner",
+        "0\n1",
+        "1\n2",
+        "42",
+        "no line end\n7",
+    ]
+
+
+def test_a_command_that_takes_too_long_is_interrupted_with_all_that_it_started(hasty: Bench) -> None:
+    late, after = hasty.cells(
+        "x = 42\n!sleep 60 & echo $! $$ > pids; sleep 60; echo never",
+        """
+import os, time
+for pid in map(int, open('pids').read().split()):
+    try:
+        while True:
+            os.kill(pid, 0)
+            time.sleep(0.01)
+    except ProcessLookupError:
+        print('gone', x)
+""",
+    )
+    assert late.status is CellStatus.TIMEOUT
+    assert "never" not in late.output.splitlines()
+    assert after.output == "gone 42\ngone 42"
+
+
+def test_a_question_mark_describes(bench: Bench) -> None:
+    cells = (
+        "def f(x, y=1):\n    '''Adds.'''\n    return x + y\nz = 5",
+        "f?",
+        "?f",
+        "f??",
+        "z?",
+        "f.__name__?",
+        "nobody?",
+        "len?",
+    )
+    _, f, also, source, z, name, nobody, builtin = outputs(bench, *cells)
+    assert f == also == "Signature: f(x, y=1)\nType: function\nDocstring:\nAdds."
+    assert "    return x + y\n" in source
+    assert z.startswith("Value: 5\nType: int\n")
+    assert name.startswith("Value: 'f'\n")
+    assert nobody == "Object `nobody` not found."
+    assert builtin.startswith("Signature: len(obj, /)\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "!pip install {}",
+        "!pip3 install -q --upgrade -i https://pypi.org/simple {} 2>&1 > /dev/null",
+        "!python -m pip install --quiet {}",
+        "import sys\n!{{sys.executable}} -m pip install {}",
+        "!uv pip install {}",
+        "!conda install -y -c conda-forge {}",
+        "!pip install {} | tail -1",
+        "%pip install {}",
+        "%conda install {}",
+        "pip install {}",
+    ],
+)
+def test_installing_is_answered_in_words(bench: Bench, command: str) -> None:
+    numpy, yaml = metadata.version("numpy"), metadata.version("pyyaml")
+    (said,) = outputs(bench, command.format("numpy 'pyyaml>=1.0' json not-a-package[extra]==2.0"))
+    assert said == (
+        "[nothing can be installed, because there is no network; "
+        f"already here: numpy {numpy}, pyyaml {yaml} (import yaml), json (a part of Python); "
+        "not here: not-a-package[extra]==2.0]"
+    )
+
+
+def test_what_follows_an_installation_runs_as_a_shell_would_run_it(bench: Bench) -> None:
+    here = f"[nothing can be installed, because there is no network; already here: numpy {metadata.version('numpy')}]"
+    missing = "[nothing can be installed, because there is no network; not here: nothere]"
+    assert outputs(
+        bench,
+        "!pip install numpy && echo then",
+        "!pip install nothere && echo then",
+        "!pip install nothere || echo else",
+        "!pip install nothere; pip install numpy",
+        "x = !pip install nothere\nx",
+        "!pip install nothere\n_exit_code",
+        "!pip uninstall -y numpy",
+        "!pip install -r requirements.txt",
+    ) == [
+        f"{here}\nthen",
+        missing,
+        f"{missing}\nelse",
+        f"{missing}\n{here}",
+        f"['{missing}']",
+        f"{missing}\n1",
+        "[nothing can be removed here]",
+        "[nothing can be installed, because there is no network; !pip list shows what is here]",
+    ]
+
+
+def test_the_installed_packages_are_listed_with_their_versions(bench: Bench) -> None:
+    numpy = metadata.version("numpy")
+    table, frozen, shown, magic = outputs(
+        bench,
+        "!pip list | grep -E '^(Package|numpy) '",
+        "!pip freeze | grep numpy=",
+        "!pip show numpy nothere",
+        "x = %pip list\nx",
+    )
+    assert [line.split() for line in table.splitlines()] == [["Package", "Version"], ["numpy", numpy]]
+    assert frozen == f"numpy=={numpy}"
+    assert shown.startswith(f"Name: numpy\nVersion: {numpy}\nSummary: ")
+    assert shown.endswith("---\n[not here: nothere]")
+    assert magic.startswith("Package ")
+
+
+def test_tracebacks_of_read_cells_show_their_lines_by_number(bench: Bench) -> None:
+    fenced, timed, prompted, wrong = bench.cells(
+        "```python\n\nx = 1\n1 / 0\n```", "x = 1\n%time 1 / 0", ">>> 1\n1\n>>> 1 / 0", "%matplotlib inline\n%time 1\nx = = 2"
+    )
+    assert '  File "<cell 1>", line 4, in <module>\n    1 / 0\n' in fenced.output
+    assert '  File "<cell 2>", line 2, in <module>\n    %time 1 / 0\n' in timed.output
+    assert '  File "<cell 3>", line 3, in <module>\n    1 / 0\n' in prompted.output
+    assert wrong.output.splitlines()[:2] == ['  File "<cell 4>", line 3', "    x = = 2"]
+    assert wrong.output.count("SyntaxError") == 1
+
+
+def test_an_interrupted_cell_with_magics_is_replayed_up_to_its_interrupt(hasty: Bench) -> None:
+    session = hasty.open()
+    late = hasty.do(session.run("```python\n%time x = 41\nx += 1\nwhile True: pass\n```"))
+    assert late.status is CellStatus.TIMEOUT
+    assert hasty.do(session.run("import os\nos._exit(0)")).status is CellStatus.CRASHED
+    assert hasty.do(session.run("x")).output == "42"
+
+
+@pytest.mark.parametrize(
+    ("cell", "word"),
+    [
+        ("Here it is:\n```python\nx = 1\n```", "text around"),
+        ("```bash\nls -l | wc\n```", "'bash'"),
+        ("import math\\nprint(math.pi)", "line ends"),
+        ("if 1 &lt; 2:\n    print(&quot;a&quot;)", "HTML"),
+        ("print('a\nb')", "triple quotes"),
+        ("cat file.txt", "shell"),
+        ("$ cat file.txt", "shell"),
+    ],
+)
+def test_what_cannot_be_read_gets_pythons_error_and_one_line_that_helps(bench: Bench, cell: str, word: str) -> None:
+    (result,) = bench.cells(cell)
+    *_, error, advice = result.output.splitlines()
+    assert error.startswith("SyntaxError: ")
+    assert re.fullmatch(r"\[.*\]", advice)
+    assert word in advice
+
+
+def test_ordinary_errors_get_no_advice(bench: Bench) -> None:
+    for result in bench.cells("1 +", "def f(:\n    pass", "eval('```')", "x = 5 5", "exec('print(\"a')"):
+        assert result.output.splitlines()[-1].startswith("SyntaxError: "), result
+
+
+def test_hidden_names_are_restored_and_display_can_be_a_variable(bench: Bench) -> None:
+    cells = (
+        "import builtins\nfor name in dir(builtins):\n"
+        "    if 'sandbox' in name or name == 'display':\n        delattr(builtins, name)",
+        "!echo still",
+        "display(42)",
+        "display = 5\ndisplay",
+    )
+    assert outputs(bench, *cells)[1:] == ["still", "42", "5"]
