@@ -22,13 +22,20 @@ def pss_below() -> float:
     Processes that share one address space, as those of ``CLONE_VM`` do, each report all of it; it counts once.
     """
     total = 0.0
-    seen: dict[float, list[int]] = defaultdict(list)
+    spaces: dict[str, list[int]] = defaultdict(list)
     for process in processes_below():
-        size = pss(process)
-        if not any(_share_memory(process, other) for other in seen[size]):
-            seen[size].append(process)
-            total += size
+        alike = spaces[_size(process)]
+        if not any(_share_memory(process, other) for other in alike):
+            alike.append(process)
+            total += pss(process)
     return total
+
+
+def _size(process: int) -> str:
+    """Of its address space, in pages: the same for all who share it. Empty where it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{process}/statm") as file:
+        return file.read().split()[0]
+    return ""
 
 
 def _share_memory(process: int, other: int) -> bool:

@@ -49,6 +49,7 @@ def print_tables(result: dict[str, Any]) -> None:
         ("cell, ms", medians["cell_ms"]),
         *((f"cells/s at {count}", rows) for count, rows in medians["cells_per_second"].items()),
         ("memory a session, MiB", medians.get("memory_mib", {})),
+        ("density, MiB a session", medians.get("density_mib", {})),
         ("recovery, ms", medians["recovery_ms"]),
         ("idle", {"aster": medians["idle"]} if "idle" in medians else {}),
     ]

@@ -23,6 +23,8 @@ What is measured:
   within the time is answered. Warm: every session has run such a cell. The kernels are idle while aster's sessions run.
 - *memory*: PSS of all processes below this one with the sessions, less that without them, over their number. ``new``: after
   the first cell; ``used``: after six typical ones with sympy and numpy. Page tables are not in it.
+- *density*: PSS of sessions that ran a trajectory of eight cells as models write them, in turn four different ones
+  (``_sandbox_trajectories.py``), counted as *memory*.
 - *recovery*: after five typical cells one calls ``os._exit``. ``reply``: until the session could take the next cell with its
   earlier state (jupyter: notice, restart, ready, the five cells again); ``next``: the next cell, which needs that state.
 - *idle*: sessions with one cell behind them and no other work. PSS of all processes, this one included, and the fall of
@@ -37,6 +39,10 @@ faster. Memory: aster's over theirs, below 1 is aster smaller.
 - ``cells64_vs_jupyter``: cells/s of ``1+1`` at 64 sessions.
 - ``cpu_cells_vs_limit``: aster's cells/s of 10 ms CPU at 64 sessions over cores / 0.010 s.
 - ``memory_vs_jupyter``: ``used``; ``memory_new_vs_jupyter``: ``new``.
+- ``sessions_per_gib``: 1,024 MiB over a session's memory in *density*.
+
+Wanted: ``start_vs_jupyter`` 20, ``cells64_vs_jupyter`` 40, ``cpu_cells_vs_limit`` .85 and ``sessions_per_gib`` 135 or more;
+``memory_vs_jupyter`` .22 or less.
 """
 
 from __future__ import annotations
@@ -59,6 +65,7 @@ from _memory import available, pss, pss_below
 from _sandbox_cells import CPU_SECONDS, TYPICAL, Kind, make_kinds
 from _sandbox_contestants import Aster, Contestant, Floor, Jupyter, Replay, Session
 from _sandbox_result import Result, print_tables
+from _sandbox_trajectories import TRAJECTORIES
 
 from aster.core.progress import say
 from aster_sandbox import Sandbox, Settings
@@ -128,6 +135,19 @@ async def measure_memory(contestants: dict[str, Contestant], count: int, result:
                 await check(session.run, code, answer)
         result.add((pss_below() - before) / count, "memory_mib", name, "used")
         await close_many(sessions)
+
+
+async def measure_density(contestant: Contestant, count: int, result: Result) -> None:
+    """Marginal memory of ``count`` sessions after eight real cells each."""
+    before = pss_below()
+    sessions = await open_many(contestant, count)
+    for session, trajectory in zip(sessions, itertools.cycle(TRAJECTORIES), strict=False):
+        for code, answer in trajectory:
+            await check(session.run, code, answer)
+    held = (pss_below() - before) / count
+    result.add(held, "density_mib", "aster", "after eight cells")
+    result.ratios["sessions_per_gib"] = [1024 / held]
+    await close_many(sessions)
 
 
 async def measure_recovery(contestants: dict[str, Contestant], rounds: int, result: Result) -> None:
@@ -272,6 +292,7 @@ async def measure(scale: Scale, idle: int, kernels: int, result: Result) -> str:
             say("memory")
             if with_pss:
                 await measure_memory(stateful, scale.memory_sessions, result)
+                await measure_density(aster, scale.memory_sessions, result)
             say("start")
             with Floor(settings.preload) as floor:
                 await measure_starts(everyone, floor, scale, result)

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import random
+import re
 import sys
 import tempfile
 import time
@@ -43,8 +44,17 @@ DEADLY = {
 """Ends of an interpreter. The session must be as it was before the cell."""
 BEFORE = {"output, then exit": "print('x' * 300_000)\n"}
 """What comes before a cell's spoiling: a cell that a busy machine does not take the output of in time has spoilt nothing."""
-STUBBORN = "while True:\n    try: time.sleep(60)\n    except BaseException: pass"
+STUBBORN = "sum(range(10**13))"
+SWALLOWS = "import time\nn += 1\nwhile True:\n    try: time.sleep(60)\n    except BaseException: pass"
 MEMORY = "hoard = []\nwhile True:\n    hoard.append(bytearray(1 << 24))"
+
+
+KEPT = "of earlier cells are kept]"
+NAMED = re.compile(r"of earlier cells are kept, except for what these cells changed: ([^\]]+)\]$")
+NOTE = re.compile(
+    r"\[(?:this session's cells had to be run again|the interpreter had to be replaced before this cell); the variables and "
+    r"imports of earlier cells are kept, except for what these cells changed: ([^\]]+)\]\n"
+)
 
 
 class Wrong(Exception):
@@ -59,17 +69,36 @@ class Model:
         self.log: list[int] = []
         self.file = ""
         self.random = random.Random(seed)
-        self.interrupted = False
-        """Replay alone cannot bring this session back."""
+        self.number = 0
+        """Of the last cell."""
+        self.interrupted: set[str] = set()
+        """Numbers of cells that were interrupted: what they did after their last whole statement, which is nothing, is named as
+        lost when the session is replayed."""
         self.failed = "no failure"
         """The last failure's kind."""
 
     def copy(self) -> Model:
-        """For a branch."""
+        """For a fork."""
         twin = Model(0)
-        twin.n, twin.log, twin.file, twin.interrupted = self.n, [*self.log], self.file, self.interrupted
+        twin.n, twin.log, twin.file = self.n, [*self.log], self.file
+        twin.number, twin.interrupted = self.number, {*self.interrupted}
         twin.random.setstate(self.random.getstate())
         return twin
+
+    def fits(self, output: str, end: str) -> bool:
+        """Whether an output ends so, beside what may be named as lost."""
+        named = NAMED.search(output)
+        if end != KEPT or named is None:
+            return output.endswith(end)
+        return output.endswith(named[0]) and self._may_name(named[1])
+
+    def without_note(self, output: str) -> str:
+        """An output without the note before it that names what may be named as lost."""
+        named = NOTE.match(output)
+        return output[named.end() :] if named is not None and self._may_name(named[1]) else output
+
+    def _may_name(self, cells: str) -> bool:
+        return {each.split()[0] for each in cells.split(", ")} <= self.interrupted
 
     def cell(self, draw: random.Random) -> tuple[str, CellStatus, str]:
         """A cell that ends by itself: its code, status and output (of an error, its last line)."""
@@ -108,7 +137,7 @@ class Soak:
 
     async def run(self) -> None:
         """All sessions, some at once."""
-        places = 2 * self.options.at_once  # each may have a branch
+        places = 2 * self.options.at_once  # each may have a fork
         settings = Settings(cell_seconds=CELL_SECONDS, memory_mb=256, sessions=places, preload=["numpy"])
         async with Sandbox(settings) as sandbox:
             turns = asyncio.Semaphore(self.options.at_once)
@@ -132,10 +161,10 @@ class Soak:
                 await self.step(session, model, draw)
                 if draw.random() < 0.002:
                     self.counts["forks"] += 1
-                    async with await session.fork() as branch:
+                    async with await session.fork() as fork:
                         twin = model.copy()
                         for _ in range(3):
-                            await self.step(branch, twin, draw)
+                            await self.step(fork, twin, draw)
         except Wrong as error:
             self.wrong.append(f"session {number}, after {model.failed}: {error}")
         finally:
@@ -148,42 +177,45 @@ class Soak:
             await self.fail(session, model, draw)
             return
         code, status, output = model.cell(draw)
+        model.number += 1
         call = await session.run(code)
-        found = call.output if status is CellStatus.OK else call.output.splitlines()[-1]
+        told = model.without_note(call.output)
+        found = told if status is CellStatus.OK else told.splitlines()[-1]
         if (call.status, found) != (status, output):
             raise Wrong(f"{code!r} gave {call.status} {call.output!r} instead of {status} {output!r}")
 
     async def fail(self, session: Session, model: Model, draw: random.Random) -> None:
         """A cell that fails, and what must be said of it."""
-        kind = draw.choice([*DEADLY, *DEADLY, "interrupted", "stubborn", "memory", "keeper killed"])
-        if kind == "keeper killed" and model.interrupted:
-            kind = "killed"  # the savepoint goes with the keeper, and nobody can interrupt a cell again at the same place
+        kind = draw.choice([*DEADLY, *DEADLY, "interrupted", "swallows", "stubborn", "memory", "killed from outside"])
         self.counts[f"failing: {kind}"] += 1
         model.failed = kind
-        if kind == "keeper killed":
-            if session.keeper is not None:
-                keeper = session.keeper
-                keeper.kill()
-                await keeper.gone
+        if kind == "killed from outside":
+            if session.runner is not None:
+                runner = session.runner
+                runner.kill()
+                await runner.gone
             return
+        model.number += 1
         if kind == "memory":
             code, status, end = MEMORY, CellStatus.ERROR, "MemoryError"
-        elif kind == "interrupted":
+        elif kind in ("interrupted", "swallows"):
             model.n += 1
-            model.interrupted = True
-            code, status, end = "n += 1\nimport time\ntime.sleep(60)", CellStatus.TIMEOUT, "all variables are kept]"
+            model.interrupted.add(str(model.number))
+            code = SWALLOWS if kind == "swallows" else "n += 1\nimport time\ntime.sleep(60)"
+            status, end = CellStatus.TIMEOUT, "all variables are kept]"
         elif kind == "stubborn":
-            code, status, end = SPOIL + STUBBORN, CellStatus.TIMEOUT, "of earlier cells are kept]"
+            code, status, end = SPOIL + STUBBORN, CellStatus.TIMEOUT, KEPT
         else:
-            code, status, end = BEFORE.get(kind, "") + SPOIL + DEADLY[kind], CellStatus.CRASHED, "of earlier cells are kept]"
+            code, status, end = BEFORE.get(kind, "") + SPOIL + DEADLY[kind], CellStatus.CRASHED, KEPT
         call = await session.run(code)
         if (
             kind == "memory" or kind in BEFORE
         ) and call.status == CellStatus.TIMEOUT:  # it did not come so far on a busy machine
-            model.interrupted = True
-        elif call.status != status or not call.output.endswith(end):
+            model.interrupted.add(str(model.number))
+        elif call.status != status or not model.fits(call.output, end):
             raise Wrong(f"{kind} gave {call.status} {call.output[-300:]!r}")
         if kind == "memory":
+            model.number += 1
             call = await session.run("hoard = None")
             if call.status != CellStatus.OK:
                 raise Wrong(f"after a memory error: {call.status} {call.output!r}")

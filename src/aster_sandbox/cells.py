@@ -7,8 +7,9 @@ import asyncio
 import ctypes
 import linecache
 from ast import Expr, Interactive, Module, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from inspect import CO_COROUTINE
 from sys import setprofile, settrace
 from types import CodeType, FrameType
@@ -50,6 +51,18 @@ class Surroundings(Protocol):
 
     def gave_way(self) -> None:
         """The cell has ended by an interrupt; its report comes."""
+
+
+def _works(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether an event loop can still run: a cell may have closed it, or the descriptors that it needs."""
+    try:
+        if (selector := getattr(loop, "_selector", None)) is not None:
+            selector.select(0)
+        if (waker := getattr(loop, "_ssock", None)) is not None:
+            waker.getpeername()
+    except (OSError, ValueError):
+        return False
+    return not loop.is_closed()
 
 
 class Interpreter:
@@ -157,7 +170,7 @@ class Interpreter:
             waits |= unit.co_flags & CO_COROUTINE
         self._surroundings.lower_memory()
         if waits:
-            self._await(self._run_units(units))
+            self._await(units)
         else:
             for unit in units:
                 eval(unit, self.namespace)
@@ -221,12 +234,13 @@ class Interpreter:
             linecache.cache = _lines
         _lines[self._name] = (len(source), None, [f"{line}\n" for line in source.split("\n")], self._name)
 
-    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _await(self, units: list[CodeType]) -> None:
         """Run top-level ``await`` on one event loop for all cells, so that tasks and queues outlive their cell."""
-        if self._loop is None or self._loop.is_closed():
+        if self._loop is None or not _works(self._loop):
             self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
-        task = self._loop.create_task(coroutine)
+        context = copy_context()
+        task = self._loop.create_task(self._run_units(units), context=context)
         try:
             self._loop.run_until_complete(task)
         except BaseException:
@@ -235,6 +249,9 @@ class Interpreter:
                 with suppress(asyncio.CancelledError):
                     self._loop.run_until_complete(task)
             raise
+        finally:
+            for variable, value in context.items():  # what the cell set in its task is for later cells too
+                variable.set(value)
 
     def _line_reached(self, frame: FrameType | None) -> int:
         """The line that the cell's own code has come to; 0 where it has not begun."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import sys
+from contextlib import suppress
+from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from os import dup2, set_blocking
 from typing import Any
 
@@ -47,16 +48,22 @@ class Streams:
         """Whether what is written to a stream gets into the output as it is."""
         return stream is self._lines or stream is self._blocks
 
-    def flush(self) -> None:
+    def flush(self, again: bool = False) -> None:
         """Push everything into the pipe: a cell has ended."""
         names = sys.__dict__
         streams = (names.get("stdout"), names.get("stderr"), self._lines, self._blocks)
+        stuck = False
         for stream in {id(stream): stream for stream in streams if stream is not None}.values():
-            # Cells may leave anything there, and close the descriptor below: their own output is all that is lost.
+            # Cells may leave anything there: their own output is all that is lost.
             try:
                 stream.flush()
-            except BaseException:  # noqa: BLE001, S112
-                continue
+            except BaseException:  # noqa: BLE001
+                stuck |= self.shows(stream)
+        if stuck and not again:  # they closed the descriptor below: what waits for it would come in the next cell
+            with suppress(OSError):  # where a limit of the cell's forbids it, the next cell's beginning tells
+                dup2(OUTPUT, 1)
+                set_blocking(1, True)
+                self.flush(again=True)
 
     def _sound(self) -> bool:
         """Whether all streams can be used as they are. A cell may have closed, detached or set up anew each part of them."""
@@ -69,10 +76,11 @@ class Streams:
                 and lines.errors == blocks.errors == "backslashreplace"
                 and not self._buffer.closed
                 and not self._input.closed
-                and self._input.buffer.raw is self._input_file
+                and self._input.buffer is self._input_buffer
+                and self._input_buffer.raw is self._input_file
                 # What a cell puts in the place of a method is kept here, and so is what ours note.
                 and not (lines.__dict__ or blocks.__dict__ or self._buffer.__dict__ or self._input.__dict__)
-                and not (self._input.buffer.__dict__ or self._input_file.__dict__)
+                and not (self._input_buffer.__dict__ or self._input_file.__dict__)
                 and len(self._pipe.__dict__) == 2
             )
         except Exception:  # noqa: BLE001 - a detached stream raises at every touch
@@ -80,11 +88,12 @@ class Streams:
 
     def _make(self) -> None:
         self._pipe = _Pipe(self)
-        self._buffer = io.BufferedWriter(self._pipe)
+        self._buffer = BufferedWriter(self._pipe)
         self._lines = _Text(self._buffer, "utf-8", "backslashreplace", "\n", line_buffering=True)
         self._blocks = _Text(self._buffer, "utf-8", "backslashreplace", "\n")
         self._input_file = _Empty(0, closefd=False)
-        self._input = _Text(io.BufferedReader(self._input_file), "utf-8")
+        self._input_buffer = BufferedReader(self._input_file)
+        self._input = _Text(self._input_buffer, "utf-8")
 
     def flood(self) -> None:
         """From here on, until the end of the cell, write in blocks."""
@@ -94,19 +103,19 @@ class Streams:
             sys.stderr = self._blocks
 
 
-class _Text(io.TextIOWrapper):
+class _Text(TextIOWrapper):
     """Notes that it was set up in another way: its line ends cannot be asked for."""
 
-    def reconfigure(self, **options: Any) -> None:  # type: ignore[override]
+    def reconfigure(self, **options: Any) -> None:
         """As ever."""
         super().reconfigure(**options)
         self.changed = True
 
 
-class _Empty(io.FileIO):
+class _Empty(FileIO):
     """Descriptor 0. Notes that something was there to read: some of it may wait in a buffer."""
 
-    def readinto(self, buffer: Any, /) -> int | None:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int | None:
         """As ever."""
         count = super().readinto(buffer)
         if count:
@@ -114,7 +123,7 @@ class _Empty(io.FileIO):
         return count
 
 
-class _Pipe(io.FileIO):
+class _Pipe(FileIO):
     """Descriptor 1."""
 
     def __init__(self, streams: Streams) -> None:

@@ -55,7 +55,9 @@ def shorten_paths() -> None:
     summary: Any = traceback.StackSummary
     format_frame = summary.format_frame_summary
 
-    def short_frame(self: traceback.StackSummary, frame: traceback.FrameSummary) -> str:
+    def short_frame(self: traceback.StackSummary, frame: traceback.FrameSummary) -> str | None:
+        if frame.filename.startswith(_HERE) or frame.filename == "<frozen runpy>":
+            return None  # it is left out
         return str(format_frame(self, frame)).replace(f'"{frame.filename}"', f'"{short_path(frame.filename)}"', 1)
 
     summary.format_frame_summary = short_frame
@@ -91,7 +93,12 @@ def report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
             place = f": {unraisable.object!r}"
         except Exception:  # noqa: BLE001 - whatever a cell's class raises
             place = ": <object repr() failed>"
-    sys.stderr.write(f"{unraisable.err_msg or 'Exception ignored in'}{place}\n{short_traceback(unraisable.exc_value)}")
+    text = f"{unraisable.err_msg or 'Exception ignored in'}{place}\n"
+    try:
+        text += short_traceback(unraisable.exc_value)
+    except BaseException:  # noqa: BLE001 - an alarm, for instance: nobody can catch that one either
+        text += f"{message(unraisable.exc_value)}\n"
+    sys.stderr.write(text)
 
 
 def line_in(code: CodeType, line: int | None, instruction: int) -> int:

@@ -89,7 +89,7 @@ class Worker:
         self._limits = Limits(address_space + (plan.memory_mb << 20))
         self._interpreter = Interpreter(module.__dict__, self, plan.timeout_text)
         self._on_sigint = self._interpreter.handler_of_sigint()
-        self._hook = cellbuiltins.enter(self._streams, lambda: self._mark, scratch, plan.echo)
+        self._hook = cellbuiltins.enter(self._streams, self._mark_here, scratch, plan.echo)
 
     def serve(self) -> NoReturn:
         """Answer requests for ever; end the process at the end of the connection."""
@@ -114,6 +114,10 @@ class Worker:
             if getpid() != self._pid:  # a child that a cell forked came to the end of the cell
                 _exit(self._interpreter.exit_status)
             self._send(reply)
+
+    def _mark_here(self) -> str:
+        """The present cell's mark. None in a child that a cell forked: it may write when another cell has another."""
+        return self._mark if getpid() == self._pid else ""
 
     def _send(self, reply: Reply) -> None:
         data = pack_reply(self._nonce, reply)
@@ -245,11 +249,11 @@ class Worker:
 
     def report(self, text: str) -> None:
         """Write a traceback where it will be seen, even where the cell closed or replaced its output, on a line of its own."""
-        self._streams.flush()
         with suppress(ValueError, OSError):  # where it fails, the next cell's beginning tells
             self._limits.restore()
+        self._streams.flush()
         self._streams.restore()
-        self._streams.write(self._mark + text)
+        self._streams.write(self._mark_here() + text)
 
     def lower_memory(self) -> None:
         """A cell's own code runs from here on."""

@@ -222,23 +222,38 @@ def test_a_shell_line_runs_in_a_shell_with_the_cells_names(bench: Bench) -> None
     ]
 
 
-def test_a_command_that_takes_too_long_is_interrupted_with_all_that_it_started(hasty: Bench) -> None:
-    late, after = hasty.cells(
-        "x = 42\n!sleep 60 & echo $! $$ > pids; sleep 60; echo never",
+def test_a_command_that_takes_too_long_is_interrupted(hasty: Bench) -> None:
+    _, late, after = hasty.cells("x = 42", "!sleep 60; echo never", "x")
+    assert late.status is CellStatus.TIMEOUT
+    assert "never" not in late.output.splitlines()
+    assert after.output == "42"
+
+
+def test_what_ends_a_command_ends_all_that_it_started(bench: Bench) -> None:
+    _, ended, after = bench.cells(
         """
-import os, time
-for pid in map(int, open('pids').read().split()):
+import os, signal, threading, time
+def stop(*_):
+    raise TimeoutError("enough")
+signal.signal(signal.SIGUSR1, stop)
+def wait_and_stop():
+    while not os.path.exists("pids"):
+        time.sleep(0.01)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+""",
+        "threading.Thread(target=wait_and_stop).start()\n!sleep 60 & echo $! $$ > new; mv new pids; sleep 60",
+        """
+for pid in map(int, open("pids").read().split()):
     try:
         while True:
             os.kill(pid, 0)
             time.sleep(0.01)
     except ProcessLookupError:
-        print('gone', x)
+        print("gone")
 """,
     )
-    assert late.status is CellStatus.TIMEOUT
-    assert "never" not in late.output.splitlines()
-    assert after.output == "gone 42\ngone 42"
+    assert ended.output.endswith("TimeoutError: enough")
+    assert after.output == "gone\ngone"
 
 
 def test_a_question_mark_describes(bench: Bench) -> None:
@@ -336,6 +351,10 @@ def test_tracebacks_of_read_cells_show_their_lines_by_number(bench: Bench) -> No
     assert '  File "<cell 3>", line 3, in <module>\n    1 / 0\n' in prompted.output
     assert wrong.output.splitlines()[:2] == ['  File "<cell 4>", line 3', "    x = = 2"]
     assert wrong.output.count("SyntaxError") == 1
+    looped, rewritten = bench.cells("x = 1\n%time for i in [0]: 1 / i", "x = 1\n%time x = = 2")
+    assert '  File "<cell 1>", line 2, in <module>\n    %time for i in [0]: 1 / i\n' in looped.output
+    assert ", line 1, " not in looped.output
+    assert rewritten.output.splitlines()[:2] == ['  File "<cell 2>", line 2', "    %time x = = 2"]
 
 
 def test_an_interrupted_cell_with_magics_is_replayed_up_to_its_interrupt(hasty: Bench) -> None:
@@ -367,7 +386,11 @@ def test_what_cannot_be_read_gets_pythons_error_and_one_line_that_helps(bench: B
 
 
 def test_ordinary_errors_get_no_advice(bench: Bench) -> None:
-    for result in bench.cells("1 +", "def f(:\n    pass", "eval('```')", "x = 5 5", "exec('print(\"a')"):
+    module = "%%writefile broken.py\n```bash\nls"
+    load = "import linecache, os\nlinecache.getline(os.path.abspath('broken.py'), 1)\nimport broken"
+    for result in bench.cells(module, load)[1:] + bench.cells(
+        "1 +", "def f(:\n    pass", "eval('```')", "x = 5 5", "exec('print(\"a')"
+    ):
         assert result.output.splitlines()[-1].startswith("SyntaxError: "), result
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from typing import Any
 
+from aster_sandbox import cellbuiltins
 from aster_sandbox.cells import Interpreter
 from aster_sandbox.protocol import Kind
 from aster_sandbox.service import scripts
@@ -62,7 +63,7 @@ def run_cell(ticket: str, code: str, stdin: str | None, seconds: float) -> None:
     traceback is in its stderr."""
     # The number of the cell that this runs in, whose source the code takes the place of in tracebacks.
     number = int(sys._getframe(1).f_code.co_filename.removeprefix(CELL).removesuffix(">"))
-    _session.paper.begin(notebook=False)
+    _session.paper.begin(echoes=False)
     try:
         outcome = _session.run(number, code, stdin, seconds)
         outcome["stderr"] += _session.paper.text
@@ -75,7 +76,7 @@ def run_notebook_cell(ticket: str, number: int, code: str, seconds: float, room:
     """Run ``code`` as a notebook does, in the session's own namespace, and keep its result. Its stdout is the cell's output;
     what it shows, and its error, are apart. ``number``: as tracebacks name it. ``room``: characters for its result."""
     paper = _session.paper
-    paper.begin(notebook=True)
+    paper.begin(echoes=not code.rstrip().endswith(";"))
     try:
         outcome = _session.run(number, code, None, seconds)
         outcome["stderr"] = outcome["stderr"][:room]
@@ -114,7 +115,7 @@ class _Session:
         os.dup2(given, 0)
         os.close(given)
         sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - for this cell
-        sys.stderr = self._stderr.stream
+        sys.stderr = sys.__stderr__ = self._stderr.stream  # type: ignore[misc]
         sys.displayhook = self.paper.hook
         old_handler = signal.signal(signal.SIGALRM, self.interpreter.interrupt)
         began = time.monotonic()
@@ -147,11 +148,11 @@ class _Paper:
     """What a cell leaves besides its output. The surroundings of its interpreter."""
 
     def __init__(self) -> None:
-        self.begin(notebook=False)
+        self.begin(echoes=False)
 
-    def begin(self, notebook: bool) -> None:
-        """Another cell. In a notebook it shows its last expression."""
-        self.notebook = notebook
+    def begin(self, echoes: bool) -> None:
+        """Another cell, which shows its last expression, or not."""
+        self.echoes = echoes
         self.text = ""
         self.exit_code = 1
         self.displayed: list[dict[str, Any]] = []
@@ -179,7 +180,8 @@ class _Paper:
 
     def hook(self, value: Any) -> None:
         """``sys.displayhook`` of a cell."""
-        if self.notebook and value is not None:
+        if self.echoes and value is not None:
+            cellbuiltins.module().__dict__["_"] = value
             display(value)
 
 

@@ -113,9 +113,10 @@ def _become_script(path: str, given: int, out: int, err: int, withheld_mb: int) 
         os.dup2(out, 1)
         os.dup2(err, 2)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the session's own connection among them
-        sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - the script's
-        sys.stdout = _writer(1, "strict")
-        sys.stderr = _writer(2, "backslashreplace")
+        given_text = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - the script's
+        sys.stdin = sys.__stdin__ = given_text  # type: ignore[misc]
+        sys.stdout = sys.__stdout__ = _writer(1, "strict")  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace")  # type: ignore[misc]
         sys.argv = [path]
         _lower_memory(withheld_mb)
         module = ModuleType("__main__")

@@ -129,9 +129,15 @@ async def play(session: Session, entry: Entry, semaphores: bool = True) -> list[
     right = {lost} if entry.home in losses.whole else {kept, lost} if entry.home in losses.partly else {kept}
     if entry.short:
         right.add("MemoryError")
-    if not (found in right or (entry.late and any(each in found for each in right))):
+    if not (found in right or (entry.late and any(_within(each, found) for each in right))):
         wrong.append(f"the next cell was answered with {found!r} instead of {' or '.join(map(repr, right))}")
     return wrong
+
+
+def _within(text: str, longer: str) -> bool:
+    """Whether a text is in a longer one, with whatever was written in between."""
+    letters = iter(longer)
+    return all(letter in letters for letter in text)
 
 
 def as_answer(result: CellResult) -> str:

@@ -49,7 +49,7 @@ def compose(ingredients: tuple[Ingredient, ...], draw: random.Random, layout: st
         return None  # it would take long
     works = [work for work in WORKS if not names_of(work) & bound]
     usable = [(work, ask) for work in works for ask in work.asks if not (work.needs | leans(f"{work.code}\n{ask}")) & spoilt]
-    if not usable:
+    if not usable or {"builtins", "echo"} <= spoilt:
         return None
     work, ask = draw.choices(usable, [1 / len(work.code) for work, _ in usable])[0]
     if any(ingredient.ends & {"interrupted", "killed"} for ingredient in ingredients):
@@ -57,9 +57,8 @@ def compose(ingredients: tuple[Ingredient, ...], draw: random.Random, layout: st
         ingredients = tuple(
             dataclasses.replace(each, ends=each.ends | {"interrupted"}) if each.kind in SLOW else each for each in ingredients
         )
-    looks = draw.sample(
-        [look for look in LOOKS if _fits(look, ingredients, spoilt)], "memory" not in spoilt and draw.choice([0, 1, 1, 2])
-    )
+    possible = [look for look in LOOKS if _fits(look, ingredients, spoilt)]
+    looks = draw.sample(possible, 0 if "memory" in spoilt else min(draw.choice([0, 1, 1, 2]), len(possible)))
     cells, ends, home = _lay_out(ingredients, work, "names" in spoilt, draw, layout)
     after, prints, value, lost = _ask(work, ask, looks, draw, "builtins" not in spoilt, "echo" in spoilt)
     flags = set().union(*(ingredient.flags for ingredient in ingredients))
@@ -80,7 +79,7 @@ def compose(ingredients: tuple[Ingredient, ...], draw: random.Random, layout: st
 
 
 def _fits(look: Look, ingredients: tuple[Ingredient, ...], spoilt: set[str]) -> bool:
-    if "limits" in look.needs and any("replaced" in ingredient.flags for ingredient in ingredients):
+    if "resource" in look.needs and any("replaced" in ingredient.flags for ingredient in ingredients):
         return False
     return not look.needs & spoilt
 
@@ -96,7 +95,7 @@ def _lay_out(
         ends[ingredients.index(each)] |= {"crashed", "error"} if "haunts" in before.flags else set()
     if last:
         return [*codes, work.code], [*ends, {"ok"}], len(codes) + 1
-    free = all(ingredient.ends == {"ok"} and ingredient.kind not in ASIDE | {"forks"} for ingredient in ingredients)
+    free = all(ingredient.ends == {"ok"} and ingredient.kind not in ASIDE | {"forks", "pools"} for ingredient in ingredients)
     layouts = ["apart", "apart", "before", "together", "loop", "between"]
     match layout or draw.choice(layouts + ["behind"] * free):
         case "before":  # in the cell of the first
@@ -105,6 +104,10 @@ def _lay_out(
             return [*codes[:-1], f"{codes[-1]}\n{work.code}"], ends, len(codes)
         case "together":
             both = set().union(*ends)
+            if len(codes) > 1:
+                both |= {"interrupted", "killed"}  # one may wait for what another has taken away
+            if sum(ingredient.kind == "signals" for ingredient in ingredients) > 1:
+                both.add("crashed")  # one may take away the handler of what another sends
             return [work.code, "\n".join(codes)], [{"ok"}, both if len(codes) > 1 else ends[0]], 1
         case "loop" if (
             not any(ingredient.kind in SLOW for ingredient in ingredients)

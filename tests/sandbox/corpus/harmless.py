@@ -41,8 +41,9 @@ def _names(code: str) -> set[str]:
 
 
 def leans(code: str) -> frozenset[str]:
-    """``builtins`` where the code needs one of those that ingredients hide."""
-    return frozenset({"builtins"} if _names(code) & LEANS_ON_BUILTINS else ())
+    """``builtins`` where the code needs one of those that ingredients hide, ``sys`` where it needs that."""
+    needs = {"builtins"} if _names(code) & LEANS_ON_BUILTINS else set()
+    return frozenset(needs | ({"sys"} if "import sys" in code else set()))
 
 
 def _work(code: str, *asks: str, needs: str = "") -> Work:
@@ -57,7 +58,8 @@ WORKS = [
     _work("primes = [p for p in range(2, 200) if all(p % d for d in range(2, int(p**0.5) + 1))]", "primes[-3:]", "len(primes)"),
     _work(
         "def collatz(start):\n    steps = 0\n    while start != 1:\n"
-        "        start = start // 2 if start % 2 == 0 else 3 * start + 1\n        steps += 1\n    return steps\nlongest = max(range(1, 300), key=collatz)",
+        "        start = start // 2 if start % 2 == 0 else 3 * start + 1\n"
+        "        steps += 1\n    return steps\nlongest = max(range(1, 300), key=collatz)",
         "longest, collatz(27)",
         "collatz(longest)",
     ),
@@ -70,10 +72,12 @@ WORKS = [
         "from collections import Counter\ndigit_counts = Counter(str(2**100))",
         "digit_counts.most_common(2)",
         "digit_counts['7']",
+        needs="import",
     ),
     _work(
         "from functools import lru_cache\n@lru_cache(maxsize=None)\ndef ways(m, largest):\n    if m == 0:\n"
-        "        return 1\n    if m < 0 or largest == 0:\n        return 0\n    return ways(m - largest, largest) + ways(m, largest - 1)\nways(30, 30)",
+        "        return 1\n    if m < 0 or largest == 0:\n        return 0\n"
+        "    return ways(m - largest, largest) + ways(m, largest - 1)\nways(30, 30)",
         "ways(20, 20)",
         "ways(30, 30), ways.cache_info().currsize > 100",
     ),
@@ -186,8 +190,8 @@ LOOKS = [
     ),
     _look("import _signal\nprint(_signal.pthread_sigmask(_signal.SIG_BLOCK, ()))", "set()", "import"),
     _look("import _signal\nprint(callable(_signal.getsignal(2)), _signal.alarm(0))", "True 0", "import"),
-    _look("import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[0])", "512", "import limits"),
-    _look("from resource import RLIMIT_FSIZE, getrlimit\nprint(getrlimit(RLIMIT_FSIZE)[0])", "268435456", "import limits"),
+    _look("import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[0])", "512", "import resource"),
+    _look("from resource import RLIMIT_FSIZE, getrlimit\nprint(getrlimit(RLIMIT_FSIZE)[0])", "268435456", "import resource"),
     _look("try:\n    [][0]\nexcept IndexError as problem:\n    print('caught:', problem)", "caught: list index out of range"),
     _look("class Shown:\n    def __repr__(self):\n        return '<shown>'\nprint(Shown(), [Shown()])", "<shown> [<shown>]"),
     _look("print(eval('2 + 3 * 4'), len(compile('1', '', 'eval').co_consts))", "14 1"),

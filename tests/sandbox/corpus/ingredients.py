@@ -23,9 +23,10 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "ingredients"
 ENDS = {"ok", "error", "crashed", "interrupted", "killed"}
 """``interrupted`` and ``killed`` are the two kinds of time-out."""
-SPOILS = frozenset(
-    "asyncio builtins child decimal echo environ files import json math memory names process random threads time warnings".split()
-)
+SPOILS = {
+    *("asyncio", "builtins", "child", "decimal", "echo", "environ", "files", "import", "json", "math", "memory", "names"),
+    *("process", "random", "resource", "sys", "threads", "time", "warnings"),
+}
 FLAGS = {"late", "haunts", "inside", "replaced"}
 WORDS = ("alpha", "beta", "gamma", "delta", "omega")
 

@@ -237,8 +237,8 @@ def test_a_service_that_comes_back_is_used_again_and_sessions_are_rebuilt(starts
                 (await session.run(code)).output for code in ("import random\nx = [random.random()]", "x.append(y)\n1 / 0")
             ]
             await session.run("x.append('late')\nwhile True: pass")
-            await session.run("import os\nos._exit(1)")
             random = (await session.run("x[0]")).output
+            await session.run("import os\nos._exit(1)")
             service.kill()
             again = starts("sandbox.cell_seconds=2", port=service.port)
             # The cell that was interrupted is left out, and that is said; the one that crashed was rolled back at once.

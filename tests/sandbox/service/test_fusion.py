@@ -83,8 +83,9 @@ atexit.register(print, "bye")
 threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
 if __name__ == "__main__":
     print("main", len(sys.argv), __file__.endswith(".py"))
+print(sys.stdin is sys.__stdin__, sys.stdout is sys.__stdout__, sys.stderr is sys.__stderr__)
 """
-    assert script(http, code)["run_result"]["stdout"] == "main 1 True\nthread\nbye\n"
+    assert script(http, code)["run_result"]["stdout"] == "main 1 True\nTrue True True\nthread\nbye\n"
 
 
 @pytest.mark.parametrize(
@@ -321,10 +322,10 @@ import subprocess, sys
 sys.stderr.buffer.write(b"raw ")
 print("text", file=sys.stderr)
 subprocess.run(["echo", "from below"], stdout=sys.stderr)
-print(sys.stderr.encoding, sys.stdout.isatty())
+print(sys.stderr.encoding, sys.stdout.isatty(), sys.stderr is sys.__stderr__)
 """
     result = cell(http, code)["run_result"]
-    assert (result["stderr"], result["stdout"]) == ("raw text\n", "from below\nutf-8 False\n")
+    assert (result["stderr"], result["stdout"]) == ("raw text\n", "from below\nutf-8 False True\n")
     for breaking in ("import sys\nsys.stderr.close()", "import sys\nsys.stderr.detach()", "import sys\ndel sys.stderr"):
         cell(http, breaking)
         assert cell(http, "import sys\nprint('again', file=sys.stderr)")["run_result"]["stderr"] == "again\n"
@@ -335,12 +336,20 @@ def test_cells_are_read_as_models_write_them(http: httpx2.Client) -> None:
     assert cell(http, "import asyncio\nawait asyncio.sleep(0)\nprint('awaited')")["run_result"]["stdout"] == "awaited\n"
 
 
-def test_a_loop_that_swallows_interrupts_ends_at_the_sessions_own_limit(narrow: httpx2.Client) -> None:
-    cell(narrow, "x = 1", "s")
-    code = "while True:\n    try:\n        while True: pass\n    except: pass"
+def test_a_loop_that_swallows_an_interrupt_meets_another(narrow: httpx2.Client) -> None:
+    code = "x = 1\ntry:\n    while True: pass\nexcept KeyboardInterrupt: pass\nwhile True: pass"
     result = cell(narrow, code, "s", run_timeout=0.2)["run_result"]
     assert (result["status"], result["return_code"]) == ("TimeLimitExceeded", None)
+    assert "[timeout: " not in result["stderr"]  # it was not the session's own limit
     assert cell(narrow, "print(x)", "s")["run_result"]["stdout"] == "1\n"
+    narrow.delete("/v1/sessions/s")
+
+
+def test_a_cell_that_is_killed_gives_no_result_of_an_earlier_one(narrow: httpx2.Client) -> None:
+    cell(narrow, "import sys\nprint('out')\nprint('err', file=sys.stderr)", "s")
+    result = cell(narrow, "sum(range(10**13))", "s", run_timeout=60)["run_result"]
+    assert (result["status"], result["stdout"]) == ("TimeLimitExceeded", "")
+    assert result["stderr"].startswith("[timeout: the cell ran longer than 2 s")
     narrow.delete("/v1/sessions/s")
 
 

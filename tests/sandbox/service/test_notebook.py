@@ -131,6 +131,9 @@ def test_cells_are_as_in_a_notebook(http: httpx2.Client) -> None:
         "def f():\n    raise KeyError(1)",
         "f()",
         "input()",
+        "'shown'",
+        "'not shown';",
+        "_",
     )
     assert [cell["display"] for cell in found[1:3]] == [[{"text/plain": "5"}], [{"text/plain": "3"}]]
     assert [line for line in found[4]["error"][0]["traceback"] if "File" in line or "raise" in line] == [
@@ -139,10 +142,11 @@ def test_cells_are_as_in_a_notebook(http: httpx2.Client) -> None:
         "    raise KeyError(1)",
     ]
     assert found[5]["error"][0]["ename"] == "EOFError"
+    assert [[forms["text/plain"] for forms in cell["display"]] for cell in found[6:]] == [["'shown'"], [], ["'shown'"]]
 
 
 def test_a_cell_beyond_its_limit_is_ended_and_the_next_runs(http: httpx2.Client) -> None:
-    code = "x = 2\nprint('before')\nwhile True:\n    pass"
+    code = "import time\nx = 2\nprint('before')\ntime.sleep(3)\nx = 3"
     _, late, last = cells(http, "x = 1", code, "x", cell_timeout=0.3)
     assert (late["stdout"], [error["ename"] for error in late["error"]]) == ("before\n", ["CellTimeout"])
     assert last["display"] == [{"text/plain": "2"}]
