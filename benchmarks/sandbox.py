@@ -98,7 +98,7 @@ class Scale:
 
 
 FULL = Scale(12, 6, cells=32, rounds=3, seconds=1.5, memory_sessions=16, recoveries=5, crowd=64, large_crowd=512, idle=2000)
-QUICK = Scale(2, 2, cells=2, rounds=1, seconds=0.2, memory_sessions=2, recoveries=1, crowd=2, large_crowd=4, idle=20)
+QUICK = Scale(2, 2, cells=2, rounds=1, seconds=0.2, memory_sessions=4, recoveries=1, crowd=2, large_crowd=4, idle=20)
 
 
 async def measure_starts(contestants: dict[str, Contestant], floor: Floor, scale: Scale, result: Result) -> None:

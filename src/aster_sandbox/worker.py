@@ -148,7 +148,8 @@ class Worker:
         try:
             os.environ.update(wanted["environment"])
             seed_everything(wanted["seed"])
-            self._interpreter.setup(wanted["setup"])
+            if wanted["setup"]:
+                self._interpreter.setup(wanted["setup"])
         except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
             kind = Kind.ERROR
             self.report(short_traceback(error))
