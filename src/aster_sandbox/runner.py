@@ -19,9 +19,9 @@ from aster_sandbox.protocol import INTERRUPT, NONCE_BYTES, Kind, Reply, Request,
 
 GRACE_SECONDS = 1.0
 """From the first soft interrupt to SIGKILL."""
-INTERRUPTS = 4
-"""Soft interrupts in that time: a library may swallow the first. From the third on, in the last half second, they repeat
-themselves inside the process (``cells.GENTLE``)."""
+PAUSES = (0.25, 0.25, *[0.05] * 10)
+"""Between soft interrupts, as shares of that time: a library may swallow the first. From the third on they come more often, and
+repeat themselves inside the process (``cells.GENTLE``)."""
 REPORT_SECONDS = 5.0
 """For the traceback of a cell that gave way to an interrupt."""
 FIRST_LOOK_SECONDS = 0.02
@@ -250,7 +250,7 @@ class Runner:
             return
         self._interrupted = True
         self._signal(INTERRUPT)
-        self._timer = self._loop.call_later(self._grace / INTERRUPTS, self._interrupt, left - 1)
+        self._timer = self._loop.call_later(self._grace * PAUSES[-left], self._interrupt, left - 1)
 
     def _look_whether_read(self) -> None:
         """A process that reads no request is busy with something else than requests: a cell that forged its answer and goes on,
@@ -307,7 +307,7 @@ class Runner:
 
     def _first_look(self) -> None:
         now = self._loop.time()
-        self._timer = self._loop.call_at(self._deadline, self._interrupt, INTERRUPTS)
+        self._timer = self._loop.call_at(self._deadline, self._interrupt, len(PAUSES))
         if now + self._patience < self._deadline + self._grace:
             self._unread_timer = self._loop.call_at(now + self._patience, self._look_whether_read)
         self._look()
