@@ -47,9 +47,14 @@ def make_list(folder: str, environment: Mapping[str, str]) -> None:
     _write(Path(folder, name), content)
 
 
+def place_of_list(scratch: str) -> str:
+    """A session's folder for matplotlib: beside its working directory."""
+    return os.path.join(os.path.dirname(scratch), FOLDER)
+
+
 def give_list(folder: str, scratch: str) -> str:
-    """Make a folder for matplotlib beside a working directory, with a link to the list in ``folder``. Returns its path."""
-    place = os.path.join(os.path.dirname(scratch), FOLDER)
+    """Make a session's folder for matplotlib, with a link to the list in ``folder``. Returns its path."""
+    place = place_of_list(scratch)
     os.makedirs(place, 0o700, exist_ok=True)
     for name in os.listdir(folder):
         with contextlib.suppress(FileExistsError):

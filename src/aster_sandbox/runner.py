@@ -10,7 +10,6 @@ import secrets
 import signal
 import socket
 import termios
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from aster_sandbox.handle import ZygoteHandle, pid_of
@@ -51,7 +50,7 @@ class Outcome:
 class Runner:
     """One process. Requests go one at a time."""
 
-    def __init__(self, zygote: ZygoteHandle, number: int, clip: Clip, born: Callable[[Runner], None]) -> None:
+    def __init__(self, zygote: ZygoteHandle, number: int, clip: Clip) -> None:
         self.number = number
         self.doomed = False
         """No request can succeed any more."""
@@ -61,11 +60,10 @@ class Runner:
         """It ended before it read the last request, or was killed because it did not read it."""
         self.unborn: Exception | None = None
         """Why it could not be forked."""
-        self.pid: int | None = None
-        """As this process sees it, once it is forked."""
+        self.charged = False
+        """What is held for it counts in a control group of its own."""
         self._clip = clip
         self._zygote = zygote
-        self._born = born
         self._loop = asyncio.get_running_loop()
         self._pidfd = -1
         self._connection, theirs = socket.socketpair()
@@ -162,6 +160,11 @@ class Runner:
             self._close_pidfd()
 
     @property
+    def pid(self) -> int | None:
+        """As this process sees it; None where it is not forked yet, or has ended."""
+        return pid_of(self._pidfd) if self._pidfd >= 0 else None
+
+    @property
     def taken_along(self) -> bool:
         """Whether the end of the zygote was this process's."""
         return self.gone.done() and self.gone.result() is None
@@ -183,11 +186,8 @@ class Runner:
     def on_forked(self, pidfd: int) -> None:
         """It lives."""
         self._pidfd = pidfd
-        self.pid = pid_of(pidfd)
         if self.doomed:
             self.kill()
-        else:
-            self._born(self)
 
     def on_failed(self, error: Exception) -> None:
         """No fork."""

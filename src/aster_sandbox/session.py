@@ -52,6 +52,9 @@ class Host(Protocol):
         """A new process, whose output goes to ``clip``, when there is memory for it. SandboxFailure where there is none for
         long, where the zygote cannot be had, or where the process is not wanted any more."""
 
+    def charge(self, runner: Runner) -> None:
+        """Count what is held for a process, whose first cell begins."""
+
     async def adopt(self, origin: Origin) -> Session:
         """Another session without a process, as soon as there may be one more."""
 
@@ -234,6 +237,8 @@ class Session:
         lost = unread = 0
         while True:
             runner = await self._ready_runner()
+            if not runner.charged:
+                self._host.charge(runner)
             outcome = await runner.request(request, self._host.settings.cell_seconds, self._patience)
             if outcome.reply is not None and outcome.kind is not Kind.UNREADY:
                 return self._ended(request, outcome.reply, time.perf_counter() - started)
@@ -378,6 +383,8 @@ class Session:
     async def _replay(self, runner: Runner) -> bool:
         """Run all steps again in a fresh process. False where it ended. A step that did that is not tried again."""
         history, settings = self._history, self._host.settings
+        if history.steps:
+            self._host.charge(runner)
         deadline = time.monotonic() + max(settings.replay_seconds, 2 * history.seconds)
         last: Step | None = None
         for place, step in enumerate(history.steps):

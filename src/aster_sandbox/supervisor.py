@@ -159,7 +159,7 @@ class Sandbox:
             except SettingsError as error:  # it was loaded once
                 raise SandboxFailure(str(error)) from error
             try:
-                runner = Runner(zygote, next(self._numbers), clip, self._join_group)
+                runner = Runner(zygote, next(self._numbers), clip)
             except OSError as error:  # no descriptors are left
                 raise SandboxFailure(f"no process could be started for a session: {error}") from error
             name = f"session-{runner.number}"
@@ -180,9 +180,11 @@ class Sandbox:
         if self._plan is not None and self._plan.fonts:
             make_list(self._plan.fonts, environment(Path(self._plan.root)))
 
-    def _join_group(self, runner: Runner) -> None:
-        if self._groups is not None and runner.pid is not None:
-            self._groups.add(runner.number, runner.pid)
+    def charge(self, runner: Runner) -> None:
+        """From here on, what is held for a process and all that it starts is counted: its first cell begins."""
+        if self._groups is not None and (pid := runner.pid) is not None:
+            self._groups.add(runner.number, pid)
+        runner.charged = True
 
     def _lost(self, runner: Runner, name: str, _: asyncio.Future[int | None]) -> None:
         self._runners.discard(runner)
@@ -197,7 +199,7 @@ class Sandbox:
         """MiB that processes hold, with all that they started. Slow for many."""
         if self._groups is not None:
             return {runner: self._groups.held_mb(runner.number) for runner in runners}
-        pids = {runner.pid: runner for runner in runners if runner.pid is not None}
+        pids = {pid: runner for runner in runners if (pid := runner.pid) is not None}
         warm = self._zygote.pid if self._zygote is not None else None
         return {pids[pid]: held for pid, held in held_mb(pids, warm).items()}
 

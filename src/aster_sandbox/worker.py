@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import socket
 import stat
 import sys
 import tempfile
@@ -18,7 +16,9 @@ from _signal import (  # type: ignore[import-not-found]
     ITIMER_PROF,
     ITIMER_REAL,
     ITIMER_VIRTUAL,
+    SIG_DFL,
     SIG_SETMASK,
+    SIGCHLD,
     SIGINT,
     pthread_sigmask,
     set_wakeup_fd,
@@ -27,7 +27,7 @@ from _signal import (  # type: ignore[import-not-found]
 from _signal import signal as set_handler
 from collections.abc import Callable
 from contextlib import suppress
-from os import _exit, chdir, getpid, makedirs, write
+from os import _exit, chdir, getpid, makedirs, read, write
 from os import stat as os_stat
 from resource import getpagesize
 from sys import getrecursionlimit, setrecursionlimit
@@ -36,7 +36,7 @@ from typing import NoReturn
 
 from aster_sandbox import cellbuiltins
 from aster_sandbox.cells import Interpreter
-from aster_sandbox.fonts import give_list
+from aster_sandbox.fonts import give_list, place_of_list
 from aster_sandbox.isolation import Plan, confine_session
 from aster_sandbox.isolation.guard import close_all_but
 from aster_sandbox.isolation.syscalls import libc
@@ -49,13 +49,13 @@ from aster_sandbox.protocol import (
     Request,
     line_mark,
     pack_reply,
-    receive,
     take_request,
 )
 from aster_sandbox.streams import CONNECTION, EMPTY, OUTPUT, Streams
 from aster_sandbox.traces import short_traceback
 
 TIMERS = (ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF)
+READ_BYTES = 1 << 16
 INTERRUPT_NUMBER = int(INTERRUPT)
 LARGEST_INT_DIGITS = 200_000
 """Digits of an integer that ``str`` converts; Python's own 4,300 stops ordinary problems such as the digit sum of 2**20000."""
@@ -82,8 +82,9 @@ class Worker:
         sys.argv = [""]
         sys.path.insert(0, scratch)
         os.environ["HOME"] = os.environ["TMPDIR"] = scratch
+        self._fonts = plan.fonts
         if plan.fonts:
-            os.environ["MPLCONFIGDIR"] = give_list(plan.fonts, scratch)
+            os.environ["MPLCONFIGDIR"] = place_of_list(scratch)
         tempfile.tempdir = None
         self._streams = Streams()
         self._limits = Limits(address_space + (plan.memory_mb << 20))
@@ -93,13 +94,12 @@ class Worker:
 
     def serve(self) -> NoReturn:
         """Answer requests for ever; end the process at the end of the connection."""
-        connection = socket.socket(fileno=CONNECTION)
         buffer = bytearray()
         while True:
             try:
                 taken = take_request(buffer)
                 if taken is None:
-                    data, _ = receive(connection, 1 << 16, 1)
+                    data = read(CONNECTION, READ_BYTES)
                     if not data:
                         _exit(0)
                     buffer += data
@@ -159,6 +159,9 @@ class Worker:
     def _run(self, request: Request) -> Reply:
         source = request.data.decode("utf-8", "surrogatepass")
         self._limits.touched |= "rlimit" in source
+        if self._fonts and "plot" in source:  # few sessions draw
+            give_list(self._fonts, self._home)
+            self._fonts = ""
         kind = self._interpreter.run(request.number, source, request.limit)
         cellbuiltins.restore(source)
         self._flush()
@@ -275,17 +278,17 @@ class Worker:
 def become_runner(plan: Plan, scratch: str, connection: int, output: int) -> NoReturn:
     """Turn a fresh child of the zygote into a session's process, shut it in and serve. Closes every descriptor but the two
     given and the log."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # What the standard library has above the system's own calls writes to many more pages of memory, and each is copied.
+    set_wakeup_fd(-1)
+    set_handler(SIGCHLD, SIG_DFL)
     os.setsid()  # all that runs for a session shares the processor as one, and can be found by it
+    # Both need /proc, which a session has not.
+    with suppress(OSError):  # some containers forbid it
+        write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"500")  # where memory runs out, sessions go before the trainer
+    address_space = int(read(os.open("/proc/self/statm", os.O_RDONLY), 100).split()[0]) * getpagesize()
     for descriptor, place in ((connection, CONNECTION), (output, OUTPUT), (os.open(os.devnull, os.O_RDONLY), EMPTY)):
         os.dup2(descriptor, place, inheritable=False)
     close_all_but(2, CONNECTION, OUTPUT, EMPTY)
-    # Both need /proc, which a session has not.
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")  # where memory runs out, a session goes before the trainer; some containers forbid it
-    with open("/proc/self/statm") as file:
-        address_space = int(file.read().split()[0]) * getpagesize()
     confine_session(plan, scratch)
     for place, descriptor in enumerate((EMPTY, OUTPUT, OUTPUT)):  # until here, 2 was the zygote's log
         os.dup2(descriptor, place)

@@ -247,6 +247,7 @@ def test_no_control_group_is_left() -> None:
     async def main() -> None:
         async with Sandbox(settings()) as sandbox:
             sessions = [await sandbox.open(number) for number in range(4)]
+            assert {(await session.run("1 + 1")).output for session in sessions} == {"2"}
             assert sandbox._groups is not None
             assert len(list(sandbox._groups._folder.glob("session-*"))) == 4
             await sessions[0].close()

@@ -76,7 +76,7 @@ def close_all_but(*kept: int) -> None:
 
 def kill_all_below(seconds: float = BURY_SECONDS) -> None:
     """Kill and reap all descendants of this process, which must be their subreaper."""
-    _kill(lambda: _below(lambda _: True), seconds)
+    _kill(lambda: _below(lambda _pid, _session: True), seconds)
 
 
 def kill_strays(live: Collection[int], seconds: float = STRAY_SECONDS) -> None:
@@ -89,7 +89,8 @@ def kill_strays(live: Collection[int], seconds: float = STRAY_SECONDS) -> None:
         # Mostly there is none, and then one read says so, unless the kernel lacks CONFIG_PROC_CHILDREN.
         if all(pid in live or _session_of(pid) in live for pid in map(int, file.read().split())):
             return
-    _kill(lambda: _below(lambda session: session not in live), seconds)
+    # By its own number too: one that was forked a moment ago may not lead its session yet.
+    _kill(lambda: _below(lambda pid, session: pid not in live and session not in live), seconds)
 
 
 def _kill(find: Callable[[], dict[int, int]], seconds: float) -> None:
@@ -126,8 +127,8 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _below(wanted: Callable[[int], bool]) -> dict[int, int]:
-    """Every descendant of this process, zombies too, whose process session is wanted, with its parent."""
+def _below(wanted: Callable[[int, int], bool]) -> dict[int, int]:
+    """Every descendant of this process, zombies too, that is wanted by its number and its process session, with its parent."""
     children: dict[int, list[int]] = {}
     sessions: dict[int, int] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
@@ -141,7 +142,7 @@ def _below(wanted: Callable[[int], bool]) -> dict[int, int]:
         parent = todo.pop()
         for child in children.get(parent, ()):
             todo.append(child)
-            if wanted(sessions[child]):
+            if wanted(child, sessions[child]):
                 found[child] = parent
     return found
 
