@@ -11,12 +11,29 @@ from typing import Any
 from aster_sandbox import magics, shown
 from aster_sandbox.streams import Streams
 
-_ours = ModuleType("builtins", builtins.__doc__)
+_touched = False
+"""A cell may have changed the builtins."""
+
+
+class _Builtins(ModuleType):
+    """Notes that a name was changed. (``__dict__`` can be changed too: ``restore`` sees that in a cell's source.)"""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        global _touched
+        _touched = True
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        global _touched
+        _touched = True
+        super().__delattr__(name)
+
+
+_ours = _Builtins("builtins", builtins.__doc__)
 _ours.__dict__.update(builtins.__dict__)
 _ours.__dict__.update(magics.BUILTINS, display=shown.display)
 _whole: dict[str, Any] = dict(_ours.__dict__)
 """As each cell finds them."""
-_touched = False
 
 
 def module() -> ModuleType:

@@ -49,12 +49,21 @@ class Groups:
             group.mkdir(exist_ok=True)
             (group / "cgroup.procs").write_text(str(pid))
 
+    @property
+    def folder(self) -> str:
+        """Where the groups are."""
+        return str(self._folder)
+
     def held_mb(self, number: int) -> float:
-        """MiB charged to a group."""
+        """MiB charged to a group, without the cache of files on disk, which the kernel takes back by itself."""
+        group = self._group(number)
         try:
-            return int((self._group(number) / self._file).read_text()) / 2**20
+            used = int((group / self._file).read_text())
+            statistics = (group / "memory.stat").read_text().split()
+            cache = sum(int(statistics[statistics.index(name) + 1]) for name in ("inactive_file", "active_file"))
         except (OSError, ValueError):  # it is gone
             return 0.0
+        return (used - cache) / 2**20
 
     def remove(self, number: int) -> None:
         """Remove the group of processes that have ended."""
@@ -63,15 +72,7 @@ class Groups:
 
     def close(self) -> None:
         """Remove what is left."""
-        deadline = time.monotonic() + REMOVE_SECONDS
-        while self._folder.exists():
-            with contextlib.suppress(OSError):
-                for group in [entry for entry in self._folder.iterdir() if entry.is_dir()]:
-                    group.rmdir()
-                self._folder.rmdir()
-            if time.monotonic() > deadline:
-                return
-            time.sleep(0.005)
+        remove_groups(self.folder)
 
     def _group(self, number: int) -> Path:
         return self._folder / f"session-{number}"
@@ -99,6 +100,17 @@ class Groups:
                 control.write_text("+memory")
 
 
+def remove_groups(folder: str) -> None:
+    """Remove a folder of groups, whose processes have ended or are about to."""
+    deadline = time.monotonic() + REMOVE_SECONDS
+    while os.path.isdir(folder) and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):  # a process is still in one
+            for group in [entry.path for entry in os.scandir(folder) if entry.is_dir()] + [folder]:
+                os.rmdir(group)
+        if os.path.isdir(folder):
+            time.sleep(0.005)
+
+
 def _candidates() -> list[Path]:
     """Folders in which groups could be made: this process's own, and for version 2 the one above it, since no group has both
     processes and groups that count."""
@@ -115,5 +127,14 @@ def _candidates() -> list[Path]:
             _, mounted, kind = line.split()[:3]
             if kind == "cgroup2" and "" in own:
                 place = Path(mounted) / own[""]
-                return [place, place.parent] if own[""] else [place]
+                return [place, place.parent] if own[""] and _is_delegated(place.parent) else [place]
     return []
+
+
+def _is_delegated(group: Path) -> bool:
+    """Whether systemd gave a group to whoever runs in it. From any other, a process would leave limits that are set for it."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(group, name) == b"1":
+                return True
+    return False

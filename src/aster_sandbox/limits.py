@@ -8,6 +8,8 @@ from resource import getrlimit
 from typing import Any
 
 _set = resource.setrlimit
+_set_by_a_cell = False
+"""``setrlimit`` or ``prlimit`` was called, by whatever code."""
 RESERVE_BYTES = 64 << 20
 """Address space beyond a cell's limit in which its MemoryError is reported and the next cell is compiled."""
 KINDS = (
@@ -36,7 +38,7 @@ class Limits:
     def restore(self) -> None:
         """Undo what a cell changed, if one did. ValueError where that is impossible: it has lowered what nobody can raise
         again."""
-        if not self.touched:
+        if not (self.touched or _set_by_a_cell):
             return
         for kind, limits in self._others:
             if getrlimit(kind) != limits:
@@ -68,6 +70,8 @@ def _soft(original: Callable[..., Any], place: int) -> Callable[..., Any]:
     """``original``, whose argument at ``place`` is a pair of limits, after the kind."""
 
     def limited(*arguments: Any) -> Any:
+        global _set_by_a_cell
+        _set_by_a_cell = True
         if len(arguments) > place and arguments[place] is not None:
             kind, (soft, hard) = arguments[place - 1], arguments[place]
             most = getrlimit(kind)[1]

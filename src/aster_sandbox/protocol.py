@@ -37,8 +37,6 @@ NONCE_BYTES = 16
 OPS = ("hello", "start", "run", "seed", "write", "read")
 REQUEST = struct.Struct("!IB16sqq")
 REPLY = struct.Struct("!16sBqqI")
-MAX_REQUEST = 1 << 30
-"""Bytes of the longest frame a supervisor may send."""
 MAX_DATA = 1 << 20
 """Bytes of data in the longest reply."""
 MAX_PACKET = 8192

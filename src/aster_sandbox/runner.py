@@ -81,7 +81,7 @@ class Runner:
         self._buffer = bytearray()
         self._nonce = self._before = b""
         self._answer: asyncio.Future[Outcome] | None = None
-        self._overran = self._interrupted = False
+        self._overran = self._interrupted = self._reporting = False
         self._armed = False
         self._looks: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -111,7 +111,7 @@ class Runner:
             return Outcome(None)
         self._before, self._nonce = self._nonce, secrets.token_bytes(NONCE_BYTES)
         self._clip.begin(line_mark(self._nonce))
-        self._overran = self._interrupted = False
+        self._overran = self._interrupted = self._reporting = False
         self._grace = GRACE_SECONDS if grace is None else grace
         answer = self._answer = self._loop.create_future()
         self._deadline = self._loop.time() + seconds
@@ -281,6 +281,8 @@ class Runner:
                 if reply is None:
                     return
                 if reply.kind is Kind.GAVE_WAY:
+                    if not self._interrupted or self._reporting:
+                        raise ValueError("a cell that was not interrupted, or that gives way twice")
                     self._await_report()
                 else:
                     self._answer.set_result(Outcome(reply))
@@ -293,6 +295,7 @@ class Runner:
 
     def _await_report(self) -> None:
         """The cell has ended: what is still to come is its report."""
+        self._reporting = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(REPORT_SECONDS, self._interrupt, 0)

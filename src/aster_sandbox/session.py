@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from aster_sandbox.errors import SandboxFailure
@@ -96,20 +97,26 @@ class Session:
 
     async def run(self, code: str) -> CellResult:
         """Run one cell. Never raises for what the code does; SandboxFailure where the sandbox itself cannot go on."""
-        async with self._lock:
-            self._require_open()
+        async with self._turn():
             started = time.perf_counter()
             self._number += 1
+            status, output = await self._run(code, started)
+            return CellResult(code, status, output, time.perf_counter() - started)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One request at a time."""
+        async with self._lock:
+            self._require_open()
             try:
-                status, output = await self._run(code, started)
+                yield
             except asyncio.CancelledError:
-                # The cell is still running: the next one must not find it. It will be rebuilt from the cells before.
+                # The request is still under way: the next one must not meet it. The process is rebuilt from the cells before.
                 if self._runner is not None:
                     self._runner.kill()
                 raise
             finally:
                 self.last_used = time.monotonic()
-            return CellResult(code, status, output, time.perf_counter() - started)
 
     async def fork(self, seed: int | None = None) -> Session:
         """A second session that has run the same cells; it waits while ``sessions`` are alive. Neither notices what the other
@@ -129,7 +136,7 @@ class Session:
                     twin._note = self._note
                 state = await twin._recover()
                 if state != KEPT:
-                    twin._note = f"[this session's cells had to be run again; {state}]\n"
+                    twin._note += f"[this session's cells had to be run again; {state}]\n"
                 if seed is not None:
                     await twin._reseed(seed)
         except BaseException:
@@ -140,26 +147,24 @@ class Session:
 
     async def reseed(self, seed: int) -> None:
         """Other random numbers from here on: those of the global generators that the session's own seed seeded."""
-        async with self._lock:
-            self._require_open()
+        async with self._turn():
             await self._reseed(seed)
 
     async def upload(self, path: str, content: bytes) -> None:
-        """Put a file into the session, in place of what is there. ``path`` is below the working directory, or absolute; folders
-        that are missing are made. OSError where the session may not write it.
+        """Put a file into the session, in place of what is there. ``path`` is from the working directory, or absolute; folders
+        that are missing are made. OSError where the session may not write it, or where it is larger than ``file_mb``.
 
         Replay brings it back. Its content is kept for that, in memory, until the session ends.
         """
-        async with self._lock:
-            self._require_open()
+        if len(content) > self._host.settings.file_mb << 20:
+            raise OSError(f"{path}: a file has at most {self._host.settings.file_mb} MiB (file_mb)")
+        async with self._turn():
             await self._keep(Request("write", data=_path(path) + b"\0" + content), path)
-            self.last_used = time.monotonic()
 
     async def download(self, path: str, most_bytes: int | None = None) -> bytes:
         """A file of the session's, or its first ``most_bytes``. ``path`` as for ``upload``. OSError where there is none that
         can be read."""
-        async with self._lock:
-            self._require_open()
+        async with self._turn():
             content = bytearray()
             while True:
                 wanted = MAX_DATA if most_bytes is None else min(MAX_DATA, most_bytes - len(content))
@@ -167,7 +172,6 @@ class Session:
                 if reply.kind is not Kind.OK:
                     raise OSError(f"{path}: {reply.data.decode('utf-8', 'replace')}")
                 content += reply.data
-                self.last_used = time.monotonic()
                 if not reply.data or len(content) >= reply.finished or len(content) == most_bytes:
                     return bytes(content)
 
@@ -303,7 +307,7 @@ class Session:
     async def _ask(self, request: Request) -> Reply:
         """The answer to what is no cell. SandboxFailure where no process answers."""
         how = ""
-        for _ in range(RECOVERY_ATTEMPTS):
+        for _ in range(CELL_ATTEMPTS):
             runner = await self._ready_runner()
             outcome = await runner.request(request, FILE_SECONDS, self._patience)
             if outcome.reply is not None and outcome.kind is not Kind.UNREADY:
@@ -378,6 +382,7 @@ class Session:
             if not runner.died_alone:
                 return
             how = f"{how}\nthe process {runner.ending()}"
+        runner.kill()  # without its setup it is no session's
         raise SandboxFailure(f"the session's setup failed:\n{how.strip()}")
 
     async def _replay(self, runner: Runner) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -69,11 +70,12 @@ class Sandbox:
         _allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
         root = tempfile.mkdtemp(prefix="aster-sandbox-")
         try:
-            self._plan = await asyncio.to_thread(make_plan, self.settings, root, self._spare_processors)
+            self._groups = Groups.find()
+            groups = self._groups.folder if self._groups is not None else ""
+            self._plan = await asyncio.to_thread(make_plan, self.settings, root, self._spare_processors, groups)
             _say_once(
                 NOT_ISOLATED if self._plan.level is Level.RLIMITS else f"sandbox: isolation level {self._plan.level.value}"
             )
-            self._groups = Groups.find()
             self._entered = True
             fonts = asyncio.ensure_future(asyncio.to_thread(self._list_fonts))
             try:
@@ -82,6 +84,8 @@ class Sandbox:
                 await fonts
         except BaseException:
             self._entered = False
+            if self._zygote is not None:
+                await self._zygote.stop()
             if self._groups is not None:
                 self._groups.close()
             remove_tree(root)
@@ -95,10 +99,10 @@ class Sandbox:
             self._house.cancel()
             await asyncio.gather(self._house, return_exceptions=True)
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
-        await asyncio.gather(*self._removals)
         async with self._zygote_lock:
             if self._zygote is not None:
                 await self._zygote.stop()
+        await asyncio.gather(*self._removals)
         if self._groups is not None:
             self._groups.close()
         if self._plan is not None:
@@ -178,7 +182,8 @@ class Sandbox:
 
     def _list_fonts(self) -> None:
         if self._plan is not None and self._plan.fonts:
-            make_list(self._plan.fonts, environment(Path(self._plan.root)))
+            with contextlib.suppress(OSError):  # then each session makes its own
+                make_list(self._plan.fonts, environment(Path(self._plan.root)))
 
     def charge(self, runner: Runner) -> None:
         """From here on, what is held for a process and all that it starts is counted: its first cell begins."""

@@ -1,7 +1,7 @@
 """A session's interpreter: what runs in a runner, from its fork on.
 
-Everything here runs under whatever the cells did to the process. What is called between two cells is bound to names of this
-module when it is loaded, so that cells which replace functions of the standard library do not replace ours.
+Everything here runs under whatever the cells did to the process. What is called before and after each cell is bound to names of
+this module when it is loaded, so that cells which replace functions of the standard library do not replace ours.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from _signal import (  # type: ignore[import-not-found]
 from _signal import signal as set_handler
 from collections.abc import Callable
 from contextlib import suppress
+from fcntl import F_DUPFD, fcntl
 from os import _exit, chdir, getpid, makedirs, read, write
 from os import stat as os_stat
 from resource import getpagesize
@@ -104,7 +105,7 @@ class Worker:
                         _exit(0)
                     buffer += data
                     continue
-            except OSError:  # a cell closed the connection, and kept it open in a child
+            except (OSError, MemoryError):  # a cell closed the connection, and kept it open in a child; a request is too large
                 _exit(1)
             except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised; its cell is over
                 continue
@@ -160,7 +161,8 @@ class Worker:
         source = request.data.decode("utf-8", "surrogatepass")
         self._limits.touched |= "rlimit" in source
         if self._fonts and "plot" in source:  # few sessions draw
-            give_list(self._fonts, self._home)
+            with suppress(Exception):  # no room, no descriptors: matplotlib makes its own list then
+                give_list(self._fonts, self._home)
             self._fonts = ""
         kind = self._interpreter.run(request.number, source, request.limit)
         cellbuiltins.restore(source)
@@ -179,7 +181,12 @@ class Worker:
     def _write(self, path: bytes, content: bytes) -> None:
         place = os.path.join(os.fsencode(self._home), path)
         makedirs(os.path.dirname(place), exist_ok=True)
-        with open(place, "wb") as file:
+        # Without waiting: a cell may have put a pipe there.
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o644)
+        with open(descriptor, "wb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError("is no file")
+            os.ftruncate(descriptor, 0)
             file.write(content)
 
     def _read(self, request: Request) -> Reply:
@@ -192,7 +199,7 @@ class Worker:
                     return Reply(Kind.ERROR, data=b"is no file")
                 file.seek(request.number)
                 return Reply(Kind.OK, finished=status.st_size, data=file.read(min(request.limit, MAX_DATA)))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - told in words
             return Reply(Kind.ERROR, data=_in_words(error))
 
     # ----- between cells
@@ -286,7 +293,10 @@ def become_runner(plan: Plan, scratch: str, connection: int, output: int) -> NoR
     with suppress(OSError):  # some containers forbid it
         write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"500")  # where memory runs out, sessions go before the trainer
     address_space = int(read(os.open("/proc/self/statm", os.O_RDONLY), 100).split()[0]) * getpagesize()
-    for descriptor, place in ((connection, CONNECTION), (output, OUTPUT), (os.open(os.devnull, os.O_RDONLY), EMPTY)):
+    # First beyond their places: where the zygote holds a descriptor for each of many sessions, these have such numbers already.
+    wanted = (connection, CONNECTION), (output, OUTPUT), (os.open(os.devnull, os.O_RDONLY), EMPTY)
+    lifted = [(fcntl(descriptor, F_DUPFD, EMPTY + 1), place) for descriptor, place in wanted]
+    for descriptor, place in lifted:
         os.dup2(descriptor, place, inheritable=False)
     close_all_but(2, CONNECTION, OUTPUT, EMPTY)
     confine_session(plan, scratch)

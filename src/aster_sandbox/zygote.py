@@ -93,11 +93,9 @@ class Zygote:
                 break
             message = json.loads(data)
             try:
-                pid = self._fork(message, *descriptors)
+                forked[message["id"]] = self._fork(message, *descriptors)
             except OSError as error:
                 self._send({"failed": message["id"], "errno": error.errno or errno.EIO, "reason": str(error)})
-            else:
-                forked[message["id"]] = os.pidfd_open(pid)
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -108,7 +106,7 @@ class Zygote:
         return alive
 
     def _fork(self, message: dict[str, Any], connection: int, output: int) -> int:
-        """A runner's pid. OSError where there is none."""
+        """A runner's pidfd. OSError where there is none."""
         scratch = make_scratch(self._plan, message["name"])
         pid, init, place = fork_session(self._plan)
         if pid == 0:
@@ -121,7 +119,12 @@ class Zygote:
             finally:
                 os._exit(1)
         self._runners[pid] = message["id"], init, place
-        return pid
+        try:
+            return os.pidfd_open(pid)
+        except OSError:  # no descriptor is left; its end is not told, since it never was
+            os.kill(pid, signal.SIGKILL)
+            self._runners[pid] = -1, init, place
+            raise
 
     def _bury(self) -> None:
         """Reap the dead, and end what runners leave behind."""
@@ -144,14 +147,18 @@ class Zygote:
                 alone.append((number, status))
         if alone:
             kill_strays(self._runners)
-        for start in range(0, len(alone), PER_PACKET):
-            self._send({"gone": alone[start : start + PER_PACKET]})
+        self._tell_gone(alone)
 
     def _close_namespace(self, place: int) -> None:
         """All that was in a runner's namespace has ended."""
         self._poll.unregister(place)
         os.close(place)
-        self._send({"gone": [self._ending.pop(place)]})
+        self._tell_gone([self._ending.pop(place)])
+
+    def _tell_gone(self, gone: list[tuple[int, int]]) -> None:
+        known = [each for each in gone if each[0] >= 0]
+        for start in range(0, len(known), PER_PACKET):
+            self._send({"gone": known[start : start + PER_PACKET]})
 
     def _send(self, message: dict[str, Any], *descriptors: int) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone: the loop sees that next

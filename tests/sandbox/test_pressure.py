@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -237,25 +239,53 @@ def test_without_control_groups_the_session_with_many_processes_is_thought_to_ho
     asyncio.run(main())
 
 
+def test_no_control_group_is_left_of_a_killed_supervisor() -> None:
+    groups = Groups.find()
+    if groups is None:
+        pytest.skip("this machine lets nobody make control groups that count memory")
+    folder = Path(groups.folder).parent
+    groups.close()
+    code = """
+import asyncio
+from aster_sandbox import Sandbox
+async def main():
+    async with Sandbox(preload=[]) as sandbox:
+        session = await sandbox.open()
+        await session.run("1")
+        print(sandbox._groups.folder, flush=True)
+        await session.run("import time; time.sleep(60)")
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    made = Path(parent.stdout.readline().strip())
+    assert made.parent == folder
+    assert made.is_dir()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert soon(lambda: not made.exists())
+
+
 def test_no_control_group_is_left() -> None:
     groups = Groups.find()
     if groups is None:
         pytest.skip("this machine lets nobody make control groups that count memory")
-    folder = groups._folder.parent
     groups.close()
+    assert not Path(groups.folder).exists()
 
-    async def main() -> None:
+    async def main() -> Path:
         async with Sandbox(settings()) as sandbox:
             sessions = [await sandbox.open(number) for number in range(4)]
             assert {(await session.run("1 + 1")).output for session in sessions} == {"2"}
             assert sandbox._groups is not None
-            assert len(list(sandbox._groups._folder.glob("session-*"))) == 4
+            folder = Path(sandbox._groups.folder)
+            assert len(list(folder.glob("session-*"))) == 4
             await sessions[0].close()
-            assert len(list(sandbox._groups._folder.glob("session-*"))) == 3
+            assert len(list(folder.glob("session-*"))) == 3
+            return folder
 
-    before = set(folder.glob("aster-sandbox-*"))
-    asyncio.run(main())
-    assert set(folder.glob("aster-sandbox-*")) <= before
+    assert not asyncio.run(main()).exists()
 
 
 def test_cells_go_on_while_it_is_found_out_who_holds_the_memory(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def enter_zygote(plan: Plan, supervisor: int) -> Plan:
     """
     if plan.processors:
         os.sched_setaffinity(0, plan.processors)
-    guard = stand_guard(supervisor, plan.root)
+    guard = stand_guard(supervisor, plan.root, plan.groups)
     if plan.level is Level.NAMESPACES:
         namespaces.enter(plan, guard)
         plan = dataclasses.replace(plan, fonts=namespaces.FONTS if plan.fonts else "")

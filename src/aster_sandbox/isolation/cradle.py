@@ -6,8 +6,8 @@ children of others, and zombies would fill the session's limit. So a process tha
 
 A fork would make each init cost a millisecond and half a MiB. Instead all inits share the memory of one small process, as
 threads do: ``clone(2)`` with ``CLONE_VM``, on ``pause(3)`` of the C library. This works because an init never returns from that
-call: every signal is blocked in it, and what is left is SIGKILL from outside. It also never uses its stack again, so all have
-the same. Its orphans are reaped by the kernel, because it ignores SIGCHLD.
+call: every signal is blocked in it, and what is left is SIGKILL from outside. It also never uses its stack again, so
+the next ones can have it. Its orphans are reaped by the kernel, because it ignores SIGCHLD.
 
 The small process is the cradle, the first in the zygote's own process namespace. It is forked before the zygote imports
 anything."""
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 import select
 import signal
@@ -28,7 +29,8 @@ from aster_sandbox.isolation.guard import close_all_but
 from aster_sandbox.isolation.syscalls import CLONE_NEWPID, libc
 
 CLONE_VM = 0x100
-STACK_BYTES = 16 << 10
+STACK_BYTES = 4 << 10
+STACKS = 32
 PID = struct.Struct("=i")
 READY = 8
 
@@ -72,8 +74,9 @@ def _serve(requests: int, zygote: int) -> NoReturn:
                 signal.signal(number, signal.SIG_IGN if number == signal.SIGCHLD else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         connection = socket.socket(fileno=requests)
-        stack = ctypes.create_string_buffer(STACK_BYTES)
-        top = ctypes.c_void_p((ctypes.addressof(stack) + STACK_BYTES) & ~0xF)
+        # Several inits may be on their way to their sleep at once; those before them never use their stacks again.
+        stacks = ctypes.create_string_buffer(STACKS * STACK_BYTES)
+        tops = itertools.cycle((ctypes.addressof(stacks) + (place + 1) * STACK_BYTES) & ~0xF for place in range(STACKS))
         pause = ctypes.cast(libc.pause, ctypes.c_void_p)
         poll = select.poll()
         poll.register(requests, select.POLLIN)
@@ -81,7 +84,7 @@ def _serve(requests: int, zygote: int) -> NoReturn:
         while all(descriptor == requests for descriptor, _ in poll.poll()):
             if not connection.recv(1):
                 break
-            pid = libc.clone(pause, top, CLONE_VM | CLONE_NEWPID | signal.SIGCHLD, None)
+            pid = libc.clone(pause, ctypes.c_void_p(next(tops)), CLONE_VM | CLONE_NEWPID | signal.SIGCHLD, None)
             connection.send(PID.pack(pid if pid > 0 else -(ctypes.get_errno() or errno.EAGAIN)))
     finally:
         os._exit(0)

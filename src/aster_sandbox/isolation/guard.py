@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import NoReturn
 
+from aster_sandbox.cgroups import remove_groups
 from aster_sandbox.isolation.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 
 BURY_SECONDS = 10.0
@@ -24,11 +25,11 @@ STRAY_SECONDS = 2.0
 """How long the zygote fights what a runner left behind, before it goes back to serving."""
 
 
-def stand_guard(supervisor: int, root: str) -> int:
+def stand_guard(supervisor: int, root: str, groups: str) -> int:
     """Fork. The parent becomes the guard and never returns; the child returns and dies with it.
 
-    Returns the guard's pidfd. ``supervisor`` is the caller's parent; a caller whose parent it is not any more ends.
-    """
+    Returns the guard's pidfd. ``supervisor`` is the caller's parent; a caller whose parent it is not any more ends. ``root``
+    and ``groups`` are what is removed when the supervisor has ended: the sandbox's files and its control groups."""
     try:
         supervisor_pidfd = os.pidfd_open(supervisor)
     except ProcessLookupError:
@@ -39,7 +40,7 @@ def stand_guard(supervisor: int, root: str) -> int:
     own = os.pidfd_open(os.getpid())
     child = os.fork()
     if child != 0:
-        _watch(child, supervisor_pidfd, root)
+        _watch(child, supervisor_pidfd, root, groups)
     os.close(supervisor_pidfd)
     die_with(own)
     return own
@@ -189,7 +190,7 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
         return []
 
 
-def _watch(child: int, supervisor_pidfd: int, root: str) -> NoReturn:
+def _watch(child: int, supervisor_pidfd: int, root: str, groups: str) -> NoReturn:
     child_pidfd = os.pidfd_open(child)
     close_all_but(1, 2, supervisor_pidfd, child_pidfd)
     select.select([supervisor_pidfd, child_pidfd], [], [])
@@ -201,4 +202,5 @@ def _watch(child: int, supervisor_pidfd: int, root: str) -> NoReturn:
     kill_all_below()
     if orphaned or has_ended(supervisor_pidfd):
         remove_tree(root)
+        remove_groups(groups)
     os._exit(0)

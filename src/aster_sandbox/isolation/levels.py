@@ -55,6 +55,8 @@ class Plan:
     """Message of the exception that a soft interrupt raises in a cell."""
     echo: str = "python"
     """How values are shown."""
+    groups: str = ""
+    """A folder of control groups; empty where there are none."""
     fonts: str = ""
     """A folder with matplotlib's list of fonts, which sessions may read; empty where matplotlib is not installed."""
     preload: tuple[str, ...] = ()

@@ -106,7 +106,7 @@ def choose(demanded: str) -> Level:
     return level
 
 
-def make_plan(settings: Settings, root: str, spare_processors: int = 0) -> Plan:
+def make_plan(settings: Settings, root: str, spare_processors: int = 0, groups: str = "") -> Plan:
     """The plan of a sandbox with its files below ``root``. SettingsError for a level or mounts that cannot be had.
 
     ``spare_processors``: so many of this process's are not for sessions, but for one."""
@@ -136,6 +136,7 @@ def make_plan(settings: Settings, root: str, spare_processors: int = 0) -> Plan:
         memory_mb=settings.memory_mb,
         timeout_text=f"the cell ran longer than {settings.cell_seconds:g} s",
         echo=settings.echo,
+        groups=groups,
         fonts=fonts_folder,
         preload=tuple(settings.preload),
         processors=left,

@@ -105,9 +105,9 @@ def fork_into_new_pid_namespace() -> tuple[int, int, int]:
     """
     assert _cradle is not None
     init = _cradle.take_init()
-    place = os.pidfd_open(init)
-    pid = -1
+    place = pid = -1
     try:
+        place = os.pidfd_open(init)
         setns(place, CLONE_NEWPID)
         try:
             pid = os.fork()
@@ -116,7 +116,8 @@ def fork_into_new_pid_namespace() -> tuple[int, int, int]:
                 setns(_own_namespace, CLONE_NEWPID)
     except OSError:
         os.kill(init, signal.SIGKILL)
-        os.close(place)
+        if place >= 0:
+            os.close(place)
         raise
     return pid, init, place
 
