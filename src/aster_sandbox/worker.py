@@ -28,7 +28,7 @@ from _signal import signal as set_handler
 from collections.abc import Callable
 from contextlib import suppress
 from fcntl import F_DUPFD, fcntl
-from os import _exit, chdir, getpid, makedirs, read, write
+from os import _exit, chdir, getpid, makedirs, read, set_blocking, write
 from os import stat as os_stat
 from resource import getpagesize
 from sys import getrecursionlimit, setrecursionlimit
@@ -105,6 +105,9 @@ class Worker:
                         _exit(0)
                     buffer += data
                     continue
+            except BlockingIOError:  # a cell has set up all descriptors that there are
+                set_blocking(CONNECTION, True)
+                continue
             except (OSError, MemoryError):  # a cell closed the connection, and kept it open in a child; a request is too large
                 _exit(1)
             except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised; its cell is over
