@@ -27,6 +27,7 @@ from aster_sandbox.worker import become_runner
 
 BURST = 16
 """Forks in a row, before the dead are buried."""
+IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
 PER_PACKET = 100
 """The dead that one packet names."""
 
@@ -168,6 +169,9 @@ class Zygote:
 def main() -> None:
     """Serve on an inherited descriptor."""
     descriptor, plan, supervisor = int(sys.argv[1]), Plan.from_text(sys.argv[2]), int(sys.argv[3])
+    for number in signal.valid_signals() - IGNORED_BY_PYTHON:  # nohup, or a shell's background, is not for sessions
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     plan = enter_zygote(plan, supervisor)
     connection = socket.socket(fileno=descriptor)
     if plan.fonts:

@@ -394,6 +394,19 @@ def test_the_zygote_survives_a_namespace_whose_first_process_was_killed(bench: B
     assert session.runner is not runner
 
 
+def test_signals_that_the_supervisor_ignores_are_not_ignored_in_sessions() -> None:
+    async def main() -> str:
+        async with Sandbox(preload=[]) as sandbox, await sandbox.open() as session:
+            look = "import signal\nsorted(n.name for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN)"
+            return (await session.run(look)).output
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert asyncio.run(main()) == "['SIGPIPE', 'SIGXFSZ']"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_orphans_of_a_session_are_reaped_and_are_nobodys_children(bench: Bench) -> None:
     orphans = """
 import os, time
