@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
@@ -80,7 +81,7 @@ def report_thread(arguments: threading.ExceptHookArgs) -> None:
     """What ends a thread, as ``threading`` writes it, with the short traceback."""
     if arguments.exc_type is not SystemExit and arguments.exc_value is not None and sys.stderr is not None:
         name = arguments.thread.name if arguments.thread is not None else threading.get_ident()
-        sys.stderr.write(f"Exception in thread {name}:\n{short_traceback(arguments.exc_value)}")
+        _tell(f"Exception in thread {name}:", arguments.exc_value)
 
 
 def report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
@@ -93,12 +94,17 @@ def report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
             place = f": {unraisable.object!r}"
         except Exception:  # noqa: BLE001 - whatever a cell's class raises
             place = ": <object repr() failed>"
-    text = f"{unraisable.err_msg or 'Exception ignored in'}{place}\n"
+    _tell(f"{unraisable.err_msg or 'Exception ignored in'}{place}", unraisable.exc_value)
+
+
+def _tell(what: str, error: BaseException) -> None:
+    """Write to stderr, if that is possible: a cell may have closed it, and nobody else can be told."""
     try:
-        text += short_traceback(unraisable.exc_value)
-    except BaseException:  # noqa: BLE001 - an alarm, for instance: nobody can catch that one either
-        text += f"{message(unraisable.exc_value)}\n"
-    sys.stderr.write(text)
+        told = short_traceback(error)
+    except BaseException:  # noqa: BLE001 - an alarm's handler, for instance, which nobody can catch either
+        told = f"{message(error)}\n"
+    with contextlib.suppress(Exception):
+        sys.stderr.write(f"{what}\n{told}")
 
 
 def line_in(code: CodeType, line: int | None, instruction: int) -> int:

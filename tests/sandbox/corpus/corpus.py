@@ -145,7 +145,8 @@ def as_answer(result: CellResult) -> str:
     text = FORK_WARNING.sub("", NOTE.sub("", result.output))
     if result.status is CellStatus.ERROR:
         before, found, traceback = text.partition("Traceback (most recent call last):\n")
-        return before + traceback.splitlines()[-1].partition(". Did you mean")[0] if found else text
+        text = before + traceback.splitlines()[-1] if found else text
+        return text.partition(". Did you mean")[0].removesuffix(" (its traceback cannot be shown)")
     return text
 
 

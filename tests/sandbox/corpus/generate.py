@@ -22,7 +22,7 @@ ENTRIES = 2000
 SEED = 13
 ASIDE = {"builtins", "modules", "interpreter", "places", "limits", "memory"}
 """Kinds after which plain work in the same cell may fail."""
-SLOW = {"forks", "memory"}
+SLOW = {"forks", "memory", "pools", "subprocesses"}
 LOOP = "while True:\n    pass"
 
 
@@ -53,7 +53,7 @@ def compose(ingredients: tuple[Ingredient, ...], draw: random.Random, layout: st
         return None
     work, ask = draw.choices(usable, [1 / len(work.code) for work, _ in usable])[0]
     if any(ingredient.ends & {"interrupted", "killed"} for ingredient in ingredients):
-        # Cells have less time then, and may need more to fill the memory or to fork.
+        # Cells have less time then, and may need more to fill the memory or to start processes.
         ingredients = tuple(
             dataclasses.replace(each, ends=each.ends | {"interrupted"}) if each.kind in SLOW else each for each in ingredients
         )
@@ -95,7 +95,9 @@ def _lay_out(
         ends[ingredients.index(each)] |= {"crashed", "error"} if "haunts" in before.flags else set()
     if last:
         return [*codes, work.code], [*ends, {"ok"}], len(codes) + 1
-    free = all(ingredient.ends == {"ok"} and ingredient.kind not in ASIDE | {"forks", "pools"} for ingredient in ingredients)
+    free = all(
+        ingredient.ends == {"ok"} and ingredient.kind not in ASIDE | {"ends", "forks", "pools"} for ingredient in ingredients
+    )
     layouts = ["apart", "apart", "before", "together", "loop", "between"]
     match layout or draw.choice(layouts + ["behind"] * free):
         case "before":  # in the cell of the first
