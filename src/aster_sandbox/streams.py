@@ -80,8 +80,8 @@ class Streams:
                 and self._input_buffer.raw is self._input_file
                 # What a cell puts in the place of a method is kept here, and so is what ours note.
                 and not (lines.__dict__ or blocks.__dict__ or self._buffer.__dict__ or self._input.__dict__)
-                and not (self._input_buffer.__dict__ or self._input_file.__dict__)
-                and len(self._pipe.__dict__) == 2
+                and not self._input_buffer.__dict__
+                and (len(self._input_file.__dict__), len(self._pipe.__dict__)) == self._sizes
             )
         except Exception:  # noqa: BLE001 - a detached stream raises at every touch
             return False
@@ -94,6 +94,7 @@ class Streams:
         self._input_file = _Empty(0, closefd=False)
         self._input_buffer = BufferedReader(self._input_file)
         self._input = _Text(self._input_buffer, "utf-8")
+        self._sizes = len(self._input_file.__dict__), len(self._pipe.__dict__)
 
     def flood(self) -> None:
         """From here on, until the end of the cell, write in blocks."""

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import traceback
+from resource import setrlimit  # by name: the module's is replaced for cells
 from typing import Any
 
 from aster_sandbox.fonts import give_list
@@ -52,7 +53,7 @@ class Zygote:
         self._poll.register(self._bell, select.POLLIN)
         # A descriptor for each session.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def serve(self) -> None:
         """Answer until the supervisor closes the connection."""

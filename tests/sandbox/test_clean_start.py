@@ -141,3 +141,8 @@ def test_a_printed_stack_is_the_cells_own(hasty: Bench) -> None:
 def test_an_error_is_named_where_its_traceback_cannot_be_shown(hasty: Bench) -> None:
     (call,) = hasty.cells("import traceback\ntraceback.StackSummary = None\n[][0]")
     assert call.output == "IndexError: list index out of range (its traceback cannot be shown)"
+
+
+def test_streams_that_no_cell_touched_stay_the_same(hasty: Bench) -> None:
+    calls = hasty.cells(*["import sys\nid(sys.stdout), id(sys.stdin)"] * 3)
+    assert len({call.output for call in calls}) == 1
