@@ -155,11 +155,13 @@ def test_the_session_that_holds_most_memory_loses_its_cell_and_nothing_else(mach
         async with Sandbox(settings(reserve_mb=1000)) as sandbox:
             hog, small = await sandbox.open(0), await sandbox.open(1)
             await hog.run("x = 1")
+            runner = hog.runner
+            assert runner is not None
             big = asyncio.create_task(hog.run("y = b'1' * (200 << 20)\nimport time\ntime.sleep(9)"))
             other = asyncio.create_task(small.run("import time\ntime.sleep(2)\n5"))
             await asyncio.sleep(1.0)
             machine.left = 500
-            await wait_until(lambda: hog._runner is not None and hog._runner.doomed)
+            await wait_until(lambda: runner.shed)  # soon after, the session has none until there is memory
             machine.left = 5000
             call = await big
             assert call.status == "crashed"
@@ -206,11 +208,13 @@ def test_memory_of_the_kernel_is_charged_to_the_session_that_made_it_hold_it(mac
                 pytest.skip("files are in memory at the level namespaces alone")
             guilty, innocent = await sandbox.open(0), await sandbox.open(1)
             await guilty.run("x = 1")
+            runner = guilty.runner
+            assert runner is not None
             other = asyncio.create_task(innocent.run("import time\ny = b'1' * (40 << 20)\ntime.sleep(6)\n5"))
             crash = asyncio.create_task(guilty.run(HOGS[hog]))
             await asyncio.sleep(2.5)
             machine.left = 500
-            await wait_until(lambda: guilty._runner is not None and guilty._runner.shed)
+            await wait_until(lambda: runner.shed)
             machine.left = 5000
             assert "short of memory" in (await crash).output
             assert (await guilty.run("x")).output == "1"
@@ -227,11 +231,13 @@ def test_without_control_groups_the_session_with_many_processes_is_thought_to_ho
     async def main() -> None:
         async with Sandbox(settings(reserve_mb=1000)) as sandbox:
             guilty, innocent = await sandbox.open(0), await sandbox.open(1)
+            runner = guilty.runner
+            assert runner is not None
             other = asyncio.create_task(innocent.run("import time\ny = b'1' * (40 << 20)\ntime.sleep(4)\n5"))
             crash = asyncio.create_task(guilty.run(HOGS["sockets"]))
             await asyncio.sleep(1.5)
             machine.left = 500
-            await wait_until(lambda: guilty._runner is not None and guilty._runner.shed)
+            await wait_until(lambda: runner.shed)
             machine.left = 5000
             assert "short of memory" in (await crash).output
             assert (await other).output == "5"
