@@ -148,6 +148,7 @@ class Interpreter:
         except BaseException as error:  # noqa: BLE001 - an interrupt in the last moment, or an exception that cannot be shown
             self._interruptible = False
             kind = Kind.ERROR
+            self.exit_status = 1
             self._surroundings.report(f"{message(error)} (its traceback cannot be shown)\n")
         self._surroundings.raise_memory()
         if not self._interrupts:

@@ -37,19 +37,25 @@ class FigureCanvas(FigureCanvasAgg):
 
 def show_figure(figure: Any) -> None:
     """Save a figure in the working directory, say what it is, and close it, as the backend of notebooks does."""
-    from matplotlib import pyplot
-
     number, path, file = _new_file()
     try:
         with file:
-            figure.savefig(file, format="png", bbox_inches="tight")
+            draw(figure, file)
     except BaseException:
         os.unlink(path)
         raise
-    finally:
-        pyplot.close(figure)
     name = os.path.basename(path) if _is_here(path) else path
     shown.write(f"[{'; '.join([*_described(number, figure), f'saved as {name}'])}]")
+
+
+def draw(figure: Any, file: BinaryIO) -> None:
+    """Write a figure as PNG, and close it."""
+    from matplotlib import pyplot
+
+    try:
+        figure.savefig(file, format="png", bbox_inches="tight")
+    finally:
+        pyplot.close(figure)
 
 
 def _new_file() -> tuple[int, str, BinaryIO]:

@@ -29,10 +29,10 @@ class Backoff:
         self._pause = FIRST_PAUSE
         self._waited = 0.0
 
-    async def wait(self, reason: str) -> None:
-        """Wait a little. SandboxFailure after PATIENCE_SECONDS of that."""
+    async def wait(self, trouble: str) -> None:
+        """Wait a little. After PATIENCE_SECONDS of that, a SandboxFailure: for so long, ``trouble``."""
         if self._waited > PATIENCE_SECONDS:
-            raise SandboxFailure(f"for {self._waited:.0f} s no process could be started for a session: {reason}")
+            raise SandboxFailure(f"for {PATIENCE_SECONDS:g} s {trouble}")
         await asyncio.sleep(self._pause)
         self._waited += self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
@@ -61,16 +61,12 @@ class Admission:
         SandboxFailure after PATIENCE_SECONDS, or where the process is not ``wanted`` any more.
         """
         async with self._turn:
-            began = time.monotonic()
-            pause = FIRST_PAUSE
+            backoff = Backoff()
             while wanted() and self.short() and not idle():
-                if time.monotonic() - began > PATIENCE_SECONDS:
-                    raise SandboxFailure(
-                        f"for {PATIENCE_SECONDS:g} s the machine has had less than {self._reserve_mb} MB of memory left; "
-                        "lower sandbox.sessions, or sandbox.reserve_mb"
-                    )
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                await backoff.wait(
+                    f"the machine has had less than {self._reserve_mb} MB of memory left; "
+                    "lower sandbox.sessions, or sandbox.reserve_mb"
+                )
         if not wanted():
             raise SandboxFailure("the session is closed")
 

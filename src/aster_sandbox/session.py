@@ -362,7 +362,7 @@ class Session:
                 self._history.begin_replay()
                 return runner
             if isinstance(runner.unborn, NoRoom):
-                await backoff.wait(str(runner.unborn))
+                await backoff.wait(f"no process could be started for a session: {runner.unborn}")
             elif runner.unborn is not None:
                 raise runner.unborn
             else:

@@ -62,22 +62,24 @@ def capture(command: str, names: Mapping[str, Any]) -> ShellLines:
 def execute(command: list[str]) -> int:
     """Run a program to its end; an interrupt ends it, with what it started. Returns its status."""
     shown.flush()
-    process = subprocess.Popen(command, process_group=0)
-    try:
-        return process.wait()
-    except BaseException:
-        _end(process)
-        raise
+    return _finish(subprocess.Popen(command, process_group=0))[0]
 
 
 def _output_of(command: list[str]) -> str:
     streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, **streams, text=True, errors="replace", process_group=0)
+    return _finish(subprocess.Popen(command, **streams, text=True, errors="replace", process_group=0))[1]
+
+
+def _finish(process: subprocess.Popen[Any]) -> tuple[int, str]:
+    """A program's status, and what it wrote where that is not the cell's output. An interrupt ends it, with what it started."""
     try:
-        return str(process.communicate()[0])
+        text, _ = process.communicate()
     except BaseException:
-        _end(process)
+        with contextlib.suppress(ProcessLookupError):  # all of it has ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         raise
+    return process.returncode, text or ""
 
 
 def expand(command: str, names: Mapping[str, Any]) -> str:
@@ -108,9 +110,3 @@ def _value(found: re.Match[str], scope: dict[str, Any]) -> str:
 
 def _shell() -> str:
     return BASH if os.path.exists(BASH) else "/bin/sh"
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # all of it has ended
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -67,7 +67,7 @@ class Sandbox:
                 raise SettingsError(f"sandbox.preload: no package {package!r} is installed; install it or take it off the list")
         if self.settings.echo == "ipython" and importlib.util.find_spec("IPython") is None:
             raise SettingsError("sandbox.echo: ipython needs the package IPython; install ipython, or set echo to python")
-        _allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
+        allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
         root = tempfile.mkdtemp(prefix="aster-sandbox-")
         try:
             self._groups = Groups.find()
@@ -239,8 +239,8 @@ def _say_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _allow_descriptors(wanted: int) -> None:
-    """Raise this process's soft limit of open files where it is too low for so many sessions."""
+def allow_descriptors(wanted: int) -> None:
+    """Raise this process's soft limit of open files to ``wanted``, as far as it may, where it is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

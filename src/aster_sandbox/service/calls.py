@@ -27,11 +27,13 @@ async def call_inside(
     registry: Registry, session: AnySession, function: str, arguments: dict[str, Any]
 ) -> tuple[CellResult, dict[str, Any]]:
     """Run a function of ``inside.py`` as a cell. Returns what came of the cell, and the function's result; an empty one where
-    the interpreter ended before it had one. SandboxFailure where the code destroyed it."""
+    the interpreter ended before it had one. SandboxFailure where the code destroyed it, or where the function itself failed."""
     ticket = secrets.token_hex(8)
     call = await session.run(f"__import__('sys').modules[{MODULE!r}].{function}({ticket!r}, **{arguments!r})")
     registry.metrics.cell(call)
-    if call.status not in (CellStatus.OK, CellStatus.TIMEOUT):
+    if call.status is CellStatus.ERROR:  # of inside.py's own
+        raise SandboxFailure(call.output)
+    if call.status is CellStatus.CRASHED:
         return call, {}
     text = await _take(session, ticket, registry.settings.output_characters - 64)
     try:
@@ -40,6 +42,8 @@ async def call_inside(
         outcome = None
     if not isinstance(outcome, dict) or (not outcome and call.status is CellStatus.OK):
         raise SandboxFailure("the code destroyed its own result")
+    if "fault" in outcome:
+        raise SandboxFailure(outcome["fault"])
     return call, outcome
 
 

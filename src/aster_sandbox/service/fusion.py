@@ -16,7 +16,6 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from aster_sandbox.errors import SandboxFailure
 from aster_sandbox.service.access import Account, Refused
 from aster_sandbox.service.calls import SETUP, call_inside, longest_seconds, split_output
 from aster_sandbox.service.files import Files, Unfit
@@ -42,15 +41,8 @@ async def run_code(registry: Registry, account: Account, request: RunCodeRequest
     """Run a script in a session of its own."""
 
     async def work() -> RunCodeResponse:
-        _check_language(request)
-        files = Files(request.files, request.fetch_files, registry.level)
-        arguments = {
-            "code": request.code,
-            "stdin": request.stdin,
-            "seconds": longest_seconds(registry, request.run_timeout),
-            "withheld_mb": _withheld_mb(registry.settings.memory_mb, request.memory_limit_MB),
-        }
-        patience = request.run_timeout + request.compile_timeout
+        files, arguments, patience = _read(registry, request)
+        arguments["withheld_mb"] = _withheld_mb(registry.settings.memory_mb, request.memory_limit_MB)
         async with registry.visit(account, secrets.randbits(63), SETUP, patience) as do:
             return await do(lambda session: _run(registry, session, "run_script", arguments, files))
 
@@ -62,14 +54,7 @@ async def run_stateful_code(registry: Registry, account: Account, request: RunSt
     session_id = request.session_id or secrets.token_hex(16)
 
     async def work() -> RunCodeResponse:
-        _check_language(request)
-        files = Files(request.files, request.fetch_files, registry.level)
-        arguments = {
-            "code": request.code,
-            "stdin": request.stdin,
-            "seconds": longest_seconds(registry, request.run_timeout),
-        }
-        patience = request.run_timeout + request.compile_timeout
+        files, arguments, patience = _read(registry, request)
         await registry.open(account, session_id, _seed(session_id), SETUP + IMPORTS, wait_seconds=patience)
         content = json.dumps(request.model_dump(exclude={"request_id"}))
         result = await registry.once(
@@ -109,10 +94,6 @@ def pod() -> str | None:
 async def _run(registry: Registry, session: Session, function: str, arguments: dict[str, Any], files: Files) -> RunCodeResponse:
     await files.put(session)
     call, outcome = await call_inside(registry, session, function, arguments)
-    if "fault" in outcome:
-        raise SandboxFailure(outcome["fault"])
-    if call.status is CellStatus.ERROR:  # of inside.py's own
-        raise SandboxFailure(call.output)
     found = await files.fetch(session) if outcome else {}
     return _response(call, outcome, found)
 
@@ -137,9 +118,15 @@ def _failed(message: str) -> RunCodeResponse:
     return RunCodeResponse(status="SandboxError", message=message, executor_pod_name=pod())
 
 
-def _check_language(request: RunCodeRequest) -> None:
+def _read(registry: Registry, request: RunCodeRequest) -> tuple[Files, dict[str, Any], float]:
+    """A request's files, the arguments of what runs its code, and how many seconds it waits for a session. Unfit where it
+    cannot be served."""
     if request.language != "python":
         raise Unfit(f"language {request.language!r} is not available: this service runs python")
+    files = Files(request.files, request.fetch_files, registry.level)
+    seconds = longest_seconds(registry, request.run_timeout)
+    arguments = {"code": request.code, "stdin": request.stdin, "seconds": seconds}
+    return files, arguments, request.run_timeout + request.compile_timeout
 
 
 def _seed(session_id: str) -> int:

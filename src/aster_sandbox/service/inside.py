@@ -128,7 +128,7 @@ class _Session:
             sys.stdin, sys.displayhook = old_stdin, old_hook
         late = kind is Kind.INTERRUPTED
         return {
-            "return_code": None if late else 0 if kind is Kind.OK else self.paper.exit_code,
+            "return_code": None if late else 0 if kind is Kind.OK else self.interpreter.exit_status,
             "late": late,
             "seconds": time.monotonic() - began,
             "stderr": self._stderr.text(),
@@ -154,16 +154,14 @@ class _Paper:
         """Another cell, which shows its last expression, or not."""
         self.echoes = echoes
         self.text = ""
-        self.exit_code = 1
         self.displayed: list[dict[str, Any]] = []
         self.error: list[dict[str, Any]] = []
 
     def report(self, text: str) -> None:
         """Keep it. The interpreter is handling the exception that ended the cell."""
         error = sys.exc_info()[1]
-        if isinstance(error, SystemExit):
-            self.exit_code = error.code & 0xFF if isinstance(error.code, int) else 1
-            text = "" if isinstance(error.code, int) else text
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            text = ""  # its status says it
         self.text += text
         self.error = [_told(error, text)]
 

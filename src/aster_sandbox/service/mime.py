@@ -64,13 +64,10 @@ def _ask(value: Any, method: str) -> Any:
 
 
 def _png(figure: Any) -> bytes:
-    from matplotlib import pyplot
+    from aster_sandbox.figures import draw
 
     file = io.BytesIO()
-    try:
-        figure.savefig(file, format="png", bbox_inches="tight")
-    finally:
-        pyplot.close(figure)
+    draw(figure, file)
     return file.getvalue()
 
 

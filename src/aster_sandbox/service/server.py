@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from aster_sandbox.service.door import Door
 from aster_sandbox.service.metrics import Metrics
 from aster_sandbox.service.registry import Registry
 from aster_sandbox.settings import Settings
-from aster_sandbox.supervisor import Sandbox
+from aster_sandbox.supervisor import Sandbox, allow_descriptors
 
 BACKLOG = 1024
 CONNECTIONS = 16384
@@ -69,11 +68,7 @@ def serve(settings: ServiceSettings, sandbox: Settings, tokens: dict[str, str], 
     isolation level on stderr. SettingsError where it cannot."""
     if sandbox.output_characters < SHORTEST_OUTPUT:
         raise SettingsError(f"sandbox.output_characters: the service needs at least {SHORTEST_OUTPUT}")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < CONNECTIONS:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (CONNECTIONS if hard == resource.RLIM_INFINITY else min(CONNECTIONS, hard), hard)
-        )
+    allow_descriptors(CONNECTIONS)
     with contextlib.closing(_bind(settings.host, settings.port)) as listener:
         try:
             asyncio.run(_serve(settings, sandbox, tokens, listener, say))
