@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import os
 
-READ_BYTES = 1 << 16
+from aster_sandbox.protocol import FIRST_READ_BYTES, READ_BYTES
+
 NO_OUTPUT = "[no output]"
 LONGEST_LINE = 4096
 """Characters of a line that are held back, because a carriage return may still overwrite them."""
@@ -54,18 +55,19 @@ class Clip:
 
     def drain(self, descriptor: int, at_most: int) -> int | None:
         """Take what a non-blocking descriptor holds, up to about ``at_most`` bytes. Returns how many; None at its end."""
-        taken = 0
+        taken, size = 0, FIRST_READ_BYTES
         while taken < at_most:
             try:
-                data = os.read(descriptor, READ_BYTES)
+                data = os.read(descriptor, size)
             except BlockingIOError:
                 break
             if not data:
                 return None
             taken += len(data)
             self.feed(data)
-            if len(data) < READ_BYTES:
+            if len(data) < size:
                 break  # that was all
+            size = READ_BYTES
         return taken
 
     def text(self) -> str:

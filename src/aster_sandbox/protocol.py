@@ -37,6 +37,8 @@ NONCE_BYTES = 16
 OPS = ("hello", "start", "run", "seed", "write", "read")
 REQUEST = struct.Struct("!IB16sqq")
 REPLY = struct.Struct("!16sBqqI")
+FIRST_READ_BYTES, READ_BYTES = 4096, 1 << 16
+"""Asked for at once, of what is mostly short; then of what was longer. The C library tidies up its heap at each large read."""
 MAX_DATA = 1 << 20
 """Bytes of data in the longest reply."""
 MAX_PACKET = 8192

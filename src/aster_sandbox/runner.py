@@ -14,7 +14,18 @@ from dataclasses import dataclass
 
 from aster_sandbox.handle import ZygoteHandle, pid_of
 from aster_sandbox.output import Clip
-from aster_sandbox.protocol import INTERRUPT, NONCE_BYTES, Kind, Reply, Request, line_mark, pack_request, take_reply
+from aster_sandbox.protocol import (
+    FIRST_READ_BYTES,
+    INTERRUPT,
+    NONCE_BYTES,
+    READ_BYTES,
+    Kind,
+    Reply,
+    Request,
+    line_mark,
+    pack_request,
+    take_reply,
+)
 
 GRACE_SECONDS = 1.0
 """From the first soft interrupt to SIGKILL."""
@@ -29,7 +40,8 @@ DRAIN_SECONDS = 0.005
 """Between two looks at a running cell's output. With a pipe of 64 KiB this also slows endless output to 13 MB/s."""
 PIPE_BYTES = 1 << 20
 """The most a pipe holds, however a cell enlarges it: what must be read after a reply to have all of the cell's output."""
-READ_BYTES = 1 << 16
+LOOK_BYTES = 1 << 16
+"""Of a running cell's output, taken at one look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +276,7 @@ class Runner:
 
     def _on_readable(self) -> None:
         try:
-            data = self._connection.recv(READ_BYTES)
+            data = self._connection.recv(READ_BYTES if self._buffer else FIRST_READ_BYTES)
         except BlockingIOError:
             return
         except ConnectionError:  # what was sent is still unread: the kernel tells
@@ -316,7 +328,7 @@ class Runner:
         self._look()
 
     def _look(self) -> None:
-        taken = self._clip.drain(self._output, READ_BYTES)
+        taken = self._clip.drain(self._output, LOOK_BYTES)
         if taken:
             self._looks = self._loop.call_later(DRAIN_SECONDS, self._look)
         elif taken is not None:

@@ -77,9 +77,8 @@ def warm_up(packages: Iterable[str], echo: str = "python") -> None:
     exercise(cells * ROUNDS)
     keep_hard_limits()
     fork_instead_of_spawn()
-    libc.setvbuf(
-        ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0
-    )  # _IOLBF: what C code prints keeps its place among the lines
+    # _IONBF: what C code prints keeps its place among the lines, and nothing of it waits for the end of a cell.
+    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 2, 0)
     gc.collect()
     fill_pools()
     gc.freeze()

@@ -40,11 +40,12 @@ from aster_sandbox.cells import Interpreter
 from aster_sandbox.fonts import give_list, place_of_list
 from aster_sandbox.isolation import Plan, confine_session
 from aster_sandbox.isolation.guard import close_all_but
-from aster_sandbox.isolation.syscalls import libc
 from aster_sandbox.limits import Limits
 from aster_sandbox.protocol import (
+    FIRST_READ_BYTES,
     INTERRUPT,
     MAX_DATA,
+    READ_BYTES,
     Kind,
     Reply,
     Request,
@@ -56,7 +57,6 @@ from aster_sandbox.streams import CONNECTION, EMPTY, OUTPUT, Streams
 from aster_sandbox.traces import short_traceback
 
 TIMERS = (ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF)
-READ_BYTES = 1 << 16
 INTERRUPT_NUMBER = int(INTERRUPT)
 LARGEST_INT_DIGITS = 200_000
 """Digits of an integer that ``str`` converts; Python's own 4,300 stops ordinary problems such as the digit sum of 2**20000."""
@@ -100,7 +100,7 @@ class Worker:
             try:
                 taken = take_request(buffer)
                 if taken is None:
-                    data = read(CONNECTION, READ_BYTES)
+                    data = read(CONNECTION, READ_BYTES if buffer else FIRST_READ_BYTES)
                     if not data:
                         _exit(0)
                     buffer += data
@@ -234,7 +234,7 @@ class Worker:
             sys.modules["__main__"] = self._main
         if not callable(sys.__dict__.get("displayhook")):
             sys.displayhook = self._hook
-        try:
+        try:  # os.getcwd walks for seconds where a cell made a path too long for the kernel
             removed = not os_stat(".").st_nlink
         except PermissionError:  # a cell closed its working directory to all: it can open it again
             removed = False
@@ -243,10 +243,9 @@ class Worker:
             chdir(self._home)
 
     def _flush(self) -> None:
-        """Push everything into the pipe before the reply: Python's buffers and the C library's."""
+        """Push everything into the pipe before the reply. (The C library has no buffer: ``warm_up``.)"""
         self._calm()
         self._streams.flush()
-        libc.fflush(None)
 
     def _calm(self) -> None:
         """Stop the cell's alarms, and let come what still waits behind a mask: it belongs to this cell, and not to the next."""

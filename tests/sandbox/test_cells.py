@@ -39,9 +39,11 @@ print("four", end="")
 print("", file=sys.stderr)
 os.write(2, b"five\\n")
 ctypes.CDLL(None).puts(b"six")
-"seven"
+ctypes.CDLL(None).printf(b"sev")
+os.write(1, b"en\n")
+"eight"
 """
-    assert outputs(bench, code) == ["one\ntwo\nthree\nfour\nfive\nsix\n'seven'"]
+    assert outputs(bench, code) == ["one\ntwo\nthree\nfour\nfive\nsix\nseven\n'eight'"]
 
 
 def test_a_long_output_keeps_its_head_and_tail(bench: Bench) -> None:

@@ -45,6 +45,8 @@ def enter_zygote(plan: Plan, supervisor: int) -> Plan:
     if plan.processors:
         os.sched_setaffinity(0, plan.processors)
     guard = stand_guard(supervisor, plan.root, plan.groups)
+    # A cell that begins does not break in on the supervisor, which has the next ones to send.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if plan.level is Level.NAMESPACES:
         namespaces.enter(plan, guard)
         plan = dataclasses.replace(plan, fonts=namespaces.FONTS if plan.fonts else "")
