@@ -248,7 +248,7 @@ def _no_process(error_number: int, reason: str) -> Exception:
 def pid_of(pidfd: int) -> int | None:
     """The pid of a process as this one sees it, whatever namespace it is in; None where it has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as file:
-        pid = next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        pid = next((int(line.split()[1]) for line in file if line.startswith("Pid:")), 0)
     return pid if pid > 0 else None
 
 

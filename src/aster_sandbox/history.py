@@ -72,7 +72,7 @@ class History:
 
     @property
     def exact(self) -> bool:
-        """Whether replay leads to the present state."""
+        """Whether replay runs all that was run. (Clocks, ids and generators that nobody seeded give other values then.)"""
         return not self.missing and all(step.repeatable and step.kind is not Kind.INTERRUPTED for step in self.steps)
 
     def begin_replay(self) -> None:

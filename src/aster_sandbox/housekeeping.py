@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Set
+from collections.abc import Awaitable, Callable, Set
 from typing import TYPE_CHECKING
 
 from aster_sandbox.pressure import Admission
@@ -25,7 +26,7 @@ RESTED_SECONDS = 1.0
 """A session that ran a cell less than that ago is not idle."""
 WORTH_MB = 32.0
 """A session that holds less is not to blame for a shortage."""
-Held = Callable[[list[Runner]], dict[Runner, float]]
+Held = Callable[[list[Runner]], Awaitable[dict[Runner, float]]]
 
 
 async def keep_house(sessions: Set[Session], admission: Admission, settings: Settings, held: Held) -> None:
@@ -33,23 +34,21 @@ async def keep_house(sessions: Set[Session], admission: Admission, settings: Set
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         await _reclaim(too_idle(sessions, settings.idle_seconds))
-        try:
-            short = admission.short()
-        except OSError:  # no descriptor is left to read that with
-            continue
-        if short:
-            await relieve(sessions, held)
+        with contextlib.suppress(OSError):  # no descriptor is left to look at the memory with: the next round may have one
+            if admission.short():
+                await relieve(sessions, held)
 
 
 def too_idle(sessions: Set[Session], idle_seconds: float) -> list[Session]:
-    """Sessions that need no processes for the moment: idle for long, or the idlest of very many."""
+    """Sessions whose processes can end for the moment: idle for long, or the idlest of very many."""
     now = time.monotonic()
-    awake = sorted((session for session in sessions if session.runner is not None), key=lambda session: session.last_used)
+    awake = sorted((session for session in sessions if session.runner is not None), key=_last_used)
     many = max(0, len(awake) - AWAKE)
     return [
         session
         for place, session in enumerate(awake)
-        if now - session.last_used > (min(idle_seconds, AWAKE_SECONDS) if place < many else idle_seconds)
+        if session.reclaimable
+        and now - session.last_used > (min(idle_seconds, AWAKE_SECONDS) if place < many else idle_seconds)
     ]
 
 
@@ -57,12 +56,12 @@ async def relieve(sessions: Set[Session], held: Held) -> None:
     """Make room. The processes of the sessions that were idle for longest go first; where there are none, the session that
     holds most memory loses its cell."""
     now = time.monotonic()
-    idle = [session for session in sessions if now - session.last_used > RESTED_SECONDS]
-    if await _reclaim(sorted(idle, key=lambda session: session.last_used)[:AT_ONCE]):
+    idle = [session for session in sessions if session.reclaimable and now - session.last_used > RESTED_SECONDS]
+    if idle:
+        await _reclaim(sorted(idle, key=_last_used)[:AT_ONCE])
         return
     found = {session.runner: session for session in sessions if session.runner is not None and not session.runner.doomed}
-    # For hundreds of sessions, thousands of files in /proc: cells go on meanwhile.
-    sizes = await asyncio.to_thread(held, list(found))
+    sizes = await held(list(found))
     if sizes:
         runner, most = max(sizes.items(), key=lambda each: each[1])
         session = found[runner]
@@ -70,8 +69,9 @@ async def relieve(sessions: Set[Session], held: Held) -> None:
             session.shed(f"was killed because the machine ran short of memory (the session held {most:.0f} MB)")
 
 
-async def _reclaim(sessions: list[Session]) -> int:
-    """End the processes of those that replay brings back. Returns how many that were."""
-    chosen = [session for session in sessions if session.reclaimable]
-    await asyncio.gather(*(session.reclaim() for session in chosen))
-    return len(chosen)
+async def _reclaim(sessions: list[Session]) -> None:
+    await asyncio.gather(*(session.reclaim() for session in sessions))
+
+
+def _last_used(session: Session) -> float:
+    return session.last_used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection
@@ -27,14 +28,16 @@ class Backoff:
 
     def __init__(self) -> None:
         self._pause = FIRST_PAUSE
-        self._waited = 0.0
+        self._deadline = time.monotonic() + PATIENCE_SECONDS
 
-    async def wait(self, trouble: str) -> None:
-        """Wait a little. After PATIENCE_SECONDS of that, a SandboxFailure: for so long, ``trouble``."""
-        if self._waited > PATIENCE_SECONDS:
+    async def wait(self, trouble: str, event: asyncio.Event | None = None) -> None:
+        """Wait a little, or until an event. SandboxFailure when PATIENCE_SECONDS have gone by since this was made: for so long,
+        ``trouble``."""
+        if time.monotonic() > self._deadline:
             raise SandboxFailure(f"for {PATIENCE_SECONDS:g} s {trouble}")
-        await asyncio.sleep(self._pause)
-        self._waited += self._pause
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pause):
+                await (event or asyncio.Event()).wait()
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
 
@@ -43,7 +46,8 @@ class Admission:
 
     def __init__(self, reserve_mb: int) -> None:
         self._reserve_mb = reserve_mb
-        self._turn = asyncio.Lock()
+        self._queue: list[asyncio.Event] = []
+        """One for each that waits. It is set for the first."""
         self._read_at = float("-inf")
         self._short = False
 
@@ -60,13 +64,21 @@ class Admission:
 
         SandboxFailure after PATIENCE_SECONDS, or where the process is not ``wanted`` any more.
         """
-        async with self._turn:
-            backoff = Backoff()
-            while wanted() and self.short() and not idle():
+        backoff = Backoff()
+        first = asyncio.Event()
+        self._queue.append(first)
+        self._queue[0].set()
+        try:
+            while wanted() and not (first.is_set() and (idle() or not self.short())):
                 await backoff.wait(
                     f"the machine has had less than {self._reserve_mb} MB of memory left; "
-                    "lower sandbox.sessions, or sandbox.reserve_mb"
+                    "lower sandbox.sessions, or sandbox.reserve_mb",
+                    None if first.is_set() else first,
                 )
+        finally:
+            self._queue.remove(first)
+            if self._queue:
+                self._queue[0].set()
         if not wanted():
             raise SandboxFailure("the session is closed")
 

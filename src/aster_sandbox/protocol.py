@@ -29,6 +29,7 @@ import enum
 import signal
 import socket
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 INTERRUPT = signal.SIGPWR
@@ -38,7 +39,8 @@ OPS = ("hello", "start", "run", "seed", "write", "read")
 REQUEST = struct.Struct("!IB16sqq")
 REPLY = struct.Struct("!16sBqqI")
 FIRST_READ_BYTES, READ_BYTES = 4096, 1 << 16
-"""Asked for at once, of what is mostly short; then of what was longer. The C library tidies up its heap at each large read."""
+"""Sizes of the first read of a message, and of the reads after it. Most messages are short, and a large buffer makes the C
+library trim its heap each time."""
 MAX_DATA = 1 << 20
 """Bytes of data in the longest reply."""
 MAX_PACKET = 8192
@@ -52,7 +54,7 @@ class Request(NamedTuple):
     """``start``, once and first: seed the generators, set the environment and run the setup. ``run``: a cell. ``seed``: seed
     the generators again. ``hello``: say whether a cell could run now. ``write``, ``read``: a file."""
     number: int = 0
-    """The cell's; where a ``read`` begins, in bytes."""
+    """The cell's; where a ``read`` or ``write`` begins, in bytes."""
     limit: int = -1
     """Of a ``run``: so many of its first statements alone, -1 all of them. Of a ``read``: so many bytes at the most."""
     data: bytes = b""
@@ -86,6 +88,17 @@ class Reply(NamedTuple):
     """And the line in which the next of them begins."""
     data: bytes = b""
     """A file's bytes, an error in words."""
+
+
+def parts(request: Request) -> Iterator[Request]:
+    """What a runner is sent for a request: a large file comes in several, each with the place where it goes. One fits into the
+    connection, so that what the runner has not read is not on its way still."""
+    if request.op != "write":
+        yield request
+        return
+    path, _, content = request.data.partition(b"\0")
+    for begin in range(0, max(1, len(content)), READ_BYTES):
+        yield request._replace(number=begin, data=b"%b\0%b" % (path, content[begin : begin + READ_BYTES]))
 
 
 def pack_request(nonce: bytes, request: Request) -> bytes:

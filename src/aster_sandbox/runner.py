@@ -88,6 +88,8 @@ class Runner:
         self._connection.setblocking(False)
         os.set_blocking(self._output, False)
         self._theirs = [theirs.detach(), their_output]
+        self.forked: asyncio.Future[None] = self._loop.create_future()
+        """Done when the zygote has told of the fork, or that there will be none."""
         self.gone: asyncio.Future[int | None] = self._loop.create_future()
         """Its status, as of waitpid; None where the zygote's end was its own."""
         self._buffer = bytearray()
@@ -196,8 +198,9 @@ class Runner:
     # ----- from the zygote
 
     def on_forked(self, pidfd: int) -> None:
-        """It lives."""
+        """The zygote has forked the process, and gives its pidfd."""
         self._pidfd = pidfd
+        self.forked.set_result(None)
         if self.doomed:
             self.kill()
 
@@ -211,6 +214,8 @@ class Runner:
         if self.gone.done():
             return
         self.gone.set_result(status)
+        if not self.forked.done():
+            self.forked.set_result(None)
         if not self.doomed:
             self._on_readable()  # it may have answered before
         self.doomed = True

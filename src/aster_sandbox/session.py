@@ -15,8 +15,8 @@ from aster_sandbox.history import KEPT, LOST, STATUS, History, Step
 from aster_sandbox.interface import check_environment
 from aster_sandbox.output import NO_OUTPUT, Clip
 from aster_sandbox.pressure import PATIENCE_SECONDS, Backoff
-from aster_sandbox.protocol import MAX_DATA, Kind, Reply, Request
-from aster_sandbox.runner import Runner
+from aster_sandbox.protocol import MAX_DATA, Kind, Reply, Request, parts
+from aster_sandbox.runner import Outcome, Runner
 from aster_sandbox.types import CellResult, CellStatus
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ REPLAY_FACTOR = 3.0
 RECOVERY_ATTEMPTS = 5
 """Replays, each without the cells that ended the ones before; also tries of a cell that its process did not come to read."""
 CELL_ATTEMPTS = 2
-"""Runs of a cell whose process the zygote took along. It may be the cell that kills it."""
+"""How often a cell is tried when the zygote dies under it. Not more often: the cell may be what kills the zygote."""
 LAUNCH_ATTEMPTS = 4
 SETUP_SECONDS = 30.0
 ANSWER_SECONDS, SECONDS_PER_PROCESS = 1.0, 0.01
@@ -53,8 +53,8 @@ class Host(Protocol):
         """A new process, whose output goes to ``clip``, when there is memory for it. SandboxFailure where there is none for
         long, where the zygote cannot be had, or where the process is not wanted any more."""
 
-    def charge(self, runner: Runner) -> None:
-        """Count what is held for a process, whose first cell begins."""
+    async def charge(self, runner: Runner) -> None:
+        """Count what is held for a process from here on: its first cell is about to begin."""
 
     async def adopt(self, origin: Origin) -> Session:
         """Another session without a process, as soon as there may be one more."""
@@ -202,7 +202,7 @@ class Session:
 
     @property
     def reclaimable(self) -> bool:
-        """Whether its process can be ended now, and brought back by replay without a loss and in a short time."""
+        """Whether its process can be ended now: it is idle, and replay runs all of its cells again in a short time."""
         return self.runner is not None and not self.busy and self._rebuildable
 
     @property
@@ -242,7 +242,7 @@ class Session:
         while True:
             runner = await self._ready_runner()
             if not runner.charged:
-                self._host.charge(runner)
+                await self._host.charge(runner)
             outcome = await runner.request(request, self._host.settings.cell_seconds, self._patience)
             if outcome.reply is not None and outcome.kind is not Kind.UNREADY:
                 return self._ended(request, outcome.reply, time.perf_counter() - started)
@@ -309,13 +309,22 @@ class Session:
         how = ""
         for _ in range(CELL_ATTEMPTS):
             runner = await self._ready_runner()
-            outcome = await runner.request(request, FILE_SECONDS, self._patience)
+            outcome = await self._have_done(runner, request, FILE_SECONDS)
             if outcome.reply is not None and outcome.kind is not Kind.UNREADY:
                 return outcome.reply
             self._require_open()
             await runner.end()
             how = runner.ending()
         raise SandboxFailure(f"the session does not answer: its interpreter {how}")
+
+    async def _have_done(self, runner: Runner, request: Request, seconds: float) -> Outcome:
+        """What came of a request. A large file is sent in parts, up to the first that fails."""
+        outcome = Outcome(None)
+        for part in parts(request):
+            outcome = await runner.request(part, seconds, self._patience)
+            if outcome.kind is not Kind.OK:
+                break
+        return outcome
 
     # ----- processes
 
@@ -389,7 +398,7 @@ class Session:
         """Run all steps again in a fresh process. False where it ended. A step that did that is not tried again."""
         history, settings = self._history, self._host.settings
         if history.steps:
-            self._host.charge(runner)
+            await self._host.charge(runner)
         deadline = time.monotonic() + max(settings.replay_seconds, 2 * history.seconds)
         last: Step | None = None
         for place, step in enumerate(history.steps):
@@ -398,7 +407,7 @@ class Session:
                 history.missing.add(place)
                 continue
             seconds = min(left, REPLAY_FACTOR * settings.cell_seconds + step.seconds)
-            outcome = await runner.request(step.request, seconds, self._patience)
+            outcome = await self._have_done(runner, step.request, seconds)
             if outcome.kind is Kind.UNREADY or (outcome.reply is None and runner.unread):
                 return self._blame(runner, last)
             if outcome.kind is not step.expected:

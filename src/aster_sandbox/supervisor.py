@@ -30,6 +30,10 @@ from aster_sandbox.settings import Settings
 DESCRIPTORS_PER_SESSION = 3
 """Connection, output, pidfd."""
 SPARE_DESCRIPTORS = 512
+OWN_DESCRIPTORS = 16
+"""What the sandbox itself has open, about."""
+LEAST_DESCRIPTORS = 512
+"""A session has some at fixed numbers, the last of them 502."""
 ZYGOTE_ATTEMPTS = 3
 """Runners asked for where the zygote dies each time."""
 NOT_ISOLATED = "sandbox: NOT ISOLATED: cells can reach your files and processes (isolation level rlimits; see `aster doctor`)"
@@ -58,6 +62,7 @@ class Sandbox:
         self._entered = False
         self._admission = Admission(self.settings.reserve_mb)
         self._house: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Sandbox:
         if sys.platform != "linux":
@@ -67,7 +72,17 @@ class Sandbox:
                 raise SettingsError(f"sandbox.preload: no package {package!r} is installed; install it or take it off the list")
         if self.settings.echo == "ipython" and importlib.util.find_spec("IPython") is None:
             raise SettingsError("sandbox.echo: ipython needs the package IPython; install ipython, or set echo to python")
-        allow_descriptors(self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS)
+        wanted = self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS
+        most = allow_descriptors(wanted)
+        if most < LEAST_DESCRIPTORS:
+            raise SandboxFailure(
+                f"the sandbox needs {LEAST_DESCRIPTORS} open files, and this process may have {most} (ulimit -Hn)"
+            )
+        if most < wanted:
+            _say_once(
+                f"sandbox: this process may have {most} open files (ulimit -Hn), enough for about "
+                f"{max(0, most - OWN_DESCRIPTORS) // DESCRIPTORS_PER_SESSION} of sandbox.sessions: {self.settings.sessions}"
+            )
         root = tempfile.mkdtemp(prefix="aster-sandbox-")
         try:
             self._groups = Groups.find()
@@ -95,18 +110,26 @@ class Sandbox:
 
     async def __aexit__(self, *_: object) -> None:
         self._entered = False
-        if self._house is not None:
-            self._house.cancel()
-            await asyncio.gather(self._house, return_exceptions=True)
-        await asyncio.gather(*(session.close() for session in list(self._sessions)))
-        async with self._zygote_lock:
-            if self._zygote is not None:
-                await self._zygote.stop()
-        await asyncio.gather(*self._removals)
-        if self._groups is not None:
-            self._groups.close()
-        if self._plan is not None:
-            await asyncio.to_thread(remove_tree, self._plan.root)
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)  # it goes on where this is cancelled: nobody else would end the processes
+
+    async def _close(self) -> None:
+        try:
+            if self._house is not None:
+                self._house.cancel()
+                with contextlib.suppress(asyncio.CancelledError):  # any other end of it is a fault, and shown
+                    await self._house
+            await asyncio.gather(*(session.close() for session in list(self._sessions)))
+        finally:
+            async with self._zygote_lock:
+                if self._zygote is not None:
+                    await self._zygote.stop()
+            await asyncio.gather(*self._removals)
+            if self._groups is not None:
+                self._groups.close()
+            if self._plan is not None:
+                await asyncio.to_thread(remove_tree, self._plan.root)
 
     @property
     def level(self) -> Level:
@@ -185,11 +208,16 @@ class Sandbox:
             with contextlib.suppress(OSError):  # then each session makes its own
                 make_list(self._plan.fonts, environment(Path(self._plan.root)))
 
-    def charge(self, runner: Runner) -> None:
-        """From here on, what is held for a process and all that it starts is counted: its first cell begins."""
-        if self._groups is not None and (pid := runner.pid) is not None:
-            self._groups.add(runner.number, pid)
-        runner.charged = True
+    async def charge(self, runner: Runner) -> None:
+        """From here on, what is held for a process and all that it starts is counted: its first cell is about to begin."""
+        if self._groups is not None:
+            await runner.forked  # of many that are opened together, the first could run a cell before their pids are known
+            with contextlib.suppress(OSError):  # no descriptor is left: the next cell tries again
+                if (pid := runner.pid) is not None:
+                    self._groups.add(runner.number, pid)
+                runner.charged = True
+        else:
+            runner.charged = True
 
     def _lost(self, runner: Runner, name: str, _: asyncio.Future[int | None]) -> None:
         self._runners.discard(runner)
@@ -200,13 +228,15 @@ class Sandbox:
             self._removals.add(task)
             task.add_done_callback(self._removals.discard)
 
-    def _held(self, runners: list[Runner]) -> dict[Runner, float]:
-        """MiB that processes hold, with all that they started. Slow for many."""
-        if self._groups is not None:
-            return {runner: self._groups.held_mb(runner.number) for runner in runners}
+    async def _held(self, runners: list[Runner]) -> dict[Runner, float]:
+        """MiB that processes hold, with all that they started. For hundreds of sessions that is thousands of files: a thread
+        reads them, and cells go on meanwhile."""
+        if (groups := self._groups) is not None:
+            return await asyncio.to_thread(lambda: {runner: groups.held_mb(runner.number) for runner in runners})
         pids = {pid: runner for runner in runners if (pid := runner.pid) is not None}
         warm = self._zygote.pid if self._zygote is not None else None
-        return {pids[pid]: held for pid, held in held_mb(pids, warm).items()}
+        held = await asyncio.to_thread(held_mb, list(pids), warm)
+        return {pids[pid]: size for pid, size in held.items()}
 
     def _require_entered(self) -> None:
         if self._plan is None or not self._entered:
@@ -239,8 +269,12 @@ def _say_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def allow_descriptors(wanted: int) -> None:
-    """Raise this process's soft limit of open files to ``wanted``, as far as it may, where it is lower."""
+def allow_descriptors(wanted: int) -> int:
+    """Raise this process's soft limit of open files to ``wanted``, as far as it may, where it is lower. Returns how many there
+    can be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most

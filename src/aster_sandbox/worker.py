@@ -32,6 +32,10 @@ from os import _exit, chdir, getpid, makedirs, read, set_blocking, write
 from os import stat as os_stat
 from resource import getpagesize
 from sys import getrecursionlimit, setrecursionlimit
+from threading import getprofile as thread_profile
+from threading import gettrace as thread_trace
+from threading import setprofile as profile_threads
+from threading import settrace as trace_threads
 from types import ModuleType
 from typing import NoReturn
 
@@ -141,7 +145,7 @@ class Worker:
             case "seed":
                 return self._attempt(lambda: seed_everything(int(request.data)))
             case "write":
-                return self._attempt(lambda: self._write(*request.data.split(b"\0", 1)))
+                return self._attempt(lambda: self._write(request.number, *request.data.split(b"\0", 1)))
             case "read":
                 return self._read(request)
         raise ValueError(f"unknown request {request.op!r}")
@@ -153,6 +157,7 @@ class Worker:
             os.environ.update(wanted["environment"])
             seed_everything(wanted["seed"])
             if wanted["setup"]:
+                self._give_fonts()
                 self._interpreter.setup(wanted["setup"])
         except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
             kind = Kind.ERROR
@@ -163,16 +168,21 @@ class Worker:
     def _run(self, request: Request) -> Reply:
         source = request.data.decode("utf-8", "surrogatepass")
         self._limits.touched |= "rlimit" in source
-        if self._fonts and "plot" in source:  # few sessions draw
-            with suppress(Exception):  # no room, no descriptors: matplotlib makes its own list then
-                give_list(self._fonts, self._home)
-            self._fonts = ""
+        self._give_fonts()
         kind = self._interpreter.run(request.number, source, request.limit)
         cellbuiltins.restore(source)
         self._flush()
         if kind is Kind.INTERRUPTED:
             return Reply(kind, self._interpreter.finished, self._interpreter.line)
         return Reply(kind)
+
+    def _give_fonts(self) -> None:
+        """Have matplotlib find its font list, in this process and in those that it starts. Not at the start: many processes are
+        started together, and wait for one another."""
+        if self._fonts:
+            with suppress(Exception):  # no room, no descriptors: matplotlib makes its own list then
+                give_list(self._fonts, self._home)
+            self._fonts = ""
 
     def _attempt(self, action: Callable[[], object]) -> Reply:
         try:
@@ -181,7 +191,8 @@ class Worker:
             return Reply(Kind.ERROR, data=_in_words(error))
         return Reply(Kind.OK)
 
-    def _write(self, path: bytes, content: bytes) -> None:
+    def _write(self, begin: int, path: bytes, content: bytes) -> None:
+        """Put bytes into a file. Those that go to its beginning are the first of a new one."""
         place = os.path.join(os.fsencode(self._home), path)
         makedirs(os.path.dirname(place), exist_ok=True)
         # Without waiting: a cell may have put a pipe there.
@@ -189,7 +200,8 @@ class Worker:
         with open(descriptor, "wb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError("is no file")
-            os.ftruncate(descriptor, 0)
+            os.ftruncate(descriptor, begin)
+            file.seek(begin)
             file.write(content)
 
     def _read(self, request: Request) -> Reply:
@@ -226,6 +238,9 @@ class Worker:
         set_handler(INTERRUPT_NUMBER, self._interpreter.interrupt)
         set_handler(SIGINT, self._on_sigint)
         set_wakeup_fd(-1)
+        if thread_trace() is not None or thread_profile() is not None:
+            trace_threads(None)
+            profile_threads(None)
         if getrecursionlimit() < LEAST_RECURSION:
             setrecursionlimit(LEAST_RECURSION)
         if (names := self._main.__dict__).get("__builtins__") is not self._builtins:
@@ -269,11 +284,11 @@ class Worker:
         self._streams.write(self._mark_here() + text)
 
     def lower_memory(self) -> None:
-        """A cell's own code runs from here on."""
+        """Set the address-space limit that a cell's code runs under."""
         self._limits.lower_memory()
 
     def raise_memory(self) -> None:
-        """It does not."""
+        """Lift the limit for cells: their code has ended. Python's own recursion limit comes back with it."""
         self._limits.raise_memory()
         if getrecursionlimit() < LEAST_RECURSION:
             setrecursionlimit(LEAST_RECURSION)

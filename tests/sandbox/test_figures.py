@@ -202,6 +202,30 @@ def test_without_a_home_the_list_is_made_all_the_same(tmp_path: Path, monkeypatc
     assert len(list(folder.iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("setup", "cell"),
+    [
+        ("import matplotlib.pyplot", "1"),
+        ("", "import networkx\nnetworkx.draw(networkx.path_graph(2))"),
+        (
+            "",
+            "import os, subprocess, sys\n_ = subprocess.run([sys.executable, '-c', 'import ' + 'matplotlib' + '.py' + 'plot'])",
+        ),
+    ],
+)
+def test_whoever_loads_matplotlib_finds_the_list(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setup: str, cell: str
+) -> None:
+    use_cache(made, tmp_path, monkeypatch)
+
+    async def look() -> list[str]:
+        async with Sandbox(preload=[], cell_seconds=60) as sandbox, await sandbox.open(setup=setup) as session:
+            look = "import os\n[os.path.islink(f) for f in os.scandir(os.environ['MPLCONFIGDIR']) if 'fontlist' in f.name]"
+            return [(await session.run(code)).output for code in (cell, look)]
+
+    assert asyncio.run(look())[1] == "[True]"
+
+
 @pytest.mark.parametrize("level", levels_here())
 def test_a_sandbox_does_not_need_the_cache_any_more(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Any

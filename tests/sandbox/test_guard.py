@@ -1,9 +1,15 @@
-"""Who is killed when a runner has ended: what it left behind, and nobody else."""
+"""Who is killed when a runner or a sandbox has ended: what it left behind, and nobody else."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
+
+import pytest
+
+from aster_sandbox import Sandbox
 
 SCENE = """
 import os, sys, time
@@ -31,3 +37,30 @@ os.kill(newborn, 9)
 def test_a_runner_that_was_forked_a_moment_ago_is_no_stray() -> None:
     done = subprocess.run([sys.executable, "-c", SCENE], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("True False\n", "")
+
+
+def test_nothing_is_left_of_a_sandbox_whose_end_was_cancelled() -> None:
+    async def main() -> None:
+        ready = asyncio.Event()
+        sandbox = Sandbox(preload=[])
+
+        async def use() -> None:
+            async with sandbox, await sandbox.open() as session:
+                await session.run("1")
+                ready.set()
+
+        user = asyncio.create_task(use())
+        await ready.wait()
+        while sandbox._entered:
+            await asyncio.sleep(0)
+        user.cancel()  # while it waits for the end
+        with pytest.raises(asyncio.CancelledError):
+            await user
+        assert sandbox._plan is not None
+        async with asyncio.timeout(20):
+            while os.path.exists(sandbox._plan.root):
+                await asyncio.sleep(0.01)
+        assert sandbox._zygote is not None
+        assert not sandbox._zygote.alive
+
+    asyncio.run(main())

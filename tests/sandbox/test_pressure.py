@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from aster_sandbox import Sandbox, SandboxFailure, Session, Settings, housekeeping, pressure
+from aster_sandbox import Sandbox, SandboxFailure, Session, Settings, housekeeping, pressure, supervisor
 from aster_sandbox.cgroups import Groups
 from aster_sandbox.isolation import Level, probe
-from aster_sandbox.runner import Runner
 from tests.sandbox.test_lifecycle import runners_of, soon
 
 
@@ -120,6 +119,34 @@ def test_a_session_alone_does_not_wait_for_memory_that_no_session_holds(machine:
     assert asyncio.run(main()) == "2"
 
 
+def test_who_waits_for_memory_leaves_the_queue_when_its_session_is_closed_or_its_time_is_over(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pressure, "PATIENCE_SECONDS", 2.0)
+
+    async def main() -> list[str]:
+        machine.left = 1
+        admission = pressure.Admission(1000)
+        closed = False
+        order: list[str] = []
+
+        async def wait(name: str, wanted: Callable[[], bool] = lambda: True) -> None:
+            try:
+                await admission.wait(lambda: False, wanted)
+            except SandboxFailure as error:
+                order.append(f"{name}: {'closed' if 'closed' in str(error) else 'time'}")
+
+        waiting = [asyncio.create_task(wait("first")), asyncio.create_task(wait("second"))]
+        waiting.append(asyncio.create_task(wait("third", lambda: not closed)))
+        await asyncio.sleep(0.1)
+        closed = True
+        async with asyncio.timeout(2 * pressure.PATIENCE_SECONDS + 1.5):  # one after another they would take three times it
+            await asyncio.gather(*waiting)
+        return order
+
+    assert asyncio.run(main()) == ["third: closed", "first: time", "second: time"]
+
+
 def test_waiting_for_memory_ends_with_a_message(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pressure, "PATIENCE_SECONDS", 0.2)
 
@@ -146,6 +173,31 @@ def test_under_pressure_idle_sessions_go_first_the_oldest_before_others(machine:
             machine.left = 5000
             assert (await busy).output == "2"
             assert [(await session.run("x")).output for session in sessions] == ["0", "1", "2"]
+
+    asyncio.run(main())
+
+
+def test_under_pressure_no_cell_is_lost_while_any_session_is_idle(machine: Machine) -> None:
+    count = 2 * housekeeping.AT_ONCE
+
+    async def main() -> None:
+        async with Sandbox(settings(reserve_mb=1000, sessions=count + 2, cell_seconds=30)) as sandbox:
+            sessions = [await sandbox.open(number) for number in range(count)]
+            for number, session in enumerate(sessions):
+                await session.run(f"x = {number}")
+            hog = await sandbox.open()
+            busy = asyncio.create_task(hog.run("import time\ny = b'1' * (200 << 20)\ntime.sleep(60)"))
+            await asyncio.sleep(1.2)
+            runner = hog.runner
+            assert runner is not None
+            machine.left = 500
+            await wait_until(lambda: all(session.runner is None for session in sessions))
+            machine.left = 5000
+            assert not runner.shed
+            busy.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await busy
+            assert [(await session.run("x")).output for session in sessions] == [str(number) for number in range(count)]
 
     asyncio.run(main())
 
@@ -273,6 +325,27 @@ asyncio.run(main())
     assert soon(lambda: not made.exists())
 
 
+def test_sessions_that_are_opened_together_are_all_charged() -> None:
+    groups = Groups.find()
+    if groups is None:
+        pytest.skip("this machine lets nobody make control groups that count memory")
+    groups.close()
+
+    async def one(sandbox: Sandbox, number: int) -> Session:
+        session = await sandbox.open(number)
+        await session.run("x = b'1' * (40 << 20)")
+        return session
+
+    async def main() -> None:
+        async with Sandbox(settings()) as sandbox:
+            sessions = await asyncio.gather(*(one(sandbox, number) for number in range(16)))
+            held = await sandbox._held([session.runner for session in sessions if session.runner is not None])
+            assert len(held) == 16
+            assert min(held.values()) > 40
+
+    asyncio.run(main())
+
+
 def test_no_control_group_is_left() -> None:
     groups = Groups.find()
     if groups is None:
@@ -297,14 +370,15 @@ def test_no_control_group_is_left() -> None:
 def test_cells_go_on_while_it_is_found_out_who_holds_the_memory(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     looking = 0
 
-    def slowly(_: object, runners: list[Runner]) -> dict[Runner, float]:  # as with very many processes
+    def slowly(pids: list[int], _: object) -> dict[int, float]:  # as with very many processes
         nonlocal looking
         looking += 1
         time.sleep(0.5)
         looking -= 1
-        return dict.fromkeys(runners, 0.0)
+        return dict.fromkeys(pids, 0.0)
 
-    monkeypatch.setattr(Sandbox, "_held", slowly)
+    monkeypatch.setattr(Groups, "find", lambda: None)
+    monkeypatch.setattr(supervisor, "held_mb", slowly)
 
     async def main() -> None:
         async with Sandbox(settings(reserve_mb=1000)) as sandbox, await sandbox.open(0) as session:

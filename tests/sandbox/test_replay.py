@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import pytest
@@ -183,6 +184,21 @@ def test_what_the_setup_made_comes_back(bench: Bench) -> None:
     setup = "open('given', 'w').write('data')\ntable = open('given')"
     cells = ("table.read(2)", "import os\nos.remove('given')\nos._exit(1)", "table.read(), open('given').read()")
     assert bench.cells(*cells, setup=setup)[-1].output == "('ta', 'data')"
+
+
+def test_a_file_as_large_as_the_memory_limit_can_be_uploaded_and_comes_back() -> None:
+    content = os.urandom(1 << 20) * 64
+
+    async def main() -> None:
+        async with Sandbox(memory_mb=64, disk_mb=100, preload=[]) as sandbox, await sandbox.open() as session:
+            await session.run("x = 41")
+            await session.upload("large", content)
+            assert (await session.run("import os\nos._exit(1)")).output.endswith("earlier cells are kept]")
+            assert await session.download("large") == content
+            await session.upload("large", b"short")
+            assert (await session.run("open('large').read(), x")).output == "('short', 41)"
+
+    asyncio.run(main())
 
 
 def test_files_that_were_uploaded_come_back(bench: Bench) -> None:

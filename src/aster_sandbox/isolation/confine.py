@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -46,7 +47,8 @@ def enter_zygote(plan: Plan, supervisor: int) -> Plan:
         os.sched_setaffinity(0, plan.processors)
     guard = stand_guard(supervisor, plan.root, plan.groups)
     # A cell that begins does not break in on the supervisor, which has the next ones to send.
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    with contextlib.suppress(OSError):  # some containers forbid it, and a process of the idle class may not leave that
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if plan.level is Level.NAMESPACES:
         namespaces.enter(plan, guard)
         plan = dataclasses.replace(plan, fonts=namespaces.FONTS if plan.fonts else "")
