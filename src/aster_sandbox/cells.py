@@ -44,10 +44,11 @@ class Surroundings(Protocol):
         """Write a traceback."""
 
     def lower_memory(self) -> None:
-        """A cell's own code runs from here on."""
+        """Set the address-space limit that a cell's code runs under."""
 
     def raise_memory(self) -> None:
-        """It does not: there must be memory, and stack, to report that there is none. Called once or more."""
+        """Lift that limit: the cell's code has ended, and there must be memory and stack to report a MemoryError. Called once
+        or more."""
 
     def gave_way(self) -> None:
         """The cell has ended by an interrupt; its report comes."""

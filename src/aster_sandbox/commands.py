@@ -6,6 +6,7 @@ Another program's command line takes ``serve`` and ``run`` from :func:`make_comm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,12 +51,8 @@ def make_commands(
     @click.option(
         "--client-queue", type=click.IntRange(0), default=1024, show_default=True, help="Cells that may wait beyond those."
     )
-    @click.option(
-        "--queue-seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Longest wait for a session."
-    )
-    @click.option(
-        "--idle-seconds", type=click.FloatRange(1), default=3600.0, show_default=True, help="Unused sessions are closed."
-    )
+    @click.option("--queue-seconds", type=_Seconds(0), default=5.0, show_default=True, help="Longest wait for a session.")
+    @click.option("--idle-seconds", type=_Seconds(1), default=3600.0, show_default=True, help="Unused sessions are closed.")
     @click.option(
         "--body-mb", type=click.IntRange(1, 1024), default=8, show_default=True, help="Largest request or file, in MiB."
     )
@@ -73,6 +70,17 @@ def make_commands(
         run_repl(read_settings(arguments), _read_setup(setup))
 
     return [serve_command, run_command]
+
+
+class _Seconds(click.FloatRange):
+    """A time. (To click, NaN is in every range.)"""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or click's error."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 def _serve(

@@ -23,9 +23,10 @@ KINDS = (
 
 
 class Limits:
-    """Those that this process has now, and an address space of so many bytes."""
+    """Remembers this process's resource limits, and restores them after a cell has changed them."""
 
     def __init__(self, address_space: int) -> None:
+        """``address_space``: bytes that a cell's code may have."""
         most = address_space + RESERVE_BYTES
         _, hard = getrlimit(resource.RLIMIT_AS)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -47,12 +48,12 @@ class Limits:
             _set(resource.RLIMIT_AS, self._between)
 
     def lower_memory(self) -> None:
-        """A cell's own code runs from here on."""
+        """Set the address-space limit that a cell's code runs under."""
         _set(resource.RLIMIT_AS, self._in_cell)
 
     def raise_memory(self) -> None:
-        """It does not: there must be memory to report that there is none. Where a cell has lowered what nobody can raise
-        again, it stays so; the next ``restore`` tells."""
+        """Lift that limit: the cell's code has ended, and there must be memory to report a MemoryError. Where a cell has
+        lowered what nobody can raise again, it stays so; the next ``restore`` tells."""
         try:
             _set(resource.RLIMIT_AS, self._between)
         except ValueError:

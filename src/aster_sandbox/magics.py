@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Mapping
@@ -43,11 +44,13 @@ def magic(name: str, rest: str) -> Any:
 
 
 def cell_magic(name: str, rest: str, body: str) -> Any:
-    """A ``%%name rest`` at the head of what is no Python."""
+    """A ``%%name rest`` at the head of what is no Python. CalledProcessError where a script's status is not 0: as IPython."""
     if name == "script":
         name, _, rest = rest.partition(" ")
     if name in PROGRAMS:
-        shell.execute([PROGRAMS[name], "-c", body])
+        status = sys._getframe(1).f_globals["_exit_code"] = shell.execute([PROGRAMS[name], "-c", body])
+        if status:
+            raise subprocess.CalledProcessError(status, name)
     elif name in ("!", "sx", "system"):
         return shell.capture(body, {})
     elif name in ("writefile", "file"):

@@ -65,8 +65,6 @@ class Clip:
                 return None
             taken += len(data)
             self.feed(data)
-            if len(data) < size:
-                break  # that was all
             size = READ_BYTES
         return taken
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from fcntl import F_SETFL, fcntl
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
-from os import dup2, set_blocking
+from os import dup2
 from typing import Any
 
 # Descriptors above what careless cells close, and below the least limit that a recipe may set.
@@ -29,7 +30,7 @@ class Streams:
         dup2(EMPTY, 0)
         dup2(OUTPUT, 1)
         dup2(OUTPUT, 2)
-        set_blocking(1, True)
+        fcntl(1, F_SETFL, 0)  # blocking; no packets, no signals
         if not self._sound():
             self._make()
             self._put_in_place()
@@ -62,7 +63,7 @@ class Streams:
         if stuck and not again:  # they closed the descriptor below: what waits for it would come in the next cell
             with suppress(OSError):  # where a limit of the cell's forbids it, the next cell's beginning tells
                 dup2(OUTPUT, 1)
-                set_blocking(1, True)
+                fcntl(1, F_SETFL, 0)
                 self.flush(again=True)
 
     def _sound(self) -> bool:
@@ -108,7 +109,7 @@ class _Text(TextIOWrapper):
     """Notes that it was set up in another way: its line ends cannot be asked for."""
 
     def reconfigure(self, **options: Any) -> None:
-        """As ever."""
+        """Reconfigure, and remember that it happened."""
         super().reconfigure(**options)
         self.changed = True
 
@@ -117,7 +118,7 @@ class _Empty(FileIO):
     """Descriptor 0. Notes that something was there to read: some of it may wait in a buffer."""
 
     def readinto(self, buffer: Any, /) -> int | None:
-        """As ever."""
+        """Read, and remember whether there was something."""
         count = super().readinto(buffer)
         if count:
             self.used = True

@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
@@ -29,7 +30,11 @@ def short_traceback(error: BaseException) -> str:
         part = todo.pop()
         part.stack = _trim(part.stack, numbers)
         todo += [linked for linked in (part.__cause__, part.__context__, *(part.exceptions or ())) if linked is not None]
-    return "".join(summary.format())
+    text = "".join(summary.format())
+    for each in _chain(error):
+        if isinstance(each, ImportError) and isinstance(each.path, str):  # of a name that a module does not have
+            text = text.replace(f"({each.path})", f"({short_path(each.path)})")
+    return text
 
 
 def message(error: BaseException) -> str:
@@ -123,14 +128,7 @@ def line_in(code: CodeType, line: int | None, instruction: int) -> int:
 def _missing_numbers(error: BaseException) -> dict[tuple[str, str], int]:
     """Lines of frames whose traceback has none, by file and function, for the error and all it is chained to."""
     numbers: dict[tuple[str, str], int] = {}
-    seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        each = todo.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        todo += [each.__cause__, each.__context__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
+    for each in _chain(error):
         trace = each.__traceback__
         while trace is not None:
             code = trace.tb_frame.f_code
@@ -138,6 +136,19 @@ def _missing_numbers(error: BaseException) -> dict[tuple[str, str], int]:
                 numbers[code.co_filename, code.co_name] = line_in(code, None, trace.tb_lasti)
             trace = trace.tb_next
     return numbers
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and all it is chained to, each once."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        todo += [each.__cause__, each.__context__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
 
 
 def _trim(stack: traceback.StackSummary, numbers: dict[tuple[str, str], int]) -> traceback.StackSummary:

@@ -11,8 +11,10 @@ import itertools
 import mmap
 import multiprocessing.context
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from aster_sandbox.cells import Interpreter
 from aster_sandbox.isolation.syscalls import libc
@@ -76,6 +78,7 @@ def warm_up(packages: Iterable[str], echo: str = "python") -> None:
     cells = [STANDARD, *REPAIRED, *(f"import {package}\n{EXERCISES.get(package, '')}" for package in packages)]
     exercise(cells * ROUNDS)
     keep_hard_limits()
+    refuse_audit_hooks()
     fork_instead_of_spawn()
     # _IONBF: what C code prints keeps its place among the lines, and nothing of it waits for the end of a cell.
     libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 2, 0)
@@ -171,6 +174,15 @@ def fork_instead_of_spawn() -> None:
     a file that is not there, and die for ever."""
     contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
     contexts["spawn"] = contexts["forkserver"] = contexts["fork"]
+
+
+def refuse_audit_hooks() -> None:
+    """Have ``sys.addaudithook`` raise: nobody can take a hook off again, and it would hold for every later cell."""
+
+    def addaudithook(hook: Callable[[str, tuple[Any, ...]], Any]) -> None:  # noqa: ARG001
+        raise RuntimeError("audit hooks cannot be had here: they would hold for every later cell")
+
+    sys.addaudithook = addaudithook
 
 
 def heap() -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -40,7 +41,7 @@ print("", file=sys.stderr)
 os.write(2, b"five\\n")
 ctypes.CDLL(None).puts(b"six")
 ctypes.CDLL(None).printf(b"sev")
-os.write(1, b"en\n")
+os.write(1, b"en\\n")
 "eight"
 """
     assert outputs(bench, code) == ["one\ntwo\nthree\nfour\nfive\nsix\nseven\n'eight'"]
@@ -196,3 +197,11 @@ def test_secrets_of_the_environment_do_not_reach_cells(bench: Bench) -> None:
 def test_strange_code_is_only_an_error(bench: Bench) -> None:
     calls = bench.cells("x = '\ud800'", "\0", "(" * 1000, "class E(Exception):\n    def __str__(self): 1 / 0\nraise E", "5")
     assert [call.status for call in calls] == ["error", "error", "error", "error", "ok"]
+
+
+def test_a_name_that_a_module_does_not_have_is_told_without_the_hosts_folders(bench: Bench) -> None:
+    wrong, chained = bench.cells("from json import foo", "try: 1 // 0\nexcept ZeroDivisionError: from sympy import Foo")
+    assert wrong.output.endswith(
+        "ImportError: cannot import name 'foo' from 'json' (" + "/".join(json.__file__.split("/")[-3:]) + ")"
+    )
+    assert chained.output.endswith("ImportError: cannot import name 'Foo' from 'sympy' (sympy/__init__.py)")

@@ -39,6 +39,17 @@ from tests.sandbox.sandbox_bench import Bench
             "decimal.Decimal(1) / 3",
             "Decimal('0.333')",
         ),
+        (
+            "import fcntl, os\nfcntl.fcntl(1, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT)\nfor n in range(5): print('mine', n)",
+            "print('next')",
+            "next",
+        ),
+        (
+            "import threading\nthreading.settrace(print)\nthreading.setprofile(print)",
+            "threading.gettrace(), threading.getprofile()",
+            "(None, None)",
+        ),
+        ("import sys\ntry: sys.addaudithook(print)\nexcept RuntimeError: x = 1", "x", "1"),
         ("import sys\nsys.setrecursionlimit(60)", "def f(n): return n and f(n - 1)\nf(500)", "0"),
     ],
 )
@@ -46,6 +57,11 @@ def test_the_next_cell_starts_clean(hasty: Bench, cell: str, after: str, answer:
     first, second = hasty.cells(cell, after)
     assert first.status == "ok", first.output
     assert second.output.endswith(answer)
+
+
+def test_packets_in_the_pipe_are_all_in_the_output_of_their_cell(hasty: Bench) -> None:
+    packets = "import fcntl, os\nfcntl.fcntl(1, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT)\nfor n in range(5): print('mine', n)"
+    assert [call.output for call in hasty.cells(packets, "1")] == ["\n".join(f"mine {n}" for n in range(5)), "1"]
 
 
 def test_await_works_again_after_its_loop_lost_its_descriptors(hasty: Bench) -> None:

@@ -222,6 +222,14 @@ def test_a_shell_line_runs_in_a_shell_with_the_cells_names(bench: Bench) -> None
     ]
 
 
+def test_a_script_that_fails_is_an_error(bench: Bench) -> None:
+    failed, after = bench.cells("%%bash\necho so far\nexit 3", "_exit_code")
+    assert failed.status is CellStatus.ERROR
+    assert failed.output.startswith("so far\nTraceback")
+    assert failed.output.endswith("CalledProcessError: Command 'bash' returned non-zero exit status 3.")
+    assert after.output == "3"
+
+
 def test_a_command_that_takes_too_long_is_interrupted(hasty: Bench) -> None:
     _, late, after = hasty.cells("x = 42", "!sleep 60; echo never", "x")
     assert late.status is CellStatus.TIMEOUT

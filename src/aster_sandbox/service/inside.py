@@ -166,7 +166,7 @@ class _Paper:
         self.error = [_told(error, text)]
 
     def lower_memory(self) -> None:
-        """The cell that this runs in has done it."""
+        """Nothing to do: the cell that this runs in has its limit already."""
 
     def raise_memory(self) -> None:
         """There must be memory to report that there is none. The next cell has its own limit again."""
@@ -214,7 +214,7 @@ class _Kept(io.RawIOBase):
         self.kept = bytearray()
 
     def writable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def fileno(self) -> int:

@@ -80,6 +80,11 @@ def test_what_the_user_can_correct_is_one_line(arguments: list[str], message: st
     assert message in result.stderr
 
 
+def test_a_time_that_is_no_number_is_refused() -> None:
+    result = CliRunner().invoke(main, ["serve", "--idle-seconds", "nan"])
+    assert (result.exit_code, "'nan' is no number of seconds" in result.stderr) == (2, True)
+
+
 def test_both_command_lines_have_the_same_commands_and_options() -> None:
     sandbox = aster.commands["sandbox"]
     assert isinstance(sandbox, click.Group)
