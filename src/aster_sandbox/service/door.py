@@ -20,6 +20,8 @@ OPEN_PATHS = frozenset({"/health", "/docs", "/openapi.json"})
 """No token is asked for here."""
 BODY_SECONDS = 60.0
 """A body that takes longer is refused."""
+GONE = 499
+"""The status that is counted where a client goes away. Nobody reads it."""
 DRAIN_SECONDS = 10.0
 DRAIN_BYTES = 256 << 20
 """A body that is refused is still read, and thrown away, so that a client that sends before it reads gets to see the answer."""
@@ -47,8 +49,12 @@ class Door:
             return
         body = await self._read(headers, receive)
         if isinstance(body, int):
-            detail = f"a body has at most {self._body_bytes} bytes" if body == 413 else "the body took too long to come"
-            await self._refuse(headers, receive, send, body, detail)
+            details = {
+                GONE: "the client went away before its request was whole",
+                408: "the body took too long to come",
+                413: f"a body has at most {self._body_bytes} bytes",
+            }
+            await self._refuse(headers, receive, send, body, details[body])
             return
         await self._app(scope, _replay(body, receive), self._counting(scope, send))
 
@@ -63,7 +69,7 @@ class Door:
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
-                        return bytes(body)  # the client is gone
+                        return GONE  # half a request is none: without its body, one to open a session is another one
                     body += message.get("body", b"")
                     if len(body) > self._body_bytes:
                         return 413

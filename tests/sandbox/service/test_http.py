@@ -339,6 +339,19 @@ def test_a_client_that_vanishes_loses_no_reply(service: Service, http: httpx2.Cl
     assert run(http, "left", "n")["output"] == "1"
 
 
+@pytest.mark.parametrize("sent", [b"", b'{"seed": 1'])
+def test_half_a_request_does_nothing(service: Service, http: httpx2.Client, sent: bytes) -> None:
+    http.post("/v1/sessions", json={"id": "whole"})
+    http.put("/v1/sessions/whole/files/f", content=b"whole", headers={"Content-Type": "application/octet-stream"})
+    before = counter(http, 'aster_sandbox_refused_total{status="499"}')
+    for request in ("POST /v1/sessions", "POST /v1/sessions/whole/fork", "PUT /v1/sessions/whole/files/f"):
+        with _raw(service, f"{request} HTTP/1.1\r\nContent-Length: 100") as connection:
+            connection.sendall(b"\r\n\r\n" + sent)
+    assert eventually(lambda: counter(http, 'aster_sandbox_refused_total{status="499"}') == before + 3)
+    assert [session["id"] for session in http.get("/v1/sessions").json()["sessions"]] == ["whole"]
+    assert http.get("/v1/sessions/whole/files/f").content == b"whole"
+
+
 def test_100_clients_at_once_with_some_that_vanish(service: Service, http: httpx2.Client) -> None:
     """Each of 80 clients counts its cells in a session of its own, while 20 others go away in the middle of requests."""
 
