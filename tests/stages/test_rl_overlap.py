@@ -41,7 +41,7 @@ def attempts(run: Path) -> Counter[tuple[str, int, int]]:
 
 
 def test_groups_that_are_not_finished_in_time_go_over_to_later_batches(tiny: Tiny, tmp_path: Path) -> None:
-    run = train(tiny, tmp_path / "run", {"rl.batch_seconds": 0.02, "rl.carry_steps": 2})
+    run = train(tiny, tmp_path / "run", {"rl.batch_seconds": 0.001, "rl.carry_steps": 2})
     steps = lines(run, "rl")
     assert [line["step"] for line in steps] == list(range(1, 8))
     made = attempts(run)
@@ -61,7 +61,7 @@ def test_groups_that_are_not_finished_in_time_go_over_to_later_batches(tiny: Tin
 
 
 def test_carried_groups_outlive_an_interrupt(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = train(tiny, tmp_path / "whole", {"rl.batch_seconds": 0.02, "rl.checkpoint_every": 1})
+    whole = train(tiny, tmp_path / "whole", {"rl.batch_seconds": 0.001, "rl.checkpoint_every": 1})
     # The run as an interrupt leaves it after its last step but one, of which the checkpoint is still there.
     run = tmp_path / "run"
     shutil.copytree(whole, run)
@@ -73,7 +73,7 @@ def test_carried_groups_outlive_an_interrupt(tiny: Tiny, tmp_path: Path, capsys:
     carried = lines(run, "rl")[-1]["carried"]
     assert carried, "nothing was carried over; lower batch_seconds"
     capsys.readouterr()
-    train(tiny, run, {"rl.batch_seconds": 0.02, "rl.checkpoint_every": 1})
+    train(tiny, run, {"rl.batch_seconds": 0.001, "rl.checkpoint_every": 1})
     said = capsys.readouterr().err
     assert f"rl: resuming after step {step}" in said
     assert f"rl: {len(carried)} groups that were carried over are sampled again" in said
