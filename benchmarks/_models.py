@@ -17,11 +17,12 @@ from transformers.utils import logging as transformers_logging
 
 from aster.chat import Qwen3Dialect
 from aster.chat.qwen3 import CHAT_TEMPLATE
-from aster.core.errors import UserError
-from aster.core.recipe import Model, Recipe, Rollout
+from aster.config import Model, Rollout
+from aster.config.recipe import Recipe
+from aster.engines.local.engine import LocalEngine
+from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
+from aster.errors import UserError
 from aster.lab.tokenizer import build_tokenizer
-from aster.policy.loading import load_tokenizer, make_dialect, resolve
-from aster.policy.local import LocalPolicy
 
 # Its bar for loading would tear the table.
 transformers_logging.disable_progress_bar()
@@ -105,10 +106,10 @@ def open_subject(options: argparse.Namespace, benchmark: str) -> Iterator[Subjec
         yield Subject(name, source, tokenizer, make_dialect(tokenizer), settings)
 
 
-def open_ours(subject: Subject, slots: int = 1, capacity: int | None = None) -> LocalPolicy:
+def open_ours(subject: Subject, slots: int = 1, capacity: int | None = None) -> LocalEngine:
     """ASTER's policy. ``capacity`` is the longest trajectory to sample, in tokens; None where nothing is sampled."""
     rollout = Rollout(slots=slots, cache_tokens=slots * (capacity or 1))
-    return LocalPolicy(Recipe(model=subject.settings, rollout=rollout), capacity=capacity)
+    return LocalEngine(Recipe(model=subject.settings, rollout=rollout), capacity=capacity)
 
 
 def peer_of(model: Any, attention: str = "sdpa") -> Any:

@@ -25,9 +25,9 @@ from transformers import LogitsProcessor
 
 from aster.chat import Qwen3Dialect
 from aster.chat.qwen3 import TOOL_SCHEMA
-from aster.core.types import Problem
-from aster.lab.families import generate
-from aster.policy import Completion, Sampler, SamplingParams
+from aster.engines import Completion, Sampler, SamplingParams
+from aster.environments.lab import generate
+from aster.types import Problem
 
 FORCED = 1e9
 """A score beside which no other has a chance; finite, so that the softmax is."""

@@ -13,11 +13,11 @@ from _models import Subject, open_ours, peer_of, synchronize
 from _trl import make_trainer
 from torch import Tensor
 
-from aster.policy import AdamStep, Loss, TrainingSample
-from aster.policy.loading import load_model
-from aster.policy.trainer import trained_positions
-from aster.training.advantages import group_advantages
-from aster.training.losses import clipped_policy_loss
+from aster.algorithms.advantages import group_advantages
+from aster.algorithms.losses import clipped_policy_loss
+from aster.engines import AdamStep, Loss, TrainingSample
+from aster.engines.local.loading import load_model
+from aster.engines.local.trainer import trained_positions
 
 GROUP = 8
 """Trajectories of one prompt."""

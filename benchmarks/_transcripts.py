@@ -6,8 +6,8 @@ import json
 import random
 from collections.abc import Iterator
 
-from aster.core.transcript import Step, Transcript
-from aster.core.types import CallStatus, StopReason, ToolCall
+from aster.transcript import Step, Transcript
+from aster.types import CallStatus, StopReason, ToolCall
 
 WORDS = (
     "sum over all divisors so what we need is if let prime then number solutions modulo must agree with count that code shows "

@@ -26,7 +26,7 @@ from _machine import facts, print_json
 from _memory import processes_below, pss_below
 from _transcripts import transcripts
 
-from aster.core.sets import write_lines
+from aster.data.sets import write_lines
 
 FILTERS = (
     "tokens.max=32768",

@@ -18,15 +18,16 @@ import time
 import torch
 from _common import finish
 
-from aster.core.errors import UserError
-from aster.core.recipe import Model, Recipe
-from aster.policy import AdamStep, Loss, TrainingSample
-from aster.policy.local import LocalPolicy
+from aster.config import Model
+from aster.config.recipe import Recipe
+from aster.engines import AdamStep, Loss, TrainingSample
+from aster.engines.local.engine import LocalEngine
+from aster.errors import UserError
 
 
 def measure(path: str, length: int) -> dict[str, float]:
     """Two steps in this process; the second one's peak memory (MiB) and seconds. The first allocates the optimizer's state."""
-    policy = LocalPolicy(Recipe(model=Model(path=path, gradient_checkpointing=True, device="cpu", threads=1)))
+    policy = LocalEngine(Recipe(model=Model(path=path, gradient_checkpointing=True, device="cpu", threads=1)))
     vocabulary = policy.model.config.vocab_size
     tokens = torch.randint(vocabulary, (length,)).tolist()
     prompt = length // 8

@@ -41,11 +41,11 @@ from _models import add_options, open_ours, open_subject, peer_of, synchronize
 from _plans import ForcedModel, Plan, Planned, Size, make_plans, python
 from _trl import make_trainer
 
+from aster import config as recipe
 from aster.chat import Qwen3Dialect
-from aster.core import recipe
-from aster.core.types import Budget, StopReason
-from aster.policy import Sampler
+from aster.engines import Sampler
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.types import Budget, StopReason
 from aster_sandbox import AnySandbox, make_sandbox
 
 GROUP = 8

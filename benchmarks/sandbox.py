@@ -67,7 +67,7 @@ from _sandbox_contestants import Aster, Contestant, Floor, Jupyter, Replay, Sess
 from _sandbox_result import Result, print_tables
 from _sandbox_trajectories import TRAJECTORIES
 
-from aster.core.progress import say
+from aster.terminal import say
 from aster_sandbox import Sandbox, Settings
 
 AT_ONCE = 4

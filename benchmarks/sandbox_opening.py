@@ -26,7 +26,7 @@ import asyncio, json, sys, time
 if sys.argv[3] == "aster_sandbox":
     from aster_sandbox import Sandbox, Settings
 else:
-    from aster.core.recipe import Sandbox as Settings
+    from aster.config import Sandbox as Settings
     from aster.sandbox import Sandbox
 
 async def main(count, times):

@@ -6,7 +6,7 @@
 Contestants, all with copies of the same weights, on the same long-tailed batch, in turns within one process. A step is forward,
 backward, clipping of the gradient's norm and AdamW:
 
-- **aster**: ``LocalPolicy.forward_backward`` and ``optim_step``: packed, the output layer on trained tokens alone.
+- **aster**: ``LocalEngine.forward_backward`` and ``optim_step``: packed, the output layer on trained tokens alone.
 - **trl**: ``GRPOTrainer.training_step`` for each micro-batch of ``--rows`` trajectories, then its optimizer. TRL itself
   prepares the batch beforehand, untimed: rewards to advantages, shuffled, padded to the longest prompt and completion *of the
   batch*.
@@ -34,7 +34,7 @@ there.
 ``matmul_share`` is the share of the machine's measured rate of a large matrix product that the linear layers' operations come
 to.
 
-``--default-malloc`` leaves out ``aster.policy.memory``'s setting of glibc's allocator, which else holds for all contestants
+``--default-malloc`` leaves out the setting of glibc's allocator (``aster.engines.local.memory``), which else holds for all contestants
 that are timed: compare two runs to see what it is worth.
 """
 
@@ -55,8 +55,8 @@ from _memory import peak, reset_peak, resident
 from _models import Subject, add_options, open_subject
 from _train_contestants import CONTESTANTS, Aster, Batch, Contestant, make_batch
 
-from aster.policy import local
-from aster.policy.trainer import MICROBATCH_TOKENS, trained_positions
+from aster.engines.local import engine as local
+from aster.engines.local.trainer import MICROBATCH_TOKENS, trained_positions
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """The largest relative difference of losses and of gradients."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from aster.core.run import read_json_lines
+from aster.run import read_json_lines
 
 ARMS = ("aster", "program", "retool", "demyagent", "zero", "zero_force_tool")
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from aster.core.run import read_json_lines
+from aster.run import read_json_lines
 
 STAGES = ("synthesize", "curate", "sft", "rl")
 CURVES = {"sft": "loss", "rl": "reward"}

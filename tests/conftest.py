@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from aster.core import recipe
+from aster import config as recipe
 from aster_sandbox import Sandbox
 from tests.shop_fixture import Shop
 from tests.stages.runs import preload
@@ -37,7 +37,7 @@ def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import Qwen3ForCausalLM
 
-    from aster.lab.base import base_config
+    from aster.lab.build import base_config
     from aster.lab.tokenizer import build_tokenizer
 
     folder = tmp_path_factory.mktemp("lab") / "model"

@@ -96,7 +96,7 @@ SURFACE = {
 }
 """Every command with its arguments and options. A change here changes what users type."""
 
-HEAVY = ("torch", "transformers", "numpy", "pydantic", "yaml", "rich", "matplotlib", "aster.core.recipe")
+HEAVY = ("torch", "transformers", "numpy", "pydantic", "yaml", "rich", "matplotlib", "aster.config")
 
 
 def aster(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -190,7 +190,7 @@ def test_a_bug_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> str:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("aster.core.describe.describe", broken)
+    monkeypatch.setattr("aster.config.describe.describe", broken)
     result = CliRunner().invoke(main, ["recipe"])
     assert isinstance(result.exception, ZeroDivisionError)
 

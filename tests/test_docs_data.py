@@ -17,9 +17,9 @@ import yaml
 from click.testing import CliRunner
 
 from aster.cli import main
-from aster.cli_data import data_group
-from aster.core.run import read_trajectories
-from aster.core.sets import iterate_set, write_set
+from aster.cli.data import data_group
+from aster.data.sets import iterate_set, write_set
+from aster.run import read_trajectories
 from tests.curation.transcripts import calls, step, transcript
 from tests.exchange.test_layouts import ROWS
 from tests.teacher.fake_teacher import FakeTeacher, serving

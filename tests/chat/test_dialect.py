@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aster.chat import AssistantTurn, ParsedCall, Qwen3Dialect
 from aster.chat.qwen3 import TOOL_SCHEMA, neutralize, render_call
-from aster.core.types import Trajectory
+from aster.types import Trajectory
 
 PROPERTY = settings(max_examples=60, deadline=None)
 CONTROL = [

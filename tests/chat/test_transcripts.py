@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from aster.chat import Qwen3Dialect
-from aster.chat.transcripts import render, transcribe
-from aster.core.errors import UserError
-from aster.core.sets import iterate_set, write_set
-from aster.core.transcript import Step, Transcript, Usage
-from aster.core.types import CallStatus, Problem, StopReason, ToolCall
-from aster.policy.loading import load_tokenizer, resolve
+from aster.data.rendering import render, transcribe
+from aster.data.sets import iterate_set, write_set
+from aster.engines.local.loading import load_tokenizer, resolve
+from aster.errors import UserError
+from aster.transcript import Step, Transcript, Usage
+from aster.types import CallStatus, Problem, StopReason, ToolCall
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from aster.core.run import RunFolder
+from aster.run import RunFolder
 from tests.cluster.server import Server
 from tests.stages.runs import steps
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.boxed import extract_boxed
+from aster.grading.boxed import extract_boxed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aster.core.errors import one_line
+from aster.errors import one_line
 
 
 def test_what_others_say_is_one_line_that_is_not_too_long() -> None:

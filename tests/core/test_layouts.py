@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.problems import BOX_REQUEST, DAPO_HEAD, DAPO_TAIL, iterate_problems, load_problems
-from aster.core.problems.layouts import LAYOUTS, layout_of
-from aster.core.types import Problem
+from aster.data.problem_layouts import LAYOUTS, layout_of
+from aster.data.problems import BOX_REQUEST, DAPO_HEAD, DAPO_TAIL, iterate_problems, load_problems
+from aster.errors import UserError
+from aster.types import Problem
 
 ASKED = f"What is 1+1?\n{BOX_REQUEST}"
 FRAMED = f"{DAPO_HEAD}\n\nWhat is 1+1?\n\n{DAPO_TAIL}"

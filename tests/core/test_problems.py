@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.errors import UserError
-from aster.core.problems import BOX_REQUEST, DAPO_HEAD, DAPO_TAIL, choose_problems, load_problems
-from aster.core.types import Problem
+from aster.data.problems import BOX_REQUEST, DAPO_HEAD, DAPO_TAIL, choose_problems, load_problems
+from aster.errors import UserError
+from aster.types import Problem
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from aster.core import progress
-from aster.core.progress import Progress, say
+from aster import terminal as progress
+from aster.terminal import Progress, say
 
 
 def test_first_and_last_lines_are_plain_and_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +67,7 @@ def test_time_left_is_written_as_a_clock(seconds: float, text: str) -> None:
 
 def test_a_terminal_gets_a_live_bar_that_nests_and_lets_lines_through() -> None:
     code = (
-        "from aster.core.progress import Progress, say\n"
+        "from aster.terminal import Progress, say\n"
         "with Progress('outer [x]', 2, 'steps') as outer, Progress('inner', 4, 'calls') as inner:\n"
         "    inner.advance(4, reward=0.5)\n"
         "    say('a [note]')\n"

@@ -11,9 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.describe import describe
-from aster.core.errors import UserError
-from aster.core.recipe import (
+from aster.config import (
     Adam,
     ColdStart,
     Curate,
@@ -23,7 +21,6 @@ from aster.core.recipe import (
     Limits,
     Model,
     Problems,
-    Recipe,
     Rl,
     RlStage,
     Section,
@@ -31,7 +28,10 @@ from aster.core.recipe import (
     SftStage,
     cold_start_name,
 )
-from aster.core.recipe_file import apply_override, load_recipe, validate_recipe
+from aster.config.describe import describe
+from aster.config.file import apply_override, load_recipe, validate_recipe
+from aster.config.recipe import Recipe
+from aster.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

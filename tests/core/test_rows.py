@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.errors import UserError
-from aster.core.problems import load_problems
-from aster.core.rows import Broken, json_line_rows, lines_of, unbroken
-from aster.core.sets import iterate_set
-from aster.exchange.importing import import_set
+from aster.data.formats.importing import import_set
+from aster.data.problems import load_problems
+from aster.data.sets import iterate_set
+from aster.errors import UserError
+from aster.jsonl import Broken, json_line_rows, lines_of, unbroken
 
 GOOD = {"prompt": "1?", "answer": "1", "messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]}
 BROKEN = {

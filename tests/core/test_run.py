@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import ColdStart, Recipe, Rl, RlStage, Sandbox
-from aster.core.run import (
+from aster.config import ColdStart, Rl, RlStage, Sandbox
+from aster.config.recipe import Recipe
+from aster.errors import UserError
+from aster.run import (
     RunFolder,
     iterate_trajectories,
     read_json,
@@ -22,7 +23,7 @@ from aster.core.run import (
     write_json,
     write_trajectories,
 )
-from aster.core.types import Problem, Trajectory
+from aster.types import Problem, Trajectory
 
 
 @pytest.fixture
@@ -204,7 +205,7 @@ def test_one_process_at_a_time(run: RunFolder) -> None:
 
 def test_a_killed_process_lets_go_of_the_folder(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from aster.core.run import RunFolder; from aster.core.recipe import Recipe; "
+        "import os, sys; from aster.run import RunFolder; from aster.config.recipe import Recipe; "
         "run = RunFolder.open(sys.argv[1], Recipe()); run.log('rl', 1); os.kill(os.getpid(), 9)"
     )
     process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.types import Budget, CallStatus, StopReason, ToolCall, Trajectory
+from aster.types import Budget, CallStatus, StopReason, ToolCall, Trajectory
 
 any_text = st.text(st.characters(), max_size=12)  # lone surrogates too
 calls = st.builds(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aster.curation.cells import read_cell, telling_numbers
+from aster.data.curation.cells import read_cell, telling_numbers
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.recipe import ColdStart, Curate
-from aster.core.transcript import Transcript
-from aster.core.types import CallStatus
-from aster.curation import Chain, Dropped, Funnel, Selection, choose
+from aster.config import ColdStart, Curate
+from aster.data.curation import Chain, Dropped, Funnel, Selection, choose
+from aster.transcript import Transcript
+from aster.types import CallStatus
 from tests.curation.transcripts import OK, calls, step, transcript
 
 

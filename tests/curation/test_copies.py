@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from aster.cli import main
-from aster.core.recipe import Curate
-from aster.core.sets import iterate_set, write_set
-from aster.core.transcript import Transcript, Usage
-from aster.core.types import CallStatus, StopReason
-from aster.curation import Chain, Dropped, Funnel, choose
-from aster.curation.chain import UNIQUE
-from aster.curation.copies import content_of
+from aster.config import Curate
+from aster.data.curation import Chain, Dropped, Funnel, choose
+from aster.data.curation.chain import UNIQUE
+from aster.data.curation.copies import content_of
+from aster.data.sets import iterate_set, write_set
+from aster.transcript import Transcript, Usage
+from aster.types import CallStatus, StopReason
 from tests.curation.transcripts import calls, step, transcript
 
 ONE = transcript("p", step("plan", ("a = 2", "")), step("next", ("a * 3", "6")), answer="6")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from aster.core.transcript import Transcript
-from aster.core.types import CallStatus
-from aster.curation.measures import Measures
+from aster.data.curation.measures import Measures
+from aster.transcript import Transcript
+from aster.types import CallStatus
 from tests.curation.transcripts import calls, step, transcript
 
 

@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from aster.cli import main
-from aster.core.problems import BOX_REQUEST, load_problems
-from aster.core.types import Problem
-from aster.curation.contamination import Contamination
-from aster.curation.duplicates import Duplicates
-from aster.curation.language import is_english
-from aster.curation.normalize import tokens
-from aster.curation.questions import Questions, load_benchmarks, problem_line
-from aster.evaluation.benchmarks import REGISTRY
+from aster.data.benchmarks import REGISTRY
+from aster.data.curation.contamination import Contamination
+from aster.data.curation.duplicates import Duplicates
+from aster.data.curation.language import is_english
+from aster.data.curation.normalize import tokens
+from aster.data.curation.questions import Questions, load_benchmarks, problem_line
+from aster.data.problems import BOX_REQUEST, load_problems
+from aster.types import Problem
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the public problems in {DATA}")
@@ -218,7 +218,7 @@ def test_against_nothing_is_an_error(against: str, tmp_path: Path) -> None:
 
 def test_all_benchmarks_are_those_of_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {name: [Problem(name, f"The problem of {name}.", "1")] for name in REGISTRY}
-    monkeypatch.setattr("aster.evaluation.benchmarks.load_benchmark", lambda name: asked[name])
+    monkeypatch.setattr("aster.data.benchmarks.load_benchmark", lambda name: asked[name])
     (tmp_path / "own.jsonl").write_text('{"problem": "My own?", "answer": "1"}\n')
     own = str(tmp_path / "own.jsonl")
     assert list(load_benchmarks(["aime25", own, "all"])) == [*REGISTRY, own]

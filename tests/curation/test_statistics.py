@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from aster.cli import main
-from aster.core.recipe import ColdStart, Curate
-from aster.core.sets import iterate_set, write_set
-from aster.core.transcript import Transcript
-from aster.core.types import CallStatus
-from aster.curation.judging import judge_sources
-from aster.curation.sources import Source
-from aster.curation.statistics import statistics_of
+from aster.config import ColdStart, Curate
+from aster.data.curation.judging import judge_sources
+from aster.data.curation.sources import Source
+from aster.data.curation.statistics import statistics_of
+from aster.data.sets import iterate_set, write_set
+from aster.transcript import Transcript
+from aster.types import CallStatus
 from tests.curation.transcripts import calls, step, transcript
 from tests.sandbox.test_lifecycle import children
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from aster.core.transcript import Step, Transcript
-from aster.core.types import CallStatus, StopReason, ToolCall
+from aster.transcript import Step, Transcript
+from aster.types import CallStatus, StopReason, ToolCall
 
 OK = CallStatus.OK
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.types import CallStatus, StopReason, ToolCall, Trajectory
-from aster.dynamics import collapse_alarm, smooth, tool_use
+from aster.telemetry import collapse_alarm, smooth, tool_use
+from aster.types import CallStatus, StopReason, ToolCall, Trajectory
 
 
 def with_calls(*statuses: CallStatus, tokens: int = 3, stop: StopReason | None = StopReason.ANSWERED) -> Trajectory:

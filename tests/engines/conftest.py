@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from aster.core.recipe import Model, Policy, Recipe, Rollout
-from aster.lab.base import BASE_MODEL
-from aster.policy.opening import open_policy
-from aster.policy.vllm import VllmPolicy
+from aster.config import Model, Policy, Rollout
+from aster.config.recipe import Recipe
+from aster.engines.opening import open_engine
+from aster.engines.vllm import VllmEngine
+from aster.lab.build import BASE_MODEL
 from tests.stages.conftest import coin_model, coin_problems, commands, tiny
 
 __all__ = ["coin_model", "coin_problems", "commands", "tiny"]
@@ -97,9 +98,9 @@ class Engine:
         self.recipe = recipe
         self.loop = asyncio.new_event_loop()
         self._stack = AsyncExitStack()
-        policy = self.run(lambda: self._stack.enter_async_context(open_policy(recipe, capacity=capacity)))
-        assert isinstance(policy, VllmPolicy)
-        self.policy: VllmPolicy = policy
+        policy = self.run(lambda: self._stack.enter_async_context(open_engine(recipe, capacity=capacity)))
+        assert isinstance(policy, VllmEngine)
+        self.policy: VllmEngine = policy
 
     def run(self, work: Callable[[], Any]) -> Any:
         """Run a coroutine to its end."""

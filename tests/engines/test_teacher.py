@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from aster.chat import Qwen3Dialect
-from aster.core.problems import load_problems
-from aster.core.run import drop_torn_line, read_json
-from aster.core.sets import iterate_set
-from aster.policy import TrainingSample
+from aster.data.problems import load_problems
+from aster.data.sets import iterate_set
+from aster.engines import TrainingSample
+from aster.run import drop_torn_line, read_json
 from tests.engines.conftest import vllm_server
 from tests.stages.runs import Commands
 from tests.stages.taught import teach_model

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from aster.core.recipe import Model, Policy, Recipe, Rollout
-from aster.core.run import RunFolder, read_json, read_trajectories
-from aster.core.types import Budget, Problem, StopReason
-from aster.lab.base import BASE_MODEL
-from aster.policy import Completion, SamplingParams, TrainingSample
-from aster.policy.base import Policy as AnyPolicy
-from aster.policy.opening import open_policy
+from aster.config import Model, Policy, Rollout
+from aster.config.recipe import Recipe
+from aster.engines import Completion, SamplingParams, TrainingSample
+from aster.engines.base import Engine as AnyPolicy
+from aster.engines.opening import open_engine
+from aster.lab.build import BASE_MODEL
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.run import RunFolder, read_json, read_trajectories
+from aster.types import Budget, Problem, StopReason
 from aster_sandbox import make_sandbox
 from tests.engines.conftest import Engine
 from tests.policy.models import oracle, oracle_logprobs
@@ -59,11 +60,11 @@ def greedy(lab_server: str) -> tuple[list[list[int]], list[Completion], list[Com
     """Prompts, and the turns of vLLM and of the local sampler, on the lab's base model."""
 
     async def main() -> tuple[list[list[int]], list[Completion], list[Completion]]:
-        async with open_policy(endpoint(lab_server), capacity=512) as policy:
+        async with open_engine(endpoint(lab_server), capacity=512) as policy:
             prompts = [policy.dialect.prompt_ids(text) for text in PROMPTS]
             theirs = await turns(policy, prompts, max_tokens=64, temperature=0.0)
         local = endpoint(lab_server).model_copy(update={"policy": Policy()})
-        async with open_policy(local, capacity=512) as policy:
+        async with open_engine(local, capacity=512) as policy:
             return prompts, theirs, await turns(policy, prompts, max_tokens=64, temperature=0.0)
 
     return asyncio.run(main())
@@ -87,7 +88,7 @@ def test_greedy_turns_are_those_of_transformers(greedy: tuple[list[list[int]], l
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_log_probabilities_are_the_model_s_at_any_temperature(lab_server: str, temperature: float) -> None:
     async def main() -> None:
-        async with open_policy(endpoint(lab_server), capacity=512) as policy:
+        async with open_engine(endpoint(lab_server), capacity=512) as policy:
             prompts = [policy.dialect.prompt_ids(text) for text in PROMPTS]
             found = await turns(policy, prompts, max_tokens=64, temperature=temperature, top_p=0.95, seed=3)
             check_logprobs(oracle(BASE_MODEL), prompts, found)

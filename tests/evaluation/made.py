@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from aster.core.types import StopReason
 from aster.evaluation import Outcome
 from aster.evaluation.outcomes import TurnCost
+from aster.types import StopReason
 
 
 def made(

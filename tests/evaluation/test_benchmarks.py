@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.problems import BOX_REQUEST
-from aster.evaluation import benchmarks
-from aster.evaluation.benchmarks import REGISTRY, VARIABLE, checksum, describe, load_benchmark, local_copy
+from aster.data import benchmarks
+from aster.data.benchmarks import REGISTRY, VARIABLE, checksum, describe, load_benchmark, local_copy
+from aster.data.problems import BOX_REQUEST
+from aster.errors import UserError
 from aster.evaluation.published import BENCHMARKS, ROWS, published_on
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aster.core.errors import UserError
-from aster.core.problems import load_problems
-from aster.core.recipe import Model, Recipe, Rollout
-from aster.core.types import Budget, Problem, StopReason, Trajectory
+from aster.config import Model, Rollout
+from aster.config.recipe import Recipe
+from aster.data.problems import load_problems
+from aster.engines.local.engine import LocalEngine
+from aster.environments.lab import generate
+from aster.errors import UserError
 from aster.evaluation.budgets import call_budgets, curve, curves, cut, require_within, token_budgets, under
 from aster.evaluation.outcomes import TurnCost, outcome
-from aster.lab.families import generate
-from aster.policy.local import LocalPolicy
 from aster.rollout import Decoding, Job, Workshop, rollout, rollout_batch
+from aster.types import Budget, Problem, StopReason, Trajectory
 from tests.evaluation.made import made
 from tests.rollout.scripted import DIALECT, ScriptedFakeSampler, raw, turn
 from tests.shop_fixture import Shop
@@ -127,7 +128,7 @@ async def sampled(
 ) -> tuple[list[Trajectory], list[tuple[Budget, list[Trajectory]]]]:
     """The same jobs by a real model in the real loop: under a large budget, and under three that cut some of them off."""
     recipe = Recipe(model=Model(path=model, device="cpu", threads=1), rollout=Rollout(slots=8, cache_tokens=1 << 13))
-    policy = LocalPolicy(recipe, capacity=400)
+    policy = LocalEngine(recipe, capacity=400)
     jobs = [Job(problem, sample, 31 * sample + 1) for problem in problems for sample in range(3)]
     workshop = Workshop(lambda _: policy, policy.dialect, shop.sandbox, 8)
 

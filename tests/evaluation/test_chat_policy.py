@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Rollout, Sandbox
-from aster.core.types import Problem
+from aster.config import Rollout, Sandbox
+from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import Request, evaluate
 from aster.evaluation.settings import Settings
-from aster.reporting.show import show
+from aster.report.show import show
+from aster.types import Problem
 from tests.teacher.fake_teacher import FakeTeacher, serving
 
 PROBLEMS = [Problem("right", "What is 6*7? [good]", "42"), Problem("wrong", "What is 5*5? [good]", "26")]

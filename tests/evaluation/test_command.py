@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.progress import Progress
-from aster.core.run import read_json, read_json_lines, read_trajectories
-from aster.core.types import StopReason, Trajectory
+from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import _collect
 from aster.evaluation.settings import Settings
+from aster.run import read_json, read_json_lines, read_trajectories
+from aster.terminal import Progress
+from aster.types import StopReason, Trajectory
 from tests.stages.runs import Commands, Ended
 
 FIELDS = ("model.threads=1", "model.device=cpu", "sandbox.preload=[]", "rollout.cache_tokens=8192")

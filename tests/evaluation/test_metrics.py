@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from aster.core.transcript import Step, Transcript, Usage
-from aster.core.types import CallStatus, StopReason, ToolCall, Trajectory
 from aster.evaluation import Outcome, Prices, compare, majority, outcome, pass_at_k, summarize
 from aster.evaluation.outcomes import TurnCost
+from aster.transcript import Step, Transcript, Usage
+from aster.types import CallStatus, StopReason, ToolCall, Trajectory
 from tests.evaluation.made import made
 
 OUTCOMES = [

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Policy, Rollout, Sandbox
-from aster.core.run import read_json
-from aster.core.types import Problem
+from aster.config import Policy, Rollout, Sandbox
+from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import Request, evaluate
 from aster.evaluation.settings import Settings
-from aster.lab.base import BASE_MODEL
-from aster.reporting.evaluation_page import write_evaluation_page
+from aster.lab.build import BASE_MODEL
+from aster.report.evaluation_page import write_evaluation_page
+from aster.run import read_json
+from aster.types import Problem
 from tests.policy.fake_engine import TOKENIZER, FakeEngine, serving
 from tests.policy.fake_tinker_server import FakeTinkerServer
 from tests.rollout.scripted import turn

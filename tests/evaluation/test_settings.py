@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from aster.core.errors import UserError
-from aster.core.recipe import Model, Rollout, Sandbox
-from aster.core.types import Problem
+from aster.config import Model, Rollout, Sandbox
+from aster.errors import UserError
 from aster.evaluation.run import jobs_of, training_of
 from aster.evaluation.settings import Settings, parse_shard, parse_tokens, policy_kind
+from aster.types import Problem
 
 
 def settings(policy: str = "lab", **more: Any) -> Settings:

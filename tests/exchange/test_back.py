@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.errors import UserError
-from aster.core.sets import iterate_set, write_set
-from aster.core.transcript import Step, Transcript, Usage
-from aster.core.types import CallStatus, StopReason, ToolCall
-from aster.exchange import LAYOUTS
-from aster.exchange.exporting import export_set
-from aster.exchange.importing import import_set
-from aster.exchange.rows import read_rows
+from aster.data.formats import LAYOUTS
+from aster.data.formats.exporting import export_set
+from aster.data.formats.importing import import_set
+from aster.data.formats.rows import read_rows
+from aster.data.sets import iterate_set, write_set
+from aster.errors import UserError
+from aster.transcript import Step, Transcript, Usage
+from aster.types import CallStatus, StopReason, ToolCall
 
 CODE = "v = 6*7\nprint(v)"
 
@@ -166,7 +166,7 @@ def test_a_row_that_somebody_changed_says_what_it_says_now(layout: str, tmp_path
 def test_exported_messages_are_rendered_by_the_student_s_own_template(tmp_path: Path) -> None:
     """What another trainer makes of them is what our dialect makes of the transcript."""
     from aster.chat import Qwen3Dialect
-    from aster.chat.transcripts import render
+    from aster.data.rendering import render
     from aster.lab.tokenizer import build_tokenizer
 
     call = ToolCall("v=6*7\nv", CallStatus.OK, "42", 0.1)

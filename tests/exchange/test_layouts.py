@@ -10,13 +10,13 @@ import pyarrow.parquet
 import pytest
 
 from aster.chat.qwen3 import TOOL_SCHEMA
-from aster.core.errors import UserError
-from aster.core.problems import BOX_REQUEST
-from aster.core.sets import iterate_set
-from aster.core.types import CallStatus, StopReason
-from aster.exchange.base import guess_status
-from aster.exchange.importing import Imported, describe, import_set
-from aster.exchange.rows import read_rows
+from aster.data.formats.base import guess_status
+from aster.data.formats.importing import Imported, describe, import_set
+from aster.data.formats.rows import read_rows
+from aster.data.problems import BOX_REQUEST
+from aster.data.sets import iterate_set
+from aster.errors import UserError
+from aster.types import CallStatus, StopReason
 
 CODE = "v = 6*7\nprint(v)"
 CALL = {"type": "function", "function": {"name": "code_interpreter", "arguments": json.dumps({"code": CODE})}}
@@ -312,7 +312,7 @@ def test_how_a_call_ended_is_read_from_its_output(output: str, status: CallStatu
 
 
 def test_a_large_array_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aster.exchange.rows.PIECE", 7)
+    monkeypatch.setattr("aster.data.formats.rows.PIECE", 7)
     rows = [{"n": number, "text": "]},{[é\\" * number} for number in range(20)]
     (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
     assert [row for _, row in read_rows(tmp_path / "rows.json")] == rows

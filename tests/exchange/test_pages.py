@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from aster.cli import main
-from aster.core.sets import iterate_set
-from aster.exchange import LAYOUTS
+from aster.data.formats import LAYOUTS
+from aster.data.sets import iterate_set
 from aster.teacher.failures import FAILURES
 from tests.exchange.test_layouts import ROWS
 from tests.teacher.fake_teacher import FakeTeacher, serving

@@ -11,17 +11,17 @@ import pytest
 from click.testing import CliRunner
 
 from aster.chat import Qwen3Dialect
-from aster.chat.transcripts import transcribe
 from aster.cli import main
-from aster.core.sets import write_set
-from aster.core.transcript import Step, Transcript
-from aster.core.types import Budget, CallStatus, Problem, ToolCall
-from aster.exchange.replay import Replayed, alike, describe, replay
-from aster.lab.experts import EXPERTS
-from aster.lab.families import generate
+from aster.data.rendering import transcribe
+from aster.data.replay import Replayed, alike, describe, replay
+from aster.data.sets import write_set
+from aster.environments.lab import generate
 from aster.lab.tokenizer import build_tokenizer
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
 from aster.teacher import ScriptedTeacher
+from aster.teacher.lab_experts import EXPERTS
+from aster.transcript import Step, Transcript
+from aster.types import Budget, CallStatus, Problem, ToolCall
 from aster_sandbox import make_sandbox
 from tests.shop_fixture import Shop
 
@@ -150,10 +150,11 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_fields_change_the_run_s_own_sandbox_and_no_other_field_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aster.core.recipe import Recipe, Sandbox
-    from aster.core.run import RunFolder, write_trajectories
-    from aster.core.types import Trajectory
+    from aster.config import Sandbox
+    from aster.config.recipe import Recipe
     from aster.lab.tokenizer import build_tokenizer
+    from aster.run import RunFolder, write_trajectories
+    from aster.types import Trajectory
 
     own = Sandbox(preload=[], output_characters=77, cell_seconds=9.0)
     with RunFolder.open(tmp_path / "run", Recipe(sandbox=own), []) as run:
@@ -180,8 +181,8 @@ def test_of_an_empty_set_nothing_can_be_said(tmp_path: Path) -> None:
 
 
 def test_the_problem_of_a_setup_is_remembered(tmp_path: Path) -> None:
-    from aster.core.recipe import Recipe
-    from aster.core.run import RunFolder
+    from aster.config.recipe import Recipe
+    from aster.run import RunFolder
 
     with RunFolder.open(tmp_path / "run", Recipe(), []) as run:
         run.remember_problems([Problem("p", "?", "1", "s", "hidden = 1")])

@@ -128,7 +128,7 @@ def test_a_forked_child_asks_a_worker_of_its_own() -> None:
 def test_a_broken_installation_is_not_a_wrong_answer(tmp_path: Path) -> None:
     (tmp_path / "math_verify.py").write_text("raise ImportError('no math-verify here')")
     code = """
-from aster.core.errors import UserError
+from aster.errors import UserError
 from aster.grading import verify
 assert verify("5", "5").correct
 try:

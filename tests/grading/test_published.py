@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aster.core.problems import load_problems
+from aster.data.problems import load_problems
 from aster.grading import Verdict, verify
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -7,14 +7,14 @@ import random
 import pytest
 
 from aster.chat import Qwen3Dialect
-from aster.core.recipe import ColdStart
-from aster.core.seeds import derive
-from aster.core.types import Budget, CallStatus, Problem, StopReason, Trajectory
-from aster.lab.experts import EXPERTS, text_only
-from aster.lab.families import draw, generate, to_problem
+from aster.config import ColdStart
+from aster.environments.lab import draw, generate, to_problem
 from aster.lab.tokenizer import build_tokenizer
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.seeds import derive
 from aster.teacher import ScriptedTeacher
+from aster.teacher.lab_experts import EXPERTS, text_only
+from aster.types import Budget, CallStatus, Problem, StopReason, Trajectory
 from tests.shop_fixture import Shop
 
 BUDGET = Budget(context_tokens=4096, turn_tokens=1024, tool_calls=50, turns=64, wall_seconds=60)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.types import Problem
-from aster.lab import families
-from aster.lab.families import MOST, Split, generate, split_of
+from aster.environments import lab as families
+from aster.environments.lab import MOST, Split, generate, split_of
+from aster.types import Problem
 
 MIXTURE = {"chain": 1.0, "hunt": 1.0}
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from aster.chat import Qwen3Dialect
 from aster.chat.qwen3 import SYSTEM_TOOLS, neutralize
-from aster.lab.families import ENDING
+from aster.environments.lab import ENDING
 from aster.lab.tokenizer import CONTROL, PHRASES, TAGS, build_tokenizer
 
 pieces = st.sampled_from([*CONTROL, *TAGS, *PHRASES, *(phrase[:-1] for phrase in PHRASES), "Ġ", "Ċ", "é", "𝕏", "\x00", "  "])

@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from aster.core.recipe import Model, Recipe, Rollout
+from aster.config import Model, Rollout
+from aster.config.recipe import Recipe
+from aster.engines.local.cpu.decoder import Decoder
+from aster.engines.local.sampler import LocalSampler
 from aster.lab.tokenizer import build_tokenizer
-from aster.policy.decoder import Decoder
-from aster.policy.sampler import LocalSampler
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from aster.core.errors import UserError
-from aster.core.recipe import Policy, Recipe
-from aster.policy import AdamStep, Loss, SamplingParams, TrainingSample
-from aster.policy.local import LocalPolicy
+from aster.config import Policy
+from aster.config.recipe import Recipe
+from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
+from aster.engines.local.engine import LocalEngine
+from aster.errors import UserError
 from tests.policy.models import oracle, oracle_logprobs, random_ids, recipe_for
 
 SAMPLES = [TrainingSample(random_ids(n, 30), [0] * 10 + [1] * 20, 0.05) for n in range(2)]
@@ -23,7 +24,7 @@ def adapted(folder: Path, rank: int = 4) -> Recipe:
     return recipe_for(folder).model_copy(update={"policy": Policy(lora_rank=rank, lora_alpha=8.0)})
 
 
-async def train(policy: LocalPolicy, steps: int) -> float:
+async def train(policy: LocalEngine, steps: int) -> float:
     for _ in range(steps):
         metrics = await policy.forward_backward(SAMPLES, Loss("cross_entropy"))
         await policy.optim_step(AdamStep(learning_rate=1e-2))
@@ -31,7 +32,7 @@ async def train(policy: LocalPolicy, steps: int) -> float:
 
 
 def test_fresh_adapters_change_nothing_and_training_moves_them_alone(folder: Path) -> None:
-    policy = LocalPolicy(adapted(folder), capacity=128)
+    policy = LocalEngine(adapted(folder), capacity=128)
     reference = oracle(folder)
     expected = [oracle_logprobs(reference, s.token_ids)[9:] for s in SAMPLES]
     torch.testing.assert_close(torch.tensor(policy.trainer.forward(SAMPLES)), torch.stack(expected), atol=1e-4, rtol=0)
@@ -51,7 +52,7 @@ def test_fresh_adapters_change_nothing_and_training_moves_them_alone(folder: Pat
 def test_a_checkpoint_holds_adapters_that_peft_reads_and_training_goes_on(lab_folder: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    policy = LocalPolicy(adapted(lab_folder), capacity=128)
+    policy = LocalEngine(adapted(lab_folder), capacity=128)
 
     async def work() -> tuple[list[int], float]:
         await train(policy, 5)
@@ -66,21 +67,21 @@ def test_a_checkpoint_holds_adapters_that_peft_reads_and_training_goes_on(lab_fo
     ids = torch.tensor([random_ids(0, 20)])
     assert merged.generate(ids, do_sample=False, max_new_tokens=12, eos_token_id=None)[0, 20:].tolist() == tokens
 
-    reopened = LocalPolicy(adapted(lab_folder), tmp_path / "checkpoint", optimizer=True, capacity=128)
+    reopened = LocalEngine(adapted(lab_folder), tmp_path / "checkpoint", optimizer=True, capacity=128)
     assert asyncio.run(reopened.sample(random_ids(0, 20), GREEDY)).token_ids == tokens
     assert asyncio.run(train(reopened, 3)) == pytest.approx(loss, abs=1e-6)
 
 
 def test_adapters_that_do_not_fit_are_refused(lab_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asyncio.run(LocalPolicy(adapted(lab_folder)).save(tmp_path / "rank4"))
+    asyncio.run(LocalEngine(adapted(lab_folder)).save(tmp_path / "rank4"))
     with pytest.raises(UserError, match=r"not those of this model at policy\.lora_rank=2"):
-        LocalPolicy(adapted(lab_folder, rank=2), tmp_path / "rank4")
+        LocalEngine(adapted(lab_folder, rank=2), tmp_path / "rank4")
     with pytest.raises(UserError, match=r"holds no adapters .* policy\.lora_rank=0"):
-        LocalPolicy(adapted(lab_folder), lab_folder)
+        LocalEngine(adapted(lab_folder), lab_folder)
     (tmp_path / "rank4" / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
-        LocalPolicy(adapted(lab_folder), tmp_path / "rank4")
+        LocalEngine(adapted(lab_folder), tmp_path / "rank4")
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'aster-tir\[lora\]'"):
-        LocalPolicy(adapted(lab_folder))
+        LocalEngine(adapted(lab_folder))

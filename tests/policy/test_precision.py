@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from aster.policy import AdamStep, Loss, TrainingSample
-from aster.policy.local import LocalPolicy
+from aster.engines import AdamStep, Loss, TrainingSample
+from aster.engines.local.engine import LocalEngine
 from tests.policy.models import random_ids, recipe_for
 
 SAMPLES = [TrainingSample(random_ids(n, 40), [0] * 10 + [1] * 30, 1 / 90) for n in range(3)]
 
 
-def losses(policy: LocalPolicy, steps: int, rate: float) -> list[float]:
+def losses(policy: LocalEngine, steps: int, rate: float) -> list[float]:
     async def work() -> list[float]:
         found = []
         for _ in range(steps):
@@ -31,7 +31,7 @@ def losses(policy: LocalPolicy, steps: int, rate: float) -> list[float]:
 
 def test_small_updates_of_bfloat16_weights_add_up(lab_folder: Path) -> None:
     """At this rate a step is less than half of the last bit of nearly all weights: without masters they would not move."""
-    half, full = LocalPolicy(recipe_for(lab_folder, dtype="bfloat16")), LocalPolicy(recipe_for(lab_folder))
+    half, full = LocalEngine(recipe_for(lab_folder, dtype="bfloat16")), LocalEngine(recipe_for(lab_folder))
     before = {name: p.detach().clone() for name, p in half.model.named_parameters()}
     once = losses(half, 1, 2e-5)
     large = {name: p.abs() > 0.02 for name, p in before.items()}
@@ -46,21 +46,21 @@ def test_small_updates_of_bfloat16_weights_add_up(lab_folder: Path) -> None:
 
 def test_masters_are_kept_in_checkpoints(lab_folder: Path, tmp_path: Path) -> None:
     recipe = recipe_for(lab_folder, dtype="bfloat16")
-    policy = LocalPolicy(recipe)
+    policy = LocalEngine(recipe)
     losses(policy, 6, 5e-5)
     asyncio.run(policy.save(tmp_path / "checkpoint"))
     further = losses(policy, 12, 5e-5)
-    assert losses(LocalPolicy(recipe, tmp_path / "checkpoint", optimizer=True), 12, 5e-5) == further
+    assert losses(LocalEngine(recipe, tmp_path / "checkpoint", optimizer=True), 12, 5e-5) == further
     (tmp_path / "checkpoint" / "optimizer.pt").unlink()
-    assert losses(LocalPolicy(recipe, tmp_path / "checkpoint", optimizer=True), 12, 5e-5) != further
+    assert losses(LocalEngine(recipe, tmp_path / "checkpoint", optimizer=True), 12, 5e-5) != further
 
 
 MEASURE = """
 import json, sys, torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from aster.policy import AdamStep, Loss, TrainingSample
-from aster.policy.attention import IMPLEMENTATION
-from aster.policy.trainer import LocalTrainer
+from aster.engines import AdamStep, Loss, TrainingSample
+from aster.engines.local.attention import IMPLEMENTATION
+from aster.engines.local.trainer import LocalTrainer
 torch.set_num_threads(1)
 vocabulary = 60_000
 config = Qwen3Config(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,

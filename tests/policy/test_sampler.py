@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from aster.core.errors import UserError
-from aster.policy import Completion, SamplingParams
-from aster.policy import sampler as sampler_module
-from aster.policy.local import LocalPolicy
+from aster.engines import Completion, SamplingParams
+from aster.engines.local import sampler as sampler_module
+from aster.engines.local.engine import LocalEngine
+from aster.errors import UserError
 from tests.policy.models import before_each_forward, oracle, oracle_logprobs, random_ids, recipe_for
 
 CAPACITY = 256
 TURN = SamplingParams(max_tokens=9, temperature=1.2, top_p=0.95)
 
 
-def make_policy(folder: Path, slots: int = 8, deterministic: bool = False) -> LocalPolicy:
-    return LocalPolicy(recipe_for(folder, slots, deterministic), capacity=CAPACITY)
+def make_policy(folder: Path, slots: int = 8, deterministic: bool = False) -> LocalEngine:
+    return LocalEngine(recipe_for(folder, slots, deterministic), capacity=CAPACITY)
 
 
 @contextmanager
-def forwards(policy: LocalPolicy) -> Iterator[list[int]]:
+def forwards(policy: LocalEngine) -> Iterator[list[int]]:
     """Records how many tokens each forward is fed."""
     fed: list[int] = []
     with before_each_forward(policy.sampler, lambda flat: fed.append(len(flat))):
@@ -43,7 +43,7 @@ class Dialogue:
     delays: list[float] = field(default_factory=list)
     params: SamplingParams = TURN
 
-    async def play(self, policy: LocalPolicy) -> tuple[list[int], list[int], list[float]]:
+    async def play(self, policy: LocalEngine) -> tuple[list[int], list[int], list[float]]:
         """Returns tokens, positions of the sampled ones, and their log-probabilities."""
         policy.open(self.name)
         ids = list(self.prompt)
@@ -68,7 +68,7 @@ def dialogues(count: int, delays: list[float] | None = None) -> list[Dialogue]:
     ]
 
 
-async def play_all(policy: LocalPolicy, games: list[Dialogue]) -> list[tuple[list[int], list[int], list[float]]]:
+async def play_all(policy: LocalEngine, games: list[Dialogue]) -> list[tuple[list[int], list[int], list[float]]]:
     return await asyncio.gather(*(game.play(policy) for game in games))
 
 

@@ -17,12 +17,14 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from aster.policy import SamplingParams, graphs, products
-from aster.policy import sampler as sampler_module
-from aster.policy.attention import IMPLEMENTATION
-from aster.policy.drawing import uniform
-from aster.policy.graphs import DecodeGraphs
-from aster.policy.sampler import LocalSampler
+from aster.engines import SamplingParams
+from aster.engines.local import graphs
+from aster.engines.local import sampler as sampler_module
+from aster.engines.local.attention import IMPLEMENTATION
+from aster.engines.local.cpu import products
+from aster.engines.local.drawing import uniform
+from aster.engines.local.graphs import DecodeGraphs
+from aster.engines.local.sampler import LocalSampler
 from tests.policy.models import before_each_forward
 
 SCHEDULES = int(os.environ.get("ASTER_TEST_SCHEDULES", "300"))

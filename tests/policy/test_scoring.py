@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.policy import scoring
-from aster.policy.scoring import score_tokens
+from aster.engines.local import scoring
+from aster.engines.local.scoring import score_tokens
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Recipe
-from aster.core.recipe_file import validate_recipe
-from aster.policy import AdamStep, EngineLost, Loss, Policy, SamplingParams, TrainingSample
-from aster.policy.opening import open_policy
+from aster.config.file import validate_recipe
+from aster.config.recipe import Recipe
+from aster.engines import AdamStep, Engine, EngineLost, Loss, SamplingParams, TrainingSample
+from aster.engines.opening import open_engine
+from aster.errors import UserError
 
 pytest.importorskip("tinker")
 import httpx
 import tinker
 
-from aster.policy import tinker as tinker_policy
-from aster.policy import tinker_service
-from aster.policy.tinker_service import Service
+from aster.engines.tinker import engine as tinker_policy
+from aster.engines.tinker import service as tinker_service
+from aster.engines.tinker.service import Service
 from tests.policy.fake_tinker_server import LOGPROB, FakeModel, FakeTinkerServer
 
 SAMPLES = [
@@ -64,9 +64,9 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @asynccontextmanager
-async def opened(recipe: Recipe, checkpoint: Path | None = None, **settings: Any) -> AsyncIterator[Policy]:
+async def opened(recipe: Recipe, checkpoint: Path | None = None, **settings: Any) -> AsyncIterator[Engine]:
     """The recipe's policy, ready to sample."""
-    async with open_policy(recipe, checkpoint, capacity=64, **settings) as policy:
+    async with open_engine(recipe, checkpoint, capacity=64, **settings) as policy:
         yield policy
 
 
@@ -269,7 +269,7 @@ def refused(recipe: Recipe, checkpoint: Path | None = None, capacity: int = 64) 
     """The one line with which opening a policy fails."""
 
     async def work() -> None:
-        async with open_policy(recipe, checkpoint, capacity=capacity):
+        async with open_engine(recipe, checkpoint, capacity=capacity):
             pass
 
     with pytest.raises(UserError) as error:
@@ -416,7 +416,7 @@ def test_a_key_of_the_wrong_form(fake: FakeTinkerServer, lab_folder: Path, monke
 
 
 def test_the_extra_is_not_installed(fake: FakeTinkerServer, lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("aster.policy.tinker")]:
+    for name in [name for name in sys.modules if name.startswith("aster.engines.tinker.engine")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tinker", None)
     assert "pip install 'aster-tir[tinker]'" in refused(recipe_for(fake, lab_folder))

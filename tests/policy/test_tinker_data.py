@@ -10,10 +10,10 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor
 
-from aster.policy.base import Loss, TrainingSample
-from aster.policy.tinker_data import Reduction, Request, grad_norm, make_request, measure
-from aster.policy.trainer import trained_positions
-from aster.training.losses import clipped_policy_loss, cross_entropy
+from aster.algorithms.losses import clipped_policy_loss, cross_entropy
+from aster.engines.base import Loss, TrainingSample
+from aster.engines.local.trainer import trained_positions
+from aster.engines.tinker.samples import Reduction, Request, grad_norm, make_request, measure
 
 PPO = Loss("ppo", clip_low=0.2, clip_high=0.28, dual_clip=1e9, importance_cap=1.5)
 

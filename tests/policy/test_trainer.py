@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aster.core.errors import UserError
-from aster.policy import AdamStep, Loss, SamplingParams, TrainingSample, scoring
-from aster.policy.local import LocalPolicy
-from aster.policy.trainer import microbatches, trained_positions
+from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
+from aster.engines.local import scoring
+from aster.engines.local.engine import LocalEngine
+from aster.engines.local.trainer import microbatches, trained_positions
+from aster.errors import UserError
 from tests.policy.models import oracle, oracle_logprobs, random_ids, recipe_for
 
 SFT = Loss("cross_entropy")
@@ -50,7 +51,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def backward(
-    policy: LocalPolicy, samples: list[TrainingSample], loss: Loss
+    policy: LocalEngine, samples: list[TrainingSample], loss: Loss
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     metrics = policy.trainer.forward_backward(samples, loss)
     return metrics, gradients(policy.model)
@@ -93,7 +94,7 @@ def test_sft_loss_and_gradient_equal_transformers(folder: Path, microbatch: int)
     expected = reference(input_ids=ids, attention_mask=attention, labels=labels).loss
     expected.backward()
 
-    policy = LocalPolicy(recipe_for(folder))
+    policy = LocalEngine(recipe_for(folder))
     policy.trainer.microbatch_tokens = microbatch
     metrics, found = backward(policy, samples, SFT)
     assert metrics["loss"] == pytest.approx(float(expected.detach()), abs=1e-5)
@@ -102,7 +103,7 @@ def test_sft_loss_and_gradient_equal_transformers(folder: Path, microbatch: int)
 
 
 def test_packing_and_chunking_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, samples = LocalPolicy(recipe_for(folder)), make_samples(LENGTHS)
+    policy, samples = LocalEngine(recipe_for(folder)), make_samples(LENGTHS)
     metrics, found = backward(policy, samples, SFT)
     together = policy.trainer.forward(samples)
     for sample, logprobs in zip(samples, together, strict=True):
@@ -119,7 +120,7 @@ def test_packing_and_chunking_change_nothing(folder: Path, monkeypatch: pytest.M
 
 
 def test_entropy_is_that_of_the_predicting_distributions(folder: Path) -> None:
-    policy, samples, reference = LocalPolicy(recipe_for(folder)), make_samples(LENGTHS), oracle(folder)
+    policy, samples, reference = LocalEngine(recipe_for(folder)), make_samples(LENGTHS), oracle(folder)
     expected = 0.0
     for sample in samples:
         with torch.no_grad():
@@ -132,7 +133,7 @@ def test_entropy_is_that_of_the_predicting_distributions(folder: Path) -> None:
 
 
 def test_on_policy_ppo_is_reinforce(folder: Path) -> None:
-    policy, reference = LocalPolicy(recipe_for(folder)), oracle(folder)
+    policy, reference = LocalEngine(recipe_for(folder)), oracle(folder)
     policy.trainer.microbatch_tokens = 100
     advantages = [0.5, -1.0, 2.0, -0.25, 1.0, -2.0]
     samples = [replace(s, scale=a / 100) for s, a in zip(make_samples(LENGTHS), advantages, strict=True)]
@@ -153,7 +154,7 @@ def test_on_policy_ppo_is_reinforce(folder: Path) -> None:
 
 def test_importance_weights_and_clipping_act_token_by_token(lab_folder: Path) -> None:
     """Sampler and old log-probabilities meet their own token, although one is given flat and the other by position."""
-    policy, reference = LocalPolicy(recipe_for(lab_folder)), oracle(lab_folder)
+    policy, reference = LocalEngine(recipe_for(lab_folder)), oracle(lab_folder)
     samples = make_samples(LENGTHS, scale=0.01)
     present = policy.trainer.forward(samples)
     generator = torch.Generator().manual_seed(0)
@@ -178,7 +179,7 @@ def test_importance_weights_and_clipping_act_token_by_token(lab_folder: Path) ->
 
 
 def test_half_given_old_logprobs_are_refused(lab_folder: Path) -> None:
-    policy, samples = LocalPolicy(recipe_for(lab_folder)), make_samples([20, 20])
+    policy, samples = LocalEngine(recipe_for(lab_folder)), make_samples([20, 20])
     mixed = [samples[0], replace(samples[1], old_logprobs=policy.trainer.forward(samples)[1])]
     with pytest.raises(ValueError, match="either all samples"):
         policy.trainer.forward_backward(mixed, PPO)
@@ -197,7 +198,7 @@ def test_microbatches_are_bounded_and_keep_the_order(lengths: list[int], tokens:
 
 
 def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(folder: Path) -> None:
-    plain, saving = LocalPolicy(recipe_for(folder)), LocalPolicy(recipe_for(folder, gradient_checkpointing=True), capacity=256)
+    plain, saving = LocalEngine(recipe_for(folder)), LocalEngine(recipe_for(folder, gradient_checkpointing=True), capacity=256)
     samples, calls = make_samples(LENGTHS), []
     saving.model.base_model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     metrics, found = backward(saving, samples, SFT)
@@ -210,7 +211,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(folder
 
 
 def test_an_optimizer_step_is_adamw_on_the_clipped_sum_of_gradients(lab_folder: Path) -> None:
-    policy, reference, samples = LocalPolicy(recipe_for(lab_folder)), oracle(lab_folder), make_samples(LENGTHS)
+    policy, reference, samples = LocalEngine(recipe_for(lab_folder)), oracle(lab_folder), make_samples(LENGTHS)
     adam = AdamStep(learning_rate=1e-3, beta1=0.8, beta2=0.9, eps=1e-7, weight_decay=0.1, max_grad_norm=0.05)
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.1)
     for _ in range(2):
@@ -232,7 +233,7 @@ def test_an_optimizer_step_is_adamw_on_the_clipped_sum_of_gradients(lab_folder: 
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(folder: Path, tmp_path: Path) -> None:
     samples, adam = make_samples(LENGTHS), AdamStep(learning_rate=3e-3)
 
-    async def steps(policy: LocalPolicy, count: int) -> list[float]:
+    async def steps(policy: LocalEngine, count: int) -> list[float]:
         losses = []
         for _ in range(count):
             losses.append((await policy.forward_backward(samples, SFT))["loss"])
@@ -240,29 +241,29 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(folder: Path, tmp_path:
         return losses
 
     async def work() -> None:
-        policy = LocalPolicy(recipe_for(folder), capacity=64)
+        policy = LocalEngine(recipe_for(folder), capacity=64)
         await steps(policy, 2)
         await policy.save(tmp_path / "saved")
         expected = await steps(policy, 3)
         assert expected[0] > expected[-1]
 
-        reopened = LocalPolicy(recipe_for(folder), tmp_path / "saved", optimizer=True)
+        reopened = LocalEngine(recipe_for(folder), tmp_path / "saved", optimizer=True)
         assert await steps(reopened, 3) == expected
 
         # Without the optimizer's state the weights are the same, and the moments start anew.
-        fresh = await steps(LocalPolicy(recipe_for(folder), tmp_path / "saved"), 3)
+        fresh = await steps(LocalEngine(recipe_for(folder), tmp_path / "saved"), 3)
         assert fresh[0] == expected[0]
         assert fresh[1:] != expected[1:]
         weights_only = tmp_path / "weights"
-        await LocalPolicy(recipe_for(folder), tmp_path / "saved").save(weights_only, optimizer=False)
-        assert await steps(LocalPolicy(recipe_for(folder), weights_only, optimizer=True), 3) == fresh
+        await LocalEngine(recipe_for(folder), tmp_path / "saved").save(weights_only, optimizer=False)
+        assert await steps(LocalEngine(recipe_for(folder), weights_only, optimizer=True), 3) == fresh
 
     asyncio.run(work())
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of torch's", None], ids=["empty", "foreign", "cut off"])
 def test_a_damaged_optimizer_state_is_one_line(content: bytes | None, folder: Path, tmp_path: Path) -> None:
-    policy = LocalPolicy(recipe_for(folder))
+    policy = LocalEngine(recipe_for(folder))
     policy.trainer.forward_backward(make_samples(LENGTHS), SFT)
     policy.trainer.optim_step(AdamStep(learning_rate=1e-3))
     asyncio.run(policy.save(tmp_path / "saved"))
@@ -271,12 +272,12 @@ def test_a_damaged_optimizer_state_is_one_line(content: bytes | None, folder: Pa
     with pytest.raises(
         UserError, match=r"optimizer\.pt: the optimizer's state cannot be read .*delete .*saved and give the command"
     ) as error:
-        LocalPolicy(recipe_for(folder), tmp_path / "saved", optimizer=True)
+        LocalEngine(recipe_for(folder), tmp_path / "saved", optimizer=True)
     assert "\n" not in str(error.value)
 
 
 def test_a_saved_folder_is_a_plain_transformers_folder(folder: Path, tmp_path: Path) -> None:
-    policy, samples = LocalPolicy(recipe_for(folder)), make_samples(LENGTHS)
+    policy, samples = LocalEngine(recipe_for(folder)), make_samples(LENGTHS)
     policy.trainer.forward_backward(samples, SFT)
     policy.trainer.optim_step(AdamStep(learning_rate=1e-2))
     asyncio.run(policy.save(tmp_path / "saved"))

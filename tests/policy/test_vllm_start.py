@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Model, Policy, Recipe, Rollout
-from aster.policy.local import LocalPolicy
-from aster.policy.opening import open_policy
+from aster.config import Model, Policy, Rollout
+from aster.config.recipe import Recipe
+from aster.engines.local.engine import LocalEngine
+from aster.engines.opening import open_engine
+from aster.errors import UserError
 
 FAKE = """#!{python}
 # A fake Python with a vLLM that {what}.
@@ -37,7 +38,7 @@ def recipe_for(folder: Path, **settings: Any) -> Recipe:
 
 def refused(recipe: Recipe, capacity: int = 256) -> str:
     async def main() -> None:
-        async with open_policy(recipe, capacity=capacity):
+        async with open_engine(recipe, capacity=capacity):
             raise AssertionError("it was opened")
 
     with pytest.raises(UserError) as caught:
@@ -74,7 +75,7 @@ def test_a_server_that_does_not_start_is_told_with_its_error_and_leaves_nothing_
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("aster.policy.handover.SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr("aster.engines.handover.SHARED_MEMORY", tmp_path / "none")
     body = "print('ValueError: No available memory for the cache blocks.'); print('bye'); sys.exit(3)"
     message = refused(recipe_for(lab_folder, vllm_python=fake_python(tmp_path / "python", "fails", body)))
     assert "vLLM did not start (exit code 3): ValueError: No available memory for the cache blocks.; its log is" in message
@@ -84,8 +85,8 @@ def test_a_server_that_does_not_start_is_told_with_its_error_and_leaves_nothing_
 
 def test_what_a_server_started_ends_with_it(lab_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it does not answer, does not heed SIGTERM, and has a child."""
-    monkeypatch.setattr("aster.policy.vllm.START_SECONDS", 2.0)
-    monkeypatch.setattr("aster.policy.vllm.TERM_SECONDS", 0.5)
+    monkeypatch.setattr("aster.engines.vllm.START_SECONDS", 2.0)
+    monkeypatch.setattr("aster.engines.vllm.TERM_SECONDS", 0.5)
     body = f"""
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -112,15 +113,16 @@ time.sleep(600)
     python = fake_python(tmp_path / "python", "hangs", body)
     script = f"""
 import asyncio
-from aster.core.recipe import Model, Policy, Recipe
-from aster.policy import vllm
-from aster.policy.opening import open_policy
+from aster.config import Model, Policy
+from aster.config.recipe import Recipe
+from aster.engines import vllm
+from aster.engines.opening import open_engine
 
 vllm.TERM_SECONDS = 0.5
 
 async def main():
     recipe = Recipe(model=Model(path={str(lab_folder)!r}), policy=Policy(sampler="vllm", vllm_python={python!r}))
-    async with open_policy(recipe, capacity=256):
+    async with open_engine(recipe, capacity=256):
         pass
 
 asyncio.run(main())
@@ -154,7 +156,7 @@ def running(pid: int) -> bool:
 
 def test_without_sampling_nothing_is_started(lab_folder: Path) -> None:
     async def main() -> None:
-        async with open_policy(recipe_for(lab_folder, vllm_python=os.devnull)) as policy:
-            assert isinstance(policy, LocalPolicy)
+        async with open_engine(recipe_for(lab_folder, vllm_python=os.devnull)) as policy:
+            assert isinstance(policy, LocalEngine)
 
     asyncio.run(main())

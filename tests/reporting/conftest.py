@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from aster.core.recipe import Recipe
-from aster.core.run import RunFolder, write_json, write_trajectories
-from aster.core.types import CallStatus, Problem, StopReason, ToolCall, Trajectory
-from aster.reporting import write_report
+from aster.config.recipe import Recipe
+from aster.report import write_report
+from aster.run import RunFolder, write_json, write_trajectories
+from aster.types import CallStatus, Problem, StopReason, ToolCall, Trajectory
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
 

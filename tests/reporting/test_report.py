@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Recipe
-from aster.core.run import RunFolder
-from aster.reporting import render_table, write_report
+from aster.config.recipe import Recipe
+from aster.errors import UserError
+from aster.report import render_table, write_report
+from aster.run import RunFolder
 from tests.reporting.conftest import HOSTILE, fill
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aster.cli import main
-from aster.core.errors import UserError
-from aster.core.run import RunFolder
-from aster.reporting.show import show
-from aster.reporting.text import split_assistant, turn_texts
+from aster.data.text import split_assistant, turn_texts
+from aster.errors import UserError
+from aster.report.show import show
+from aster.run import RunFolder
 from tests.reporting.conftest import attempt, byte_tokenizer, fill
 
 

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 
 from aster.chat import Qwen3Dialect
-from aster.core.types import Budget
+from aster.engines import Completion, SamplingParams
 from aster.lab.tokenizer import build_tokenizer
-from aster.policy import Completion, SamplingParams
+from aster.types import Budget
 
 DIALECT = Qwen3Dialect(build_tokenizer())
 WIDE = Budget(context_tokens=4096, turn_tokens=1024, tool_calls=50, turns=50, wall_seconds=60)

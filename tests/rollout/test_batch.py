@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from aster.core.recipe import Model, Recipe, Rollout
-from aster.core.types import Budget, Problem, StopReason, Trajectory
-from aster.lab.families import generate
-from aster.policy import Completion, EngineLost, SamplingParams
-from aster.policy.local import LocalPolicy
+from aster.config import Model, Rollout
+from aster.config.recipe import Recipe
+from aster.engines import Completion, EngineLost, SamplingParams
+from aster.engines.local.engine import LocalEngine
+from aster.environments.lab import generate
 from aster.rollout import Decoding, Job, Rollouts, Workshop, rollout_batch
+from aster.types import Budget, Problem, StopReason, Trajectory
 from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, turn
 from tests.shop_fixture import Shop
 
@@ -131,7 +132,7 @@ class CallingPolicy:
     The turn's tokens and log-probabilities are the policy's; the call is appended to them.
     """
 
-    def __init__(self, policy: LocalPolicy) -> None:
+    def __init__(self, policy: LocalEngine) -> None:
         self.policy = policy
         self.open, self.release = policy.open, policy.release
 
@@ -145,18 +146,18 @@ class CallingPolicy:
 def test_a_deterministic_batch_repeats_to_the_bit(shop: Shop, lab_folder: Path) -> None:
     """Whatever the tools' timing; there are fewer slots than trajectories."""
 
-    def make() -> LocalPolicy:
+    def make() -> LocalEngine:
         settings = Recipe(
             model=Model(path=str(lab_folder), device="cpu", threads=1),
             rollout=Rollout(slots=4, cache_tokens=1 << 13, deterministic=True),
         )
-        return LocalPolicy(settings, capacity=512)
+        return LocalEngine(settings, capacity=512)
 
     problems = generate({"chain": 1.0, "hunt": 1.0}, (2, 6), "train", 5, seed=0)
     todo = [Job(problem, sample, 10 * index + sample) for index, problem in enumerate(problems) for sample in range(2)]
     budget = Budget(context_tokens=500, turn_tokens=100, tool_calls=3, turns=4, wall_seconds=60)
 
-    async def once(policy: LocalPolicy) -> list[tuple[list[int], list[float]]]:
+    async def once(policy: LocalEngine) -> list[tuple[list[int], list[float]]]:
         calling = CallingPolicy(policy)
         workshop = Workshop(lambda _: calling, policy.dialect, shop.sandbox, concurrency=6, deterministic=True)
         made = await asyncio.wait_for(rollout_batch(todo, workshop, budget, Decoding()), 60)

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aster.core import recipe
-from aster.core.recipe import Model, Recipe
-from aster.core.types import Budget, CallStatus, Problem, StopReason, Trajectory
-from aster.policy.local import LocalPolicy
+from aster import config as recipe
+from aster.config import Model
+from aster.config.recipe import Recipe
+from aster.engines.local.engine import LocalEngine
 from aster.rollout import Decoding, rollout
+from aster.types import Budget, CallStatus, Problem, StopReason, Trajectory
 from aster_sandbox import Sandbox
 from tests.policy.models import before_each_forward
 from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, raw, turn
@@ -253,7 +254,7 @@ def test_an_engine_error_is_recorded(shop: Shop) -> None:
 
 
 def test_a_real_engines_error_is_recorded_and_the_next_rollout_works(shop: Shop, lab_folder: Path) -> None:
-    policy = LocalPolicy(Recipe(model=Model(path=str(lab_folder), device="cpu", threads=1)), capacity=256)
+    policy = LocalEngine(Recipe(model=Model(path=str(lab_folder), device="cpu", threads=1)), capacity=256)
     budget = Budget(PROMPT + 20, 20, 5, 5, 60)
 
     async def one(name: str, limits: Budget = budget) -> Trajectory:

@@ -17,7 +17,7 @@ from tests.stages.taught import teach_model
 @pytest.fixture(scope="session")
 def coin_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers in the lab's architecture that answer ``Toss N`` with 0 or 1 at random, half of the time after one cell."""
-    from aster.policy import TrainingSample
+    from aster.engines import TrainingSample
 
     def toss(dialect: Qwen3Dialect, rng: random.Random) -> TrainingSample:
         ids = dialect.prompt_ids(f"Toss {rng.randrange(10)}")

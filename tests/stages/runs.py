@@ -22,9 +22,9 @@ from typing import Any
 
 import yaml
 
-from aster.core.recipe import Recipe
-from aster.core.recipe_file import validate_recipe
-from aster.core.run import RunFolder, read_trajectories
+from aster.config.file import validate_recipe
+from aster.config.recipe import Recipe
+from aster.run import RunFolder, read_trajectories
 
 LIMITS = {"context_tokens": 160, "turn_tokens": 48, "tool_calls": 2, "turns": 3}
 SETTINGS: dict[str, Any] = {
@@ -54,14 +54,14 @@ PRELOAD = (
     "torch",
     "transformers.models.qwen3.modeling_qwen3",
     "aster.cli",
-    "aster.policy.local",
-    "aster.reporting.page",
-    "aster.stages.pipeline",
-    "aster.stages.curate",
-    "aster.stages.evaluate",
-    "aster.stages.rl",
-    "aster.stages.sft",
-    "aster.stages.synthesize",
+    "aster.engines.local.engine",
+    "aster.report.page",
+    "aster.pipeline",
+    "aster.curate",
+    "aster.evaluate",
+    "aster.rl",
+    "aster.sft",
+    "aster.synthesize",
 )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aster.chat import Qwen3Dialect
 
 if TYPE_CHECKING:
-    from aster.policy import TrainingSample
+    from aster.engines import TrainingSample
 
 
 def teach_model(
@@ -20,11 +20,11 @@ def teach_model(
     import torch
     from transformers import Qwen3ForCausalLM
 
-    from aster.lab.base import base_config
+    from aster.engines import AdamStep, Loss, TrainingSample
+    from aster.engines.local.attention import IMPLEMENTATION
+    from aster.engines.local.trainer import LocalTrainer
+    from aster.lab.build import base_config
     from aster.lab.tokenizer import build_tokenizer
-    from aster.policy import AdamStep, Loss, TrainingSample
-    from aster.policy.attention import IMPLEMENTATION
-    from aster.policy.trainer import LocalTrainer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from aster.chat.transcripts import transcribe
-from aster.core.recipe import Recipe
-from aster.core.recipe.data import Limits
-from aster.core.run import RunFolder
-from aster.lab.experts import Script
-from aster.lab.families import Walk
-from aster.policy.loading import load_tokenizer, make_dialect, resolve
+from aster.checkpoints import make_jobs, teaching_problems
+from aster.config.data import Limits
+from aster.config.recipe import Recipe
+from aster.data.rendering import transcribe
+from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
+from aster.environments.lab import Walk
 from aster.rollout import Decoding
-from aster.stages.attempts import attempt_all
-from aster.stages.common import make_jobs, teaching_problems
+from aster.rollout.attempts import attempt_all
+from aster.run import RunFolder
+from aster.teacher.lab_experts import Script
 from aster.teacher.scripted import ScriptedTeacher
 from tests.stages.runs import SETTINGS
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Recipe
-from aster.core.run import RunFolder, read_json, read_trajectories
-from aster.core.types import StopReason
-from aster.stages import pipeline
+from aster import pipeline
+from aster.config.recipe import Recipe
+from aster.errors import UserError
+from aster.run import RunFolder, read_json, read_trajectories
+from aster.types import StopReason
 from tests.stages.runs import Commands, Tiny, steps
 
 

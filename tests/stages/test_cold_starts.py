@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.run import RunFolder, read_json_lines, read_trajectories
-from aster.core.sets import write_set
-from aster.curation.sources import Source
-from aster.stages import pipeline
+from aster import pipeline
+from aster.data.curation.sources import Source
+from aster.data.sets import write_set
+from aster.errors import UserError
+from aster.run import RunFolder, read_json_lines, read_trajectories
 from tests.curation.transcripts import calls, step, transcript
 from tests.stages.runs import Tiny
 
 
 def texts(run: RunFolder, stage: str, name: str, turn: int = 0) -> set[str]:
     """One turn of every trajectory of a file, as text."""
-    from aster.reporting.text import turn_texts
+    from aster.data.text import turn_texts
 
     return {turn_texts(run, trajectory)[turn] for trajectory in read_trajectories(run.trajectory_file(stage, name))}
 

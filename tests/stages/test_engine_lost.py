@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Recipe
-from aster.core.run import RunFolder, write_trajectories
-from aster.policy import EngineLost
-from aster.stages.common import ENGINE_LOSSES, until_finished
+from aster.checkpoints import ENGINE_LOSSES, until_finished
+from aster.config.recipe import Recipe
+from aster.engines import EngineLost
+from aster.errors import UserError
+from aster.run import RunFolder, write_trajectories
 
 STAGES = ["synthesize", "evaluate/base", "rl"]
 

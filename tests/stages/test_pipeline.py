@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.run import RunFolder, read_json
-from aster.stages import pipeline
-from aster.stages.beside import Beside
+from aster import pipeline
+from aster.beside import Beside
+from aster.errors import UserError
+from aster.run import RunFolder, read_json
 from tests.sandbox.conftest import levels_here
 from tests.stages.runs import Commands, Tiny, sampled, steps
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aster.core.run import RunFolder, read_json
+from aster.run import RunFolder, read_json
 from tests.stages.runs import Commands, Tiny, lines, sampled, snapshot, steps, weights
 
 
@@ -188,7 +188,7 @@ def test_an_evaluation_goes_on_after_its_last_whole_chunk(
     shutil.rmtree(run / "evaluate")
     (run / "summary.json").unlink()
     command = ("evaluate", tiny.file(tmp_path / "tiny.yaml"), "--run", run)
-    small = {"aster.stages.evaluate.CHUNK": 2}
+    small = {"aster.evaluate.CHUNK": 2}
     chunk = run / "evaluate" / "base" / "trajectories" / "chunk_00000.jsonl.gz"
     assert commands.killed(chunk.exists, *command, constants=small).code == -signal.SIGKILL
     assert not (run / "evaluate" / "base" / "summary.json").exists()

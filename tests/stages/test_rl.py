@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Rl, RlStage
-from aster.core.run import RunFolder, read_trajectories
-from aster.core.types import StopReason, Trajectory
-from aster.stages import rl
-from aster.stages.common import note_faults
-from aster.stages.rl_schedule import places
-from aster.stages.rl_training import is_equal, to_samples
+from aster import rl
+from aster.algorithms.training import is_equal, to_samples
+from aster.checkpoints import note_faults
+from aster.config import Rl, RlStage
+from aster.errors import UserError
+from aster.rollout.schedule import places
+from aster.run import RunFolder, read_trajectories
+from aster.types import StopReason, Trajectory
 from tests.stages.runs import LIMITS, Tiny, lines
 
 Run = Callable[[dict[str, Any]], Path]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.run import RunFolder, read_trajectories
-from aster.core.types import StopReason
-from aster.stages import rl
+from aster import rl
+from aster.errors import UserError
+from aster.run import RunFolder, read_trajectories
+from aster.types import StopReason
 from tests.stages.runs import LIMITS, Tiny, lines
 
 SAMPLES = 4

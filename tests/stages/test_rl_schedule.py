@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.recipe import Rl, RlStage
-from aster.stages.rl_schedule import Place, overlap, places
+from aster.config import Rl, RlStage
+from aster.rollout.schedule import Place, overlap, places
 
 
 @dataclass

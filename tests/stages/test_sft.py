@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe import Recipe, Sft, SftStage
-from aster.core.types import CallStatus, ToolCall, Trajectory
-from aster.stages.sft import make_plan, to_samples
+from aster.config import Sft, SftStage
+from aster.config.recipe import Recipe
+from aster.errors import UserError
+from aster.sft import make_plan, to_samples
+from aster.types import CallStatus, ToolCall, Trajectory
 
 
 def attempt(name: str, calls: int, sampled: int) -> Trajectory:

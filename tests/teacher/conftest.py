@@ -18,4 +18,4 @@ def teacher() -> Iterator[FakeTeacher]:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aster.policy.requests.PAUSES", (0.01, 0.02))
+    monkeypatch.setattr("aster.http.PAUSES", (0.01, 0.02))

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from aster.chat.qwen3 import TOOL_SCHEMA
-from aster.core.errors import UserError
-from aster.core.transcript import Transcript
-from aster.core.types import Budget, CallStatus, Problem, StopReason
+from aster.errors import UserError
 from aster.rollout import Decoding
 from aster.teacher.chat import ChatAuthor
 from aster.teacher.failures import FAILURES, TeacherGone, failure_of
 from aster.teacher.spending import LimitReached, Prices, Spending
+from aster.transcript import Transcript
+from aster.types import Budget, CallStatus, Problem, StopReason
 from tests.shop_fixture import Shop
 from tests.teacher.fake_teacher import FakeTeacher, Reply, serving
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from aster.core.errors import UserError
-from aster.core.recipe_file import validate_recipe
+from aster.config.file import validate_recipe
+from aster.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from aster.chat import Qwen3Dialect
-from aster.core.errors import UserError
-from aster.core.recipe_file import load_recipe
-from aster.core.run import RunFolder, drop_torn_line, read_json, read_json_lines, read_trajectories
-from aster.core.seeds import derive
-from aster.core.sets import iterate_set
-from aster.core.types import StopReason
-from aster.curation.sources import Source
-from aster.lab.base import BASE_MODEL
-from aster.policy.loading import load_tokenizer
+from aster.config.file import load_recipe
+from aster.data.curation.sources import Source
+from aster.data.sets import iterate_set
+from aster.engines.local.loading import load_tokenizer
+from aster.errors import UserError
+from aster.lab.build import BASE_MODEL
+from aster.run import RunFolder, drop_torn_line, read_json, read_json_lines, read_trajectories
+from aster.seeds import derive
+from aster.types import StopReason
 from tests.stages.runs import Commands
 from tests.teacher.fake_teacher import WRITTEN, FakeTeacher
 
@@ -31,7 +31,7 @@ PROBLEMS = 12
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     """The command line, in processes that start at once and do not wait long between attempts at a request."""
-    return Commands(tmp_path_factory.mktemp("commands"), {"aster.policy.requests.PAUSES": (0.01, 0.02)})
+    return Commands(tmp_path_factory.mktemp("commands"), {"aster.http.PAUSES": (0.01, 0.02)})
 
 
 class Bench:

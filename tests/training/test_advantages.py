@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.training.advantages import group_advantages
+from aster.algorithms.advantages import group_advantages
 
 groups = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=2, max_size=16)
 

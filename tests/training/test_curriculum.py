@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.core.errors import UserError
-from aster.training.curriculum import choose_prompts, drop_solved
+from aster.algorithms.prompts import choose_prompts, drop_solved
+from aster.errors import UserError
 
 sizes = st.integers(1, 30)
 
@@ -75,7 +75,7 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 
 
 def test_a_resumed_run_draws_the_same_prompts_in_another_process() -> None:
-    code = f"from aster.training.curriculum import choose_prompts; print(*choose_prompts({ids(20)}, 4, 7, 3))"
+    code = f"from aster.algorithms.prompts import choose_prompts; print(*choose_prompts({ids(20)}, 4, 7, 3))"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert fresh.stdout.split() == choose_prompts(ids(20), 4, 7, 3)
 
@@ -90,5 +90,7 @@ def test_what_cannot_be_drawn_from_is_refused() -> None:
 
 
 def test_prompts_and_advantages_need_no_torch() -> None:
-    code = "import sys, aster.training, aster.training.advantages, aster.training.curriculum; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, aster.algorithms, aster.algorithms.advantages, aster.algorithms.prompts; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

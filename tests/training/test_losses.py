@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aster.training.losses import POLICY_METRICS, clipped_policy_loss, cross_entropy, merge_metrics
+from aster.algorithms.losses import POLICY_METRICS, clipped_policy_loss, cross_entropy, merge_metrics
 
 PAPER = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0, "importance_cap": 2.0}
 

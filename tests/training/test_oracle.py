@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from aster.training.advantages import group_advantages
-from aster.training.losses import clipped_policy_loss, merge_metrics
+from aster.algorithms.advantages import group_advantages
+from aster.algorithms.losses import clipped_policy_loss, merge_metrics
 from tests.training import make_oracle
 
 RECORD: dict[str, Any] = json.loads(make_oracle.ORACLE.read_text(encoding="utf-8"))

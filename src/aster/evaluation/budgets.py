@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from aster.core.errors import UserError
-from aster.core.types import StopReason
+from aster.errors import UserError
 from aster.evaluation.metrics import accuracy
 from aster.evaluation.outcomes import Outcome
+from aster.types import StopReason
 
 POINTS = 16
 """Points of a curve over tokens."""

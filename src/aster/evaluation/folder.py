@@ -22,8 +22,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from aster.core.errors import UserError
-from aster.core.run import (
+from aster.data.sets import iterate_set, write_set
+from aster.errors import UserError
+from aster.evaluation.outcomes import Outcome
+from aster.evaluation.settings import Settings
+from aster.run import (
     first_difference,
     iterate_trajectories,
     read_json,
@@ -34,11 +37,8 @@ from aster.core.run import (
     write_trajectories,
     writing,
 )
-from aster.core.sets import iterate_set, write_set
-from aster.core.transcript import Transcript
-from aster.core.types import Problem, Trajectory
-from aster.evaluation.outcomes import Outcome
-from aster.evaluation.settings import Settings
+from aster.transcript import Transcript
+from aster.types import Problem, Trajectory
 
 Attempt = Trajectory | Transcript
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aster.core.errors import UserError
-from aster.core.run import first_difference, replacing
-from aster.core.types import Problem
+from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import conclude, jobs_of
 from aster.evaluation.settings import parse_shard
+from aster.run import first_difference, replacing
+from aster.types import Problem
 
 
 def merge(target: Path, shards: Sequence[Path]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aster.core.seeds import derive
-from aster.core.types import FAULTS
 from aster.evaluation.estimate import avg_at_k, mean_interval, pass_at_k
 from aster.evaluation.outcomes import Outcome, rewards_by_problem
 from aster.evaluation.voting import majority
+from aster.seeds import derive
+from aster.types import FAULTS
 
 
 @dataclass(frozen=True, slots=True)

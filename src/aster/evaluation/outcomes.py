@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from aster.core.transcript import Transcript
-from aster.core.types import StopReason, Trajectory
+from aster.transcript import Transcript
+from aster.types import StopReason, Trajectory
 
 
 @dataclass(frozen=True, slots=True)

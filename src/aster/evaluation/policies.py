@@ -12,13 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from aster.core.errors import UserError
-from aster.core.recipe import Rollout
-from aster.core.transcript import Transcript
-from aster.core.types import Trajectory
+from aster.config import Rollout
+from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.settings import Settings, policy_kind
 from aster.rollout import Job, Rollouts, Workshop
+from aster.transcript import Transcript
+from aster.types import Trajectory
 from aster_sandbox import AnySandbox
 
 Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
@@ -38,17 +38,17 @@ async def open_attempts(
             yield start
         return
     recipe = settings.recipe(rollout)
-    from aster.policy.opening import open_policy
+    from aster.engines.opening import open_engine
 
     checkpoint = Path(settings.checkpoint) if settings.checkpoint else None
     if checkpoint is not None and not checkpoint.is_dir():
         raise UserError(f"--checkpoint {checkpoint}: no such folder")
-    async with open_policy(recipe, checkpoint, capacity=settings.context_tokens) as policy:
+    async with open_engine(recipe, checkpoint, capacity=settings.context_tokens) as policy:
         folder.keep_tokenizer(policy.dialect.tokenizer)
         if settings.kind == "endpoint":
-            from aster.policy.endpoint import EndpointPolicy
+            from aster.engines.endpoint import EndpointEngine
 
-            assert isinstance(policy, EndpointPolicy)
+            assert isinstance(policy, EndpointEngine)
             folder.note(served=policy.sampler.model)
         workshop = Workshop(lambda _: policy, policy.dialect, sandbox, rollout.slots)
         async with Rollouts(workshop) as rollouts:

@@ -8,15 +8,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aster.core.errors import UserError
-from aster.core.progress import say
-from aster.core.recipe import Recipe
-from aster.core.recipe_file import apply_override, validate_recipe
-from aster.core.types import Problem
-from aster.evaluation.benchmarks import REGISTRY, checksum
+from aster.config.file import apply_override, validate_recipe
+from aster.config.recipe import Recipe
+from aster.data.benchmarks import REGISTRY, checksum
+from aster.errors import UserError
 from aster.evaluation.metrics import Prices
 from aster.evaluation.run import LAB, Request, read_problems
 from aster.evaluation.settings import Settings, parse_shard, parse_tokens, policy_kind
+from aster.terminal import say
+from aster.types import Problem
 
 SECTIONS = ("model", "policy", "sandbox", "rollout")
 """What FIELD=VALUE may change; the rest has options."""

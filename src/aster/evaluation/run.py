@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aster.core.errors import UserError, one_line
-from aster.core.problems import choose_problems
-from aster.core.progress import Progress, say
-from aster.core.recipe import Rollout
-from aster.core.seeds import derive
-from aster.core.types import FAULTS, Problem
-from aster.evaluation.benchmarks import load_benchmark
+from aster.config import Rollout
+from aster.data.benchmarks import load_benchmark
+from aster.data.problems import choose_problems
+from aster.errors import UserError, one_line
 from aster.evaluation.budgets import curves
 from aster.evaluation.folder import Attempt, EvaluationFolder
 from aster.evaluation.metrics import Prices, summarize
@@ -29,6 +26,9 @@ from aster.evaluation.outcomes import Outcome, outcome
 from aster.evaluation.policies import open_attempts
 from aster.evaluation.settings import Settings, parse_shard
 from aster.rollout import Job
+from aster.seeds import derive
+from aster.terminal import Progress, say
+from aster.types import FAULTS, Problem
 
 PART = 16
 """Attempts in a file."""
@@ -61,8 +61,8 @@ def read_problems(
 
     ``lab`` are the embedded problems, as the pipeline's evaluation has them; their text asks for the box itself."""
     if benchmark == LAB:
-        from aster.core.recipe import Problems
-        from aster.lab.families import generate
+        from aster.config import Problems
+        from aster.environments.lab import generate
 
         settings = Problems()
         return generate(settings.families, (settings.levels[0], settings.levels[1]), "test", count or LAB_PROBLEMS, 0)
@@ -148,7 +148,7 @@ def jobs_of(settings: Settings, problems: Sequence[Problem]) -> list[Job]:
 
 def training_of(settings: Settings) -> dict[str, Any] | None:
     """The budget that a checkpoint was trained under, where it lies in a run folder; else None."""
-    from aster.core.recipe_file import load_recipe
+    from aster.config.file import load_recipe
 
     if settings.kind not in ("local", "tinker"):
         return None
@@ -170,7 +170,7 @@ def _on_disk(folder: EvaluationFolder) -> dict[tuple[str, int], Outcome]:
 
 
 async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, jobs: list[Job], total: int) -> None:
-    from aster.policy import EngineLost
+    from aster.engines import EngineLost
     from aster_sandbox import Sandbox, SandboxFailure, SettingsError, make_sandbox
 
     async with AsyncExitStack() as stack:

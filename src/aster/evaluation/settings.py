@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from aster.core.errors import UserError
-from aster.core.problems import BOX_REQUEST
-from aster.core.recipe import Model, Policy, Recipe, Rollout, Sandbox, Section
-from aster.core.recipe.section import Positive, PositiveFloat
-from aster.core.types import Budget
+from aster.config import Model, Policy, Rollout, Sandbox, Section
+from aster.config.recipe import Recipe
+from aster.config.section import Positive, PositiveFloat
+from aster.data.problems import BOX_REQUEST
+from aster.errors import UserError
 from aster.rollout import Decoding
+from aster.types import Budget
 
 Kind = Literal["local", "tinker", "endpoint", "chat"]
 THOUSAND = 1024
@@ -34,7 +35,7 @@ class Settings(Section):
     problems: Positive
     """How many of its problems."""
     checksum: str
-    """Of these problems: :func:`aster.evaluation.benchmarks.checksum`."""
+    """Of these problems: :func:`aster.data.benchmarks.checksum`."""
     prompt_suffix: str = f"\n{BOX_REQUEST}"
     """What is asked for after each problem."""
     k: Positive = 16

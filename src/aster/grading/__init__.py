@@ -1,6 +1,6 @@
 """Grading: what the answer is, and whether it is right. The only verifier, for reward and evaluation alike. No torch here."""
 
-from aster.core.boxed import extract_boxed
+from aster.grading.boxed import extract_boxed
 from aster.grading.final import Grade, grade_final
 from aster.grading.verify import Verdict, fast_verdict, verify
 

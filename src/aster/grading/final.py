@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from aster.core.boxed import extract_boxed
-from aster.core.types import StopReason
+from aster.grading.boxed import extract_boxed
 from aster.grading.verify import Verdict, fast_verdict, verify
+from aster.types import StopReason
 
 
 @dataclass(frozen=True, slots=True)

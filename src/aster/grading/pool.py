@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from aster.core.errors import UserError
+from aster.errors import UserError
 
 START_SECONDS = 120.0
 """How long a worker may take to import Math-Verify, on a busy machine."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from aster.core.boxed import BOX, extract_boxed
+from aster.grading.boxed import BOX, extract_boxed
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]*)?|[+-]?\.[0-9]+")
 SPACING = re.compile(r"(?<!\\)\\[,;:! ]|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|~")

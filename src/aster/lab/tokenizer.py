@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from aster.chat.qwen3 import CHAT_TEMPLATE, SYSTEM_TOOLS
-from aster.lab.families import ENDING
+from aster.environments.lab import ENDING
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import TypeVar
 
 from aster.chat import Qwen3Dialect
-from aster.core.types import Budget, Problem, Trajectory
-from aster.policy import Sampler
+from aster.engines import Sampler
 from aster.rollout.loop import Decoding, rollout
+from aster.types import Budget, Problem, Trajectory
 from aster_sandbox import AnySandbox
 
 Item = TypeVar("Item")

@@ -20,11 +20,11 @@ import time
 from dataclasses import dataclass
 
 from aster.chat import AssistantTurn, Qwen3Dialect
-from aster.core.errors import UserError
-from aster.core.types import Budget, Problem, StopReason, Trajectory
+from aster.engines import Completion, EngineLost, Sampler, SamplingParams
+from aster.errors import UserError
 from aster.grading import grade_final
-from aster.policy import Completion, EngineLost, Sampler, SamplingParams
 from aster.rollout.tool import PythonTool
+from aster.types import Budget, Problem, StopReason, Trajectory
 from aster_sandbox import AnySandbox, SandboxFailure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aster.chat import ParsedCall
-from aster.core.types import CallStatus, ToolCall
+from aster.types import CallStatus, ToolCall
 from aster_sandbox import AnySandbox, AnySession
 
 

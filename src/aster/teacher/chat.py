@@ -1,6 +1,6 @@
 """A teacher behind any OpenAI-compatible chat endpoint, with our sandbox as its tool.
 
-:class:`ChatAuthor` writes :class:`~aster.core.transcript.Transcript`s: text, whatever tokens the teacher has. Its loop checks
+:class:`ChatAuthor` writes :class:`~aster.transcript.Transcript`s: text, whatever tokens the teacher has. Its loop checks
 the budget in the order of :mod:`aster.rollout.loop`, the loop of token policies:
 
     before a turn   context_tokens, turns, wall_seconds (:meth:`Budget.before_turn`)
@@ -22,16 +22,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from aster.chat.parsers import WRITINGS
 from aster.chat.qwen3 import TOOL_SCHEMA, ParsedCall
-from aster.core.errors import UserError
-from aster.core.seeds import derive
-from aster.core.transcript import Step, Transcript, Usage
-from aster.core.types import Budget, Problem, StopReason, ToolCall
+from aster.chat.writings import WRITINGS
+from aster.errors import UserError
 from aster.grading import grade_final
-from aster.policy.requests import Server, ServerError
+from aster.http import Server, ServerError
 from aster.rollout import Decoding
 from aster.rollout.tool import PythonTool, not_run
+from aster.seeds import derive
 from aster.teacher.failures import Failure, TeacherGone, failed, room_told
 from aster.teacher.messages import (
     Answer,
@@ -43,6 +41,8 @@ from aster.teacher.messages import (
     turn_message,
 )
 from aster.teacher.spending import Spending
+from aster.transcript import Step, Transcript, Usage
+from aster.types import Budget, Problem, StopReason, ToolCall
 from aster_sandbox import AnySandbox, SandboxFailure
 
 KEY = "ASTER_TEACHER_KEY"

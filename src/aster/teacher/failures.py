@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aster.core.errors import UserError, one_line
-from aster.core.transcript import Transcript
-from aster.core.types import FAULTS
-from aster.policy.requests import ServerError
+from aster.errors import UserError, one_line
+from aster.http import ServerError
+from aster.transcript import Transcript
+from aster.types import FAULTS
 
 FAILURES = {
     "timeout": "no answer to a request within the time it may take",

@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aster.chat.parsers import WRITINGS, without_marks
-from aster.chat.parsers.base import split_thinking
 from aster.chat.qwen3 import ParsedCall, read_arguments, whole_characters
-from aster.core.errors import one_line
-from aster.core.types import ToolCall
+from aster.chat.writing import split_thinking
+from aster.chat.writings import WRITINGS, without_marks
+from aster.errors import one_line
 from aster.teacher.failures import Failure, unusable
+from aster.types import ToolCall
 
 Calls = Literal["tools", "code", "fenced", "harmony"]
 SendReasoning = Literal["auto", "reasoning_content", "reasoning", "no"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from aster.chat import Qwen3Dialect
-from aster.core.types import Problem
-from aster.lab.experts import Expert, Script
-from aster.policy import Completion, SamplingParams
+from aster.engines import Completion, SamplingParams
+from aster.teacher.lab_experts import Expert, Script
+from aster.types import Problem
 
 
 class ScriptedTeacher:

@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aster.core.errors import UserError
-from aster.core.run import append_line, drop_torn_line, iterate_json_lines
-from aster.core.transcript import Usage
+from aster.errors import UserError
+from aster.run import append_line, drop_torn_line, iterate_json_lines
+from aster.transcript import Usage
 
 MILLION = 1_000_000
 

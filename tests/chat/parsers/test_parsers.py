@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aster.chat.parsers import CHATML, CODE, FENCED, HARMONY, WRITINGS, Writing, without_marks
 from aster.chat.qwen3 import AssistantTurn, ParsedCall
+from aster.chat.writings import CHATML, CODE, FENCED, HARMONY, WRITINGS, Writing, without_marks
 
 FORMS: dict[str, Writing] = {**WRITINGS, "chatml": CHATML}
 MARKS = (

@@ -1,0 +1,133 @@
+"""Harmony, GPT-OSS's own form, raw: for servers that give the model's text as it is.
+
+A turn is a list of messages ``<|start|>HEADER<|message|>BODY`` that end in ``<|end|>``, ``<|call|>`` or ``<|return|>``. The
+header is the role, then ``<|channel|>`` with the channel's name, ``to=`` with a recipient before or after it, and
+``<|constrain|>`` with the body's type. The first message of a turn has no ``<|start|>``: the prompt opened it.
+
+    analysis     reasoning
+    commentary   a call where there is a recipient; else what is said to the user before calls
+    final        the answer
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from aster.chat.qwen3 import AssistantTurn, ParsedCall, read_arguments
+from aster.chat.writing import Exchange, join
+
+_MESSAGE = re.compile(
+    r"(?:<\|start\|>(?P<role>[^<]*))?(?P<header>(?:<\|channel\|>[^<]*|<\|constrain\|>[^<]*)*)<\|message\|>"
+    r"(?P<body>.*?)(?P<end><\|end\|>|<\|call\|>|<\|return\|>|(?=<\|start\|>)|\Z)",
+    re.DOTALL,
+)
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_CHANNEL = re.compile(r"<\|channel\|>\s*([A-Za-z]+)")
+_MARK = re.compile(r"<\|(start|end|message|channel|constrain|return|call)\|>")
+_CHANNELS = "(?:analysis|commentary|final)"
+_BEGINS = re.compile(rf"\s*(?:assistant{_CHANNELS}|analysis[A-Z]|(?:analysis|commentary) ?to=)")
+_FIRST, _NEXT = re.compile(rf"\s*{_CHANNELS}"), re.compile(f"assistant{_CHANNELS}")
+TOOLS = frozenset({"python", "functions.python"})
+
+
+@dataclass(frozen=True, slots=True)
+class Harmony:
+    """A :class:`~aster.chat.writing.Writing`."""
+
+    instructions: str = ""
+    stop: tuple[str, ...] = ()
+
+    def close(self, text: str) -> str:
+        """A call that ends without its mark: a server's stop token took it off."""
+        return text
+
+    def parse(self, text: str) -> AssistantTurn:
+        """Read one turn; text without any mark is its answer."""
+        return self._turn(list(_MESSAGE.finditer(text)), text)
+
+    def render(self, thinking: str, content: str, codes: list[str]) -> str:
+        """Write one turn, as the model does after ``<|start|>assistant``."""
+        messages = [f"<|channel|>analysis<|message|>{_broken(thinking)}<|end|>"] if thinking else []
+        if codes:
+            messages += [f"<|channel|>commentary<|message|>{_broken(content)}<|end|>"] if content else []
+            messages += [
+                "<|channel|>commentary to=functions.python <|constrain|>json<|message|>"
+                + _MARK.sub(r"\\u003c|\1|>", json.dumps({"code": code}, ensure_ascii=False))
+                + "<|call|>"
+                for code in codes
+            ]
+        else:
+            messages.append(f"<|channel|>final<|message|>{_broken(content)}<|return|>")
+        return "<|start|>assistant".join(messages)
+
+    def results(self, outputs: list[str]) -> str:
+        """The outputs, each a message of the tool's."""
+        return "".join(
+            f"<|start|>functions.python to=assistant<|channel|>commentary<|message|>{_broken(output)}<|end|>"
+            for output in outputs
+        )
+
+    def dialogue(self, text: str) -> list[Exchange]:
+        """Read a whole attempt: messages of the tool are results, those of system, developer and user are left out."""
+        exchanges: list[Exchange] = []
+        pending: list[re.Match[str]] = []
+        for match in _MESSAGE.finditer(text):
+            role = (match["role"] or "assistant").strip()
+            name = re.split(r"\s", role, maxsplit=1)[0]
+            if name in ("system", "developer", "user"):
+                continue
+            if name == "assistant":
+                pending.append(match)
+                continue
+            if pending or not exchanges:
+                exchanges.append(Exchange(self._turn(pending, ""), []))
+                pending = []
+            exchanges[-1].outputs.append(match["body"])
+        if pending or not exchanges:
+            exchanges.append(Exchange(self._turn(pending, "" if exchanges else text)))
+        return exchanges
+
+    def _turn(self, messages: list[re.Match[str]], text: str) -> AssistantTurn:
+        if not messages:
+            return AssistantTurn("", _MARK.sub("", text).strip())
+        thinking: list[str] = []
+        content: list[str] = []
+        calls: list[ParsedCall] = []
+        for message in messages:
+            header = (message["role"] or "") + message["header"]
+            recipient = _RECIPIENT.search(header)
+            channel = _CHANNEL.search(header)
+            if recipient is not None and recipient[1] != "assistant":
+                calls.append(_call(recipient[1], message["body"]))
+            elif channel is not None and channel[1] == "analysis":
+                thinking.append(message["body"])
+            else:
+                content.append(message["body"])
+        return AssistantTurn(join(*thinking), join(*content), calls)
+
+
+def without_marks(text: str) -> bool:
+    """Whether this is surely a turn whose marks somebody took off: the names of its channels are glued to its text, as in
+    ``analysisLet me see.assistantfinalIt is 42.`` Where one message ends and the next begins is lost then, so it is not parsed.
+
+    A lone answer (``finalIt is 42.``) is not told from other text.
+    """
+    if _MARK.search(text):
+        return False
+    return bool(_BEGINS.match(text) or (_FIRST.match(text) and _NEXT.search(text)))
+
+
+def _call(recipient: str, body: str) -> ParsedCall:
+    if recipient not in TOOLS:
+        return ParsedCall(body, f"there is no tool named {recipient[:80]}; the one tool is python")
+    return read_arguments(body)
+
+
+def _broken(text: str) -> str:
+    """Text that cannot end its own message."""
+    return _MARK.sub(r"< |\1|>", text)
+
+
+HARMONY = Harmony()

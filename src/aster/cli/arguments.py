@@ -1,0 +1,61 @@
+"""What commands share that take ``[RECIPE] [FIELD=VALUE ...]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from aster.config.recipe import Recipe
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FOLDER_HELP = "The run folder. Default: runs/NAME-COLD_START-sSEED, from the recipe."
+
+
+def folder_option(command: Command) -> Command:
+    """--run DIR."""
+    return click.option("--run", "folder", type=click.Path(path_type=Path), metavar="DIR", help=FOLDER_HELP)(command)
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a recipe's run goes."""
+    from aster.config import cold_start_name
+
+    return Path("runs") / f"{recipe.name}-{cold_start_name(recipe.cold_start)}-s{recipe.seed}"
+
+
+def run_one_stage(name: str, recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
+    """One stage of a recipe's run."""
+    from aster.config.file import load_recipe
+    from aster.run import RunFolder
+
+    resolved = load_recipe(recipe, overrides)
+    with RunFolder.open(folder or default_folder(resolved), resolved) as run:
+        from aster.pipeline import run_stage
+
+        run_stage(name, resolved, run)
+
+
+def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """[RECIPE] [FIELD=VALUE ...] as (recipe or None, overrides)."""
+    if arguments and "=" not in arguments[0]:
+        return arguments[0], arguments[1:]
+    return None, arguments
+
+
+def recipe_or_defaults(arguments: tuple[str, ...], base: Recipe | None = None) -> Recipe:
+    """The recipe of [RECIPE] [FIELD=VALUE ...]; without RECIPE, the overrides over ``base``, or the defaults. May raise
+    UserError."""
+    from aster.config.file import apply_override, load_recipe, validate_recipe
+
+    path, overrides = split_arguments(arguments)
+    if path is not None:
+        return load_recipe(path, overrides)
+    data: dict[str, object] = base.model_dump(mode="json") if base is not None else {}
+    for text in overrides:
+        apply_override(data, text)
+    return validate_recipe(data, "overrides")

@@ -1,0 +1,87 @@
+"""The commands that bring sets in and out, and run their calls again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aster.cli.arguments import recipe_or_defaults
+from aster.cli.data import data_group
+
+PATH = click.Path(path_type=Path)
+
+
+@data_group.command("import")
+@click.argument("source", type=PATH, metavar="SOURCE")
+@click.option("--layout", required=True, help="messages, llamafactory, retool, tora or verl_rollout.")
+@click.option("--out", type=PATH, required=True, metavar="SET", help="The set to write (.jsonl or .jsonl.gz).")
+@click.option("--problems", type=PATH, metavar="FILE", help="Problems with answers, joined by id or prompt.")
+def import_command(source: Path, layout: str, out: Path, problems: Path | None) -> None:
+    """Read a set of another project (.jsonl, .json, .parquet).
+
+    Every attempt is checked and graded. What could not be read is counted by its reason.
+    """
+    from aster.data.formats.importing import describe, import_set
+
+    click.echo(describe(import_set(source, layout, out, problems), source, layout))
+    click.echo(f"wrote {out}")
+
+
+@data_group.command("export")
+@click.argument("source", type=PATH, metavar="SET")
+@click.option("--layout", required=True, help="messages, llamafactory or verl_prompts.")
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="The file to write (.parquet, .jsonl or .json).")
+def export_command(source: Path, layout: str, out: Path) -> None:
+    """Write a set, or a run folder's trajectories, for another trainer.
+
+    A column `aster` keeps what the layout lacks, so that `aster data import` reads the set back as it was.
+    """
+    from aster.data.curation.sources import Source
+    from aster.data.formats.exporting import export_set
+
+    count = export_set(source, Source(source), layout, out)
+    click.echo(f"wrote {count} rows to {out}")
+
+
+@click.command("replay")
+@click.argument("source", type=PATH, metavar="SET")
+@click.argument("arguments", nargs=-1, metavar="[RECIPE] [FIELD=VALUE ...]")
+@click.option("--out", type=PATH, metavar="JSON", help="Write the report here too.")
+def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -> None:
+    """Run a set's tool calls again and compare their outputs.
+
+    SET is a set, a run folder or a stage's folder in one. The sandbox is that of RECIPE, or the run's own; FIELD=VALUE changes
+    it. Exit code 1 where an output did not come back.
+    """
+    import asyncio
+
+    from aster.data.curation.sources import Source
+    from aster.data.replay import Replayed, describe, replay
+    from aster.data.sets import read_lines
+    from aster.errors import UserError
+    from aster.run import write_json
+    from aster.terminal import Progress
+    from aster_sandbox import SandboxFailure, make_sandbox
+
+    found = Source(source)
+    settings = recipe_or_defaults(arguments, found.run.recipe if found.run is not None else None).sandbox
+
+    total = sum(1 for file in found.files or [source] for _ in read_lines(file))
+    if not total:
+        raise UserError(f"{source}: no trajectory in it, so nothing to run again")
+
+    async def run() -> Replayed:
+        with Progress("replay", total, "trajectory") as progress:
+            async with make_sandbox(settings) as sandbox:
+                return await replay(found, sandbox, min(32, settings.sessions), lambda: progress.advance())
+
+    try:
+        report = asyncio.run(run())
+    except SandboxFailure as error:
+        raise UserError(f"replay: {error}") from error
+    click.echo(describe(report))
+    if out is not None:
+        write_json(out, report.to_json())
+    if not report.clean:
+        raise click.exceptions.Exit(1)

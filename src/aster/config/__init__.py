@@ -1,0 +1,40 @@
+"""The recipe: everything a run is, as typed YAML.
+
+Every field has its meaning, unit and, where the paper or its community reproduction fixes one, their value in the string
+below it. ``aster recipe`` prints them. :mod:`aster.config.file` reads them.
+"""
+
+from __future__ import annotations
+
+from aster.config.curation import Band, ColdStart, Curate, Density, cold_start_name
+from aster.config.data import Limits, Problems
+from aster.config.engine import ForceTool, Model, Policy, Rollout, Sandbox
+from aster.config.evaluation import Evaluate, EvaluateLimits
+from aster.config.section import Section
+from aster.config.synthesis import Prices, Synthesize
+from aster.config.training import Adam, Rl, RlStage, Sft, SftStage
+
+__all__ = [
+    "Adam",
+    "Band",
+    "ColdStart",
+    "Curate",
+    "Density",
+    "Evaluate",
+    "EvaluateLimits",
+    "ForceTool",
+    "Limits",
+    "Model",
+    "Policy",
+    "Prices",
+    "Problems",
+    "Rl",
+    "RlStage",
+    "Rollout",
+    "Sandbox",
+    "Section",
+    "Sft",
+    "SftStage",
+    "Synthesize",
+    "cold_start_name",
+]

@@ -1,0 +1,138 @@
+"""Reading a recipe: YAML, dotted overrides, and one clear line where something is wrong.
+
+Overrides (``rl.steps=20``, ``sft.stages.0.epochs=2``) are applied before
+validation, so an override can do whatever the file can.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from aster.config import Section
+from aster.config.recipe import Recipe
+from aster.errors import UserError
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read, override and validate a recipe. Raises UserError with one line naming the file, the field and what to do."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; recipes/ holds the ones that come with ASTER") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except ValueError as error:  # such as the date 2026-13-01
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(data).__name__}")
+    for text in overrides:
+        apply_override(data, text)
+    return validate_recipe(data, str(path))
+
+
+def validate_recipe(data: dict[str, Any], where: str) -> Recipe:
+    """Validate already-parsed recipe data; ``where`` names its origin in the error."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def apply_override(data: dict[str, Any], text: str) -> None:
+    """Set ``a.b.0.c=VALUE`` (VALUE in YAML) in place. A list item must exist; in sections, mappings and lists that the file
+    leaves to their default, the default is filled in first."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r}: write it as field=value, for instance rl.steps=20")
+    try:
+        parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"override {text!r}: the value is not valid YAML") from None
+    parts = key.split(".")
+    node: Any = data
+    default: Any = Recipe().model_dump(mode="json")
+    for index, part in enumerate(parts[:-1]):
+        default = _child(default, part)
+        place: Any = _index(node, part, text) if isinstance(node, list) else part
+        if isinstance(node, list) or node.get(part) is not None:
+            node = node[place]
+        else:
+            node[place] = node = default if isinstance(default, dict | list) else {}
+        if not isinstance(node, dict | list):
+            raise UserError(
+                f"override {text!r}: {'.'.join(parts[: index + 1])} is a value and has no field {parts[index + 1]!r}"
+            )
+    if isinstance(node, list):
+        node[_index(node, parts[-1], text)] = parsed
+    else:
+        node[parts[-1]] = parsed
+
+
+def _child(default: Any, part: str) -> Any:
+    if isinstance(default, list):
+        return default[int(part)] if part.isdecimal() and int(part) < len(default) else {}
+    return default.get(part, {}) if isinstance(default, dict) else {}
+
+
+def _index(node: list[Any], part: str, text: str) -> int:
+    if not part.isdecimal() or int(part) >= len(node):
+        items = f"it has items 0 to {len(node) - 1}" if node else "it is empty"
+        raise UserError(f"override {text!r}: {part!r} is not an item of the list; {items}")
+    return int(part)
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a ValidationError as one line."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        names = _fields_at(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), names, n=1, cutoff=0.0)
+        hint = f"; the nearest valid name is {close[0]!r}" if close else ""
+        return f"unknown field {path!r}{hint}"
+    if not path:
+        return message
+    if first["type"] == "value_error":  # of a whole section: its own message names the field
+        return f"section {path!r}: {message}"
+    return f"field {path!r}: {message} (got {_short(first.get('input'))})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the section at a location of the recipe."""
+    section: Any = Recipe
+    for part in location:
+        if isinstance(part, str):
+            section = section.model_fields[part].annotation
+        section = _section_in(section)
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The Section class inside an annotation such as ``list[SftStage]``."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation
+    for argument in typing.get_args(annotation):
+        found = _section_in(argument)
+        if isinstance(found, type) and issubclass(found, Section):
+            return found
+    return annotation

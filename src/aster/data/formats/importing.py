@@ -1,0 +1,179 @@
+"""``aster data import``: foreign rows into a set, checked; what cannot be read is counted by its reason and shown."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aster.data.formats import LAYOUTS
+from aster.data.formats.base import Layout, Unreadable
+from aster.data.formats.extra import ours
+from aster.data.formats.rows import read_rows
+from aster.data.problems import BOX_REQUEST, load_problems
+from aster.data.sets import require_set_name, write_set
+from aster.errors import UserError
+from aster.grading import extract_boxed, verify
+from aster.jsonl import Broken
+from aster.transcript import Transcript
+from aster.types import CallStatus, Problem, StopReason
+
+EXAMPLES = 3
+"""Places shown of each reason."""
+
+
+@dataclass(slots=True)
+class Imported:
+    """What came of an import."""
+
+    rows: int = 0
+    attempts: int = 0
+    problems: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter)
+    """Rows that could not be read, by reason."""
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Places of rows by reason or note: the first few."""
+    calls: Counter[CallStatus] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    """What is odd about attempts that were read, and how they were graded."""
+
+    @property
+    def unread(self) -> int:
+        """Rows that could not be read."""
+        return self.unreadable.total()
+
+    def refuse(self, reason: str, place: str) -> None:
+        """A row that could not be read."""
+        self.unreadable[reason] += 1
+        self._example(reason, place)
+
+    def note(self, what: str, place: str) -> None:
+        """An attempt of which something is to be said."""
+        self.notes[what] += 1
+        self._example(what, place)
+
+    def _example(self, what: str, place: str) -> None:
+        if len(self.examples[what]) < EXAMPLES:
+            self.examples[what].append(place)
+
+
+def import_set(source: Path, layout: str, out: Path, problems: Path | None = None) -> Imported:
+    """Read rows into a set. UserError where the layout or file is none, or no row at all could be read."""
+    how = LAYOUTS.get(layout)
+    if how is None or how.read is None:
+        readable = ", ".join(name for name, each in LAYOUTS.items() if each.read is not None)
+        raise UserError(f"--layout {layout}: cannot be read; there are {readable}")
+    require_set_name("--out", out)
+    report = Imported()
+    write_set(out, _transcripts(source, how, _Known(problems), report))
+    return report
+
+
+def describe(report: Imported, source: Path, layout: str) -> str:
+    """The report as text."""
+    read = report.rows - report.unread
+    lines = [
+        f"{source}: read {read} of {report.rows} rows as {layout}: {report.attempts} attempts at {report.problems} problems, "
+        f"{report.calls.total()} tool calls"
+    ]
+    if report.unreadable:
+        lines += ["not read:", *_counted(report.unreadable, report)]
+    if report.calls:
+        lines += ["calls: " + ", ".join(f"{count} {status}" for status, count in report.calls.most_common())]
+    if report.notes:
+        lines += ["attempts:", *_counted(report.notes, report)]
+    return "\n".join(lines)
+
+
+def _counted(counts: Counter[str], report: Imported) -> list[str]:
+    width = max(len(reason) for reason in counts)
+    lines = []
+    for reason, count in counts.most_common():
+        places = report.examples[reason]
+        more = ", ..." if count > len(places) else ""
+        lines.append(f"  {reason:<{width}}  {count:>7}   {', '.join(places)}{more}")
+    return lines
+
+
+def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) -> Iterator[Transcript]:
+    assert layout.read is not None
+    samples: Counter[str] = Counter()
+    for place, row in read_rows(source):
+        report.rows += 1
+        if isinstance(row, Broken):
+            report.refuse(row.reason, place)
+            continue
+        try:
+            found = layout.read(row)
+            written_by_us = ours(row)
+        except Unreadable as error:
+            report.refuse(str(error), place)
+            continue
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            report.refuse(f"not of this layout ({type(error).__name__})", place)
+            continue
+        for transcript in found:
+            if not written_by_us:
+                if transcript.problem_id.isdecimal():
+                    # A row number more often than a name: alone it would join the problems of one file with another's.
+                    transcript.problem_id = f"{source.name.partition('.')[0]}-{transcript.problem_id}"
+                known.complete(transcript)
+                transcript.sample = samples[transcript.problem_id]
+                _grade(transcript, place, report)
+            samples[transcript.problem_id] += 1
+            report.attempts += 1
+            report.problems = len(samples)
+            report.calls.update(call.status for call in transcript.calls)
+            yield transcript
+    if not report.attempts:
+        # From in here, so that a set that is there already is not replaced by nothing.
+        first = next(iter(report.unreadable), "it is empty")
+        raise UserError(f"{source}: no row of it can be read as {layout.name} ({first}); is it of another layout?")
+
+
+def _grade(transcript: Transcript, place: str, report: Imported) -> None:
+    """Answer, reward and verdict of an attempt that came without."""
+    if transcript.stop_reason is not StopReason.ANSWERED:
+        unanswered = (
+            transcript.calls and transcript.calls[-1].status is CallStatus.MALFORMED and not transcript.calls[-1].output
+        )
+        report.note("ends in a call without a result" if unanswered else "ends in a call", place)
+        transcript.verdict = f"no final answer ({transcript.stop_reason})"
+        transcript.reward = 0.0
+        return
+    transcript.answer = extract_boxed(transcript.steps[-1].text)
+    if transcript.answer is None:
+        report.note("answers without a box", place)
+    if not transcript.expected:
+        report.note("the right answer is not known", place)
+        return
+    verdict = verify(transcript.answer, transcript.expected)
+    transcript.reward, transcript.verdict = float(verdict.correct), verdict.reason
+    report.note("answer verified: right" if verdict.correct else "answer verified: wrong", place)
+    score = transcript.metadata.get("score")
+    if isinstance(score, int | float) and (score > 0) != verdict.correct:
+        report.note("the recorded score says otherwise", place)
+
+
+class _Known:
+    """Problems by id and by prompt."""
+
+    def __init__(self, path: Path | None) -> None:
+        found = load_problems(path) if path is not None else []
+        self.ids = {problem.id: problem for problem in found}
+        self.prompts = {_plain(problem.prompt): problem for problem in found}
+
+    def complete(self, transcript: Transcript) -> None:
+        """Fill in what the problem's file knows: by id, else by the prompt but for spacing and a request for a box."""
+        problem: Problem | None = self.ids.get(transcript.problem_id) or self.prompts.get(_plain(transcript.prompt))
+        if problem is None:
+            return
+        transcript.problem_id, transcript.expected = problem.id, problem.answer
+        transcript.source, transcript.setup = transcript.source or problem.source, problem.setup
+        transcript.metadata = {**problem.metadata, **transcript.metadata}
+
+
+def _plain(prompt: str) -> str:
+    return re.sub(r"\s+", "", prompt.strip().removesuffix(BOX_REQUEST))

@@ -1,0 +1,197 @@
+r"""Problems from ``.jsonl`` and ``.parquet`` files and from data sets of the Hugging Face hub, in the layouts the field uses.
+
+Which column holds what stands in one table, :data:`aster.data.problem_layouts.LAYOUTS`; a map of the user's own
+(``{"prompt": COLUMN, ...}``) comes before it. Where nothing is named as the id, it is a hash of the prompt; where nothing is
+named as the source, it is the file's or data set's name.
+
+Where a row has a ``prompt`` and a ``problem`` the prompt wins: it is what the data's authors send to a model, and holds
+their request for a ``\boxed{}`` besides the problem. DAPO-Math-17k's own request is another: it asks for a last line
+``Answer: ...``, which the verifier would not find. Where exactly that frame stands around a prompt it is taken off, and
+unless a suffix is given, :data:`BOX_REQUEST` takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aster.data.problem_layouts import Layout, layout_of, metadata_of, value_of
+from aster.data.problem_rows import HUB, rows_of, stem_of
+from aster.errors import UserError
+from aster.grading.boxed import extract_boxed
+from aster.jsonl import kind_of
+from aster.seeds import derive
+from aster.types import Problem
+
+DAPO_HEAD = (
+    "Solve the following math problem step by step. The last line of your response should be of the form "
+    "Answer: $Answer (without quotes) where $Answer is the answer to the problem."
+)
+DAPO_TAIL = 'Remember to put your answer on its own line after "Answer:".'
+BOX_REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
+
+NO_COLUMNS: Mapping[str, str] = {}
+
+
+def load_problems(path: str | Path, prompt_suffix: str = "", columns: Mapping[str, str] = NO_COLUMNS) -> list[Problem]:
+    """Read the problems of a ``.jsonl`` or ``.parquet`` file or of ``hf:OWNER/NAME[@CONFIG][:SPLIT]``, in order.
+
+    ``prompt_suffix`` is appended to each prompt as it is, except where the prompt ends with it already. ``columns`` names
+    columns for ``prompt``, ``answer``, ``id``, ``source``, ``difficulty`` and ``topic``. Rows that repeat an earlier one (same
+    id, prompt and answer) are dropped, and rows that their layout marks as having no known answer. An id that is a bare number
+    is a row number more often than a name, and would join the problems of one file with those of another: it becomes
+    ``FILE-NUMBER``.
+
+    UserError for a source that is missing, broken, empty or of another kind, for a row without a prompt or an answer, and for
+    an id that stands for two different problems.
+    """
+    problems: dict[str, tuple[Problem, str]] = {}
+    rows = 0
+    for place, problem in iterate_problems(path, prompt_suffix, columns):
+        rows += 1
+        if problem.id not in problems:
+            problems[problem.id] = problem, place
+            continue
+        first, first_place = problems[problem.id]
+        if (first.prompt, first.answer) != (problem.prompt, problem.answer):
+            raise UserError(
+                f"{path}: {first_place} and {place} have the same id {problem.id!r} but another problem or answer; "
+                "give them different ids or delete one"
+            )
+    if not rows:
+        raise UserError(f"{path}: no problems in it")
+    return [problem for problem, _ in problems.values()]
+
+
+def choose_problems(problems: list[Problem], count: int, seed: int, first: int | None = None) -> list[Problem]:
+    """A seeded choice of ``count`` problems, in their order; all, if there are no more.
+
+    ``first``: the choice of so many is in it, and that of every number between with the same ``first``."""
+    if len(problems) <= count:
+        return problems
+    indices, drawing = range(len(problems)), derive(seed, "problems")
+    chosen = set(random.Random(drawing).sample(indices, count if first is None else min(first, count)))
+    if len(chosen) < count:
+        # Python's sample draws in another way where it is asked for few of many. All of them come in one order.
+        others = [index for index in random.Random(drawing).sample(indices, len(problems)) if index not in chosen]
+        chosen.update(others[: count - len(chosen)])
+    return [problem for index, problem in enumerate(problems) if index in chosen]
+
+
+def iterate_problems(
+    path: str | Path,
+    prompt_suffix: str = "",
+    columns: Mapping[str, str] = NO_COLUMNS,
+    fault: Callable[[str], None] | None = None,
+) -> Iterator[tuple[str, Problem]]:
+    """The problem of every row in order, repeated ones too, with the words that say where the row stands.
+
+    A row without a prompt or an answer is a UserError, unless ``fault`` is there to be told of it. Rows that their layout marks
+    as having no known answer are left out, and told of to ``fault`` alone.
+    """
+    for place, row in rows_of(str(path)):
+        where = f"{path}, {place}"
+        layout = layout_of(row, columns)
+        if layout.unanswered is not None and value_of(row, layout.unanswered[0]) in layout.unanswered[1]:
+            if fault is not None:
+                fault(f"{where}: no known answer ({value_of(row, layout.unanswered[0])})")
+            continue
+        try:
+            problem = _problem(where, stem_of(str(path)), row, layout, prompt_suffix)
+        except UserError as error:
+            if fault is None:
+                raise
+            fault(str(error))
+            continue
+        yield place, problem
+
+
+def _problem(where: str, stem: str, row: dict[str, Any], layout: Layout, suffix: str) -> Problem:
+    found = ((name, value_of(row, name)) for name in layout.prompt)
+    prompt = next((text for name, value in found if (text := _prompt_text(where, name, value)) is not None), None)
+    if prompt is None:
+        names = ", ".join(layout.prompt)
+        raise UserError(f"{where}: no prompt: none of {names} is there with a text in it; {_columns(row)}")
+    found = ((name, value_of(row, name)) for name in layout.answer)
+    answer = next((text for name, value in found if (text := _answer_text(where, name, value)) is not None), None)
+    if answer is None:
+        names = ", ".join(name for name in layout.answer if name != "solution")
+        boxed = ", nor a solution with a \\boxed{}" if "solution" in layout.answer else ""
+        raise UserError(f"{where}: no answer: none of {names} is there with a value{boxed}; {_columns(row)}")
+    sources = (value_of(row, name) for name in layout.source)
+    return Problem(
+        id=_id(stem, row, layout, prompt),
+        prompt=_with_request(prompt, suffix),
+        answer=answer,
+        source=next((source for source in sources if isinstance(source, str) and source), stem),
+        metadata=metadata_of(row, layout),
+    )
+
+
+def _prompt_text(where: str, name: str, value: Any) -> str | None:
+    """The text of a prompt column: of chat messages, what the user said last. None where it is empty."""
+    if isinstance(value, list):
+        users = [message for message in value if isinstance(message, dict) and message.get("role") == "user"]
+        if value and not users:
+            raise UserError(
+                f"{where}: {name}: a list without a user's message; it needs one {{'role': 'user', 'content': TEXT}}"
+            )
+        value = users[-1].get("content") if users else None
+        name = f"{name}: the user's message"
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {name}: is a {kind_of(value)}; it must be a text")
+    return value.strip() or None
+
+
+def _answer_text(where: str, name: str, value: Any) -> str | None:
+    r"""The text of an answer column. A solution's is in its ``\boxed{}``; Skywork-OR1 has a JSON list of one answer."""
+    if isinstance(value, str) and value.strip().startswith('["'):
+        # Not every text that begins like a list is one.
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    # Where a column of whole numbers has gaps, data frames store 70.0 for 70 and not-a-number for a gap.
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: {name}: is a {kind_of(value)}; it must be a text or a number")
+    text = str(value).strip()
+    boxed = extract_boxed(text)
+    if name == "solution":
+        return boxed
+    return boxed or text or None
+
+
+def _with_request(prompt: str, suffix: str) -> str:
+    """The prompt without DAPO's frame and with the suffix."""
+    if prompt.startswith(DAPO_HEAD) and prompt.endswith(DAPO_TAIL):
+        prompt = prompt[len(DAPO_HEAD) : -len(DAPO_TAIL)].strip()
+        suffix = suffix or f"\n{BOX_REQUEST}"
+    return prompt if prompt.endswith(suffix.strip()) else prompt + suffix
+
+
+def _id(stem: str, row: dict[str, Any], layout: Layout, prompt: str) -> str:
+    for name in layout.id:
+        value = value_of(row, name)
+        if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+            text = str(value).strip()
+            return f"{stem}-{text}" if text.isdecimal() else text
+    return hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _columns(row: dict[str, Any]) -> str:
+    return f"the row has {', '.join(map(str, row)) or 'no columns'}"
+
+
+__all__ = ["BOX_REQUEST", "DAPO_HEAD", "DAPO_TAIL", "HUB", "choose_problems", "iterate_problems", "load_problems"]

@@ -1,0 +1,58 @@
+"""Between text and tokens: a transcript rendered in a student's dialect, and a trajectory read back as a transcript."""
+
+from __future__ import annotations
+
+from aster.chat.qwen3 import Qwen3Dialect
+from aster.transcript import Step, Transcript
+from aster.types import Problem, Trajectory
+
+
+def render(transcript: Transcript, dialect: Qwen3Dialect) -> Trajectory:
+    """The transcript as tokens: assistant turns trained, everything else masked, log-probabilities 0 (nobody sampled them)."""
+    trajectory = Trajectory(
+        transcript.problem_id,
+        transcript.sample,
+        transcript.seed,
+        stop_reason=transcript.stop_reason,
+        answer=transcript.answer,
+        reward=transcript.reward or 0.0,
+        verdict=transcript.verdict,
+        error=transcript.error,
+        seconds=transcript.seconds,
+    )
+    trajectory.append("prompt", dialect.prompt_ids(transcript.prompt, system=transcript.system))
+    for number, step in enumerate(transcript.steps, start=1):
+        ids = dialect.turn_ids(step.thinking, step.text, [call.code for call in step.calls])
+        turn = trajectory.append("assistant", ids, [0.0] * len(ids))
+        turn.calls = list(step.calls)
+        if step.calls and number < len(transcript.steps):
+            trajectory.append("tool", dialect.tool_ids([call.output for call in step.calls]))
+    return trajectory
+
+
+def transcribe(trajectory: Trajectory, problem: Problem, dialect: Qwen3Dialect, author: str = "") -> Transcript:
+    """The trajectory as text. What could not be parsed as a call keeps its result, with empty code."""
+    steps = []
+    for turn in trajectory.turns:
+        if turn.role != "assistant":
+            continue
+        read = dialect.parse(trajectory.token_ids[turn.start : turn.end])
+        steps.append(Step(read.thinking, read.content, list(turn.calls), turn.end - turn.start))
+    return Transcript(
+        trajectory.problem_id,
+        trajectory.sample,
+        problem.prompt,
+        problem.answer,
+        steps,
+        trajectory.stop_reason,
+        trajectory.answer,
+        trajectory.reward,
+        trajectory.verdict,
+        trajectory.error,
+        trajectory.seconds,
+        trajectory.seed,
+        setup=problem.setup,
+        author=author,
+        source=problem.source,
+        metadata=dict(problem.metadata),
+    )

@@ -1,0 +1,1 @@
+"""The CPU's fast path of decoding. README.md in this folder says why it is here."""

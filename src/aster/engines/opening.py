@@ -1,0 +1,54 @@
+"""The recipe's policy, whichever engine it names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aster.config.recipe import Recipe
+from aster.engines.base import Engine
+from aster.errors import UserError
+
+
+@asynccontextmanager
+async def open_engine(
+    recipe: Recipe,
+    checkpoint: Path | None = None,
+    *,
+    optimizer: bool = False,
+    capacity: int | None = None,
+    overlapped: bool = False,
+) -> AsyncIterator[Engine]:
+    """The policy of a recipe, at ``checkpoint`` (default: the base model), with the optimizer's state if asked; closed at the
+    end. ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. ``overlapped``: it is sampled
+    while it is trained. UserError where the engine cannot be had.
+    """
+    policy: Engine
+    if recipe.policy.kind == "tinker":
+        try:
+            from aster.engines.tinker.engine import TinkerEngine
+        except ModuleNotFoundError as error:
+            if error.name != "tinker":
+                raise
+            raise UserError(
+                "policy.kind: tinker needs the package tinker, which is not installed; install it (pip install "
+                "'aster-tir[tinker]')"
+            ) from None
+        policy = await TinkerEngine.connect(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
+    elif recipe.policy.sampler == "endpoint":
+        from aster.engines.endpoint import EndpointEngine
+
+        policy = await EndpointEngine.connect(recipe, checkpoint, capacity)
+    elif recipe.policy.sampler == "vllm":
+        from aster.engines.vllm import start_vllm
+
+        policy = await start_vllm(recipe, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
+    else:
+        from aster.engines.local.engine import LocalEngine
+
+        policy = LocalEngine(recipe, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
+    try:
+        yield policy
+    finally:
+        await policy.close()

@@ -1,0 +1,1 @@
+"""A policy on a Tinker API server: sampled and trained there."""

@@ -1,0 +1,365 @@
+"""vLLM samples, this process trains: ``policy.sampler: vllm``.
+
+vLLM runs as a server process of its own, started here and ended here, and is reached over a Unix socket in a directory that no
+other user can enter. A process rather than ``AsyncLLM`` in this one, because vLLM pins its own torch and transformers: so its
+environment can be another (``policy.vllm_python``), and what ends it does not end the training. Turns are asked for like any
+endpoint's (:mod:`aster.engines.endpoint`).
+
+Weights pass through a folder in memory (``/dev/shm`` where it has room), as safetensors, and are read in place by vLLM's own
+``reload_weights``: no code of ours runs in vLLM, and the same calls work on a CPU and on a GPU. One refresh is
+
+    pause_sampler      POST /sleep?level=2&mode=abort      turns under way come back cut; weights and cache leave the GPU
+                       (training)
+    refresh_sampler    the present weights are written
+                       POST /wake_up?tags=weights          room for weights again
+                       POST /collective_rpc                reload_weights
+                       POST /wake_up?tags=kv_cache         room for the cache, which is empty; sampling goes on
+
+or, with ``policy.vllm_sleep: false``, /pause and /resume around the reload. A turn that was cut goes on after it: its tokens so
+far are its prompt, read by the new weights. These paths are vLLM's for RL and need its VLLM_SERVER_DEV_MODE.
+
+The server is started with weights of zero and gets the real ones by a refresh, which is then checked: an opening that works
+proves that refreshing does. A server that has ended is started again with the weights it had last, :data:`RESTARTS` times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from aster import process as guard
+from aster.config.recipe import Recipe
+from aster.engines.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
+from aster.engines.endpoint import EndpointSampler, probe
+from aster.engines.handover import blank, roomy_directory, untie, weights_bytes, write_merged
+from aster.engines.local.engine import LocalEngine
+from aster.engines.local.loading import context_of, require_context
+from aster.errors import UserError
+from aster.http import Server, ServerError
+from aster.terminal import say
+
+NAME = "policy"
+"""The name under which the model is served."""
+START_SECONDS = 900.0
+"""For a start: loading, compiling, capturing graphs."""
+TERM_SECONDS = 20.0
+"""For a server to end by itself, before it is killed."""
+COMMAND_SECONDS = 600.0
+"""For a sleep, a wake-up or a reload."""
+RESTARTS = 3
+CHECKED_TOKENS = 16
+APART = 0.25
+"""Nats by which two engines' log-probabilities of a token may differ on average; in bfloat16 they differ by some hundredths."""
+GUARD = Path(guard.__file__)
+
+
+class VllmServer:
+    """vLLM in a process of its own. The directory of its socket is deleted where this process is killed."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], socket: Path, log: Path) -> None:
+        self.command, self.environment, self.socket, self.log = command, environment, socket, log
+        self.http = Server("http://vllm", socket=socket)
+        self.starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    async def start(self) -> None:
+        """Start the process and wait until it answers. UserError where it does not."""
+        await self.stop()
+        self.socket.unlink(missing_ok=True)
+        self.starts += 1
+        self._output = open(self.log, "ab")  # noqa: SIM115 - stop() closes it
+        # In a group of its own: Ctrl-C in the terminal is for us. The guard sees to it that the group ends when we die.
+        guard = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), str(TERM_SECONDS), str(self.socket.parent)]
+        self._process = subprocess.Popen(
+            [*guard, *self.command],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            process_group=0,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            if not self.alive:
+                raise UserError(
+                    f"policy.sampler: vLLM did not start (exit code {self._process.poll()}): {last_error(self.log)}; "
+                    f"its log is {self.log}"
+                )
+            if time.monotonic() > deadline:
+                raise UserError(f"policy.sampler: vLLM did not answer within {START_SECONDS:g} s; its log is {self.log}")
+            try:
+                await self.http.ask("GET", "/health", seconds=2.0)
+                return
+            except ServerError:
+                await asyncio.sleep(0.2)
+
+    async def stop(self) -> None:
+        """End the process and what it started."""
+        process, self._process = self._process, None
+        if process is not None:
+            # The group outlives its leader where a child does; so it is killed in any case.
+            for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, None)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    await asyncio.to_thread(process.wait, seconds)
+        if self._output is not None:
+            self._output.close()
+
+
+class VllmEngine:
+    """Implements :class:`aster.engines.Policy`: trained as a :class:`LocalEngine`, sampled by vLLM."""
+
+    def __init__(
+        self, recipe: Recipe, local: LocalEngine, server: VllmServer, sampler: EndpointSampler, folder: Path, overlapped: bool
+    ) -> None:
+        """``overlapped``: it is sampled while it is trained, so vLLM neither pauses nor sleeps meanwhile."""
+        self.local, self.server, self.sampler, self.folder, self.overlapped = local, server, sampler, folder, overlapped
+        self.sleeps = recipe.policy.vllm_sleep and not overlapped
+        self.dialect = local.dialect
+        self._paused = False
+        self._starting = asyncio.Lock()
+
+    @property
+    def weights(self) -> Path:
+        """The folder through which weights pass."""
+        return self.folder / "weights"
+
+    # -- Sampler
+
+    def open(self, sequence: str) -> None:
+        """A trajectory begins."""
+        self.sampler.open(sequence)
+
+    async def sample(self, token_ids: list[int], params: SamplingParams) -> Completion:
+        """Sample one turn; again from its beginning, where the server ended meanwhile."""
+        while True:
+            starts = self.server.starts
+            try:
+                return await self.sampler.sample(token_ids, params)
+            except ServerError:
+                if not await self._revive(starts):
+                    raise
+
+    def release(self, sequence: str) -> None:
+        """A trajectory ended."""
+        self.sampler.release(sequence)
+
+    async def pause_sampler(self) -> None:
+        """Turns under way wait; vLLM gives its memory back."""
+        if not self.overlapped:
+            await self._pause()
+
+    async def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.sampler.hold()
+            await self._command("/sleep?level=2&mode=abort" if self.sleeps else "/pause?mode=abort")
+
+    async def refresh_sampler(self) -> None:
+        """Hand vLLM the present weights."""
+        await self._pause()
+        await self._write()
+        if self.sleeps:
+            await self.local.give_memory_back()
+            await self._command("/wake_up?tags=weights")
+        await self._command("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}})
+        await self._command("/wake_up?tags=kv_cache" if self.sleeps else "/resume")
+        self._paused = False
+        self.sampler.resume()
+
+    async def begin(self) -> None:
+        """Start the server. It is started with weights of zero and then handed the present ones, the way it will be after
+        every step. UserError where it does not sample from them after that: what it keeps for itself would go stale."""
+        await self._write()
+        await asyncio.to_thread(blank, self.weights)
+        await self.server.start()
+        await self.refresh_sampler()
+        prompt = self.dialect.prompt_ids("1 + 1")[-CHECKED_TOKENS:]
+        completion = await self.sample(prompt, SamplingParams(max_tokens=CHECKED_TOKENS))
+        ids = prompt + completion.token_ids
+        mask = [0] * len(prompt) + [1] * len(completion.token_ids)
+        (ours,) = await self.local.forward([TrainingSample(ids, mask, 1.0)])
+        apart = sum(abs(a - b) for a, b in zip(ours, completion.logprobs, strict=True)) / len(ours)
+        if not apart < APART:
+            raise UserError(
+                "policy.sampler: vLLM does not sample from the weights it was handed: its log-probabilities are "
+                f"{apart:.3f} nats from the trainer's; use sampler=local or another version of vLLM; its log: {self.server.log}"
+            )
+
+    async def _write(self) -> None:
+        """The present weights, where vLLM reads them."""
+        model = self.local.model
+        if self.local.adapters is None:
+            await self.local.save(self.weights, optimizer=False)
+        else:
+            await asyncio.to_thread(write_merged, model, self.local.tokenizer, self.weights)
+        if next(model.parameters()).device.type == "cpu" and getattr(model.config, "tie_word_embeddings", False):
+            # On a CPU, vLLM 0.32 packs a tied output layer once, and a reload passes it by.
+            await asyncio.to_thread(untie, self.weights, model.get_output_embeddings().weight)
+
+    async def _command(self, path: str, body: dict[str, Any] | None = None) -> None:
+        while True:
+            starts = self.server.starts
+            try:
+                await self.server.http.ask("POST", path, body, seconds=COMMAND_SECONDS)
+                return
+            except ServerError as error:
+                if not await self._revive(starts):
+                    raise UserError(f"policy.sampler: vLLM: {error}; its log is {self.server.log}") from error
+
+    async def _revive(self, starts: int) -> bool:
+        """Start the server again if it has ended since it had been started ``starts`` times. False where that cannot help."""
+        async with self._starting:
+            if self.server.starts > starts:
+                return True
+            if self.server.alive or self.server.starts > RESTARTS:
+                return False
+            say(f"vLLM has ended ({last_error(self.server.log)}); starting it again")
+            await self.local.give_memory_back()
+            await self.server.start()
+            return True
+
+    # -- training: the local policy's
+
+    async def forward(self, samples: list[TrainingSample]) -> list[list[float]]:
+        """Log-probabilities of the trained tokens of each sample."""
+        return await self.local.forward(samples)
+
+    async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
+        """Add the gradient of the summed loss."""
+        return await self.local.forward_backward(samples, loss)
+
+    async def optim_step(self, adam: AdamStep) -> dict[str, float]:
+        """One AdamW step."""
+        return await self.local.optim_step(adam)
+
+    async def save(self, path: Path, optimizer: bool = True) -> None:
+        """Write a checkpoint."""
+        await self.local.save(path, optimizer)
+
+    async def close(self, keep_log: bool = False) -> None:
+        """End the server and the local policy's thread."""
+        await self.server.stop()
+        await self.server.http.close()
+        await self.local.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep_log:
+            self.server.log.unlink(missing_ok=True)
+
+
+async def start_vllm(
+    recipe: Recipe, checkpoint: Path | None, *, optimizer: bool, capacity: int | None, overlapped: bool
+) -> VllmEngine | LocalEngine:
+    """The policy, with a server that answers; without ``capacity`` nothing is sampled, and a LocalEngine will do.
+
+    UserError where vLLM is not installed or does not start."""
+    if capacity is None:
+        return LocalEngine(recipe, checkpoint, optimizer=optimizer)
+    require_vllm(recipe.policy.vllm_python)
+    local = LocalEngine(recipe, checkpoint, optimizer=optimizer)
+    policy: VllmEngine | None = None
+    try:
+        require_context(context_of(local.model.config), capacity)
+        descriptor, log = tempfile.mkstemp(prefix="aster-vllm-", suffix=".log")
+        os.close(descriptor)
+        folder = Path(tempfile.mkdtemp(prefix="aster-vllm-", dir=roomy_directory(weights_bytes(local.model))))
+        command, environment = command_for(recipe, local.model, folder, capacity)
+        server = VllmServer(command, environment, folder / "socket", Path(log))
+        sampler = EndpointSampler(server.http, NAME, recipe.rollout.slots, recipe.policy.request_seconds)
+        policy = VllmEngine(recipe, local, server, sampler, folder, overlapped)
+        await policy.begin()
+        await probe(server.http, local.tokenizer, NAME, capacity, "policy.sampler: vllm")
+    except BaseException:
+        await (local.close() if policy is None else policy.close(keep_log=True))
+        raise
+    return policy
+
+
+def require_vllm(python: str) -> None:
+    """UserError where the environment that is to start vLLM has none."""
+    if not python:
+        found = importlib.util.find_spec("vllm") is not None
+    else:
+        check = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        try:
+            found = subprocess.run([python, "-c", check], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+        except OSError as error:
+            raise UserError(f"policy.vllm_python: {python}: cannot be run ({error.strerror})") from None
+    if not found:
+        raise UserError(
+            f"policy.vllm_python: {python or 'the Python that runs ASTER'} has no vLLM; name the Python of an environment "
+            "that has it, or install it beside ASTER (pip install 'aster-tir[vllm]')"
+        )
+
+
+def command_for(recipe: Recipe, model: Any, folder: Path, capacity: int) -> tuple[list[str], dict[str, str]]:
+    """vLLM's command line and environment."""
+    settings, device = recipe.policy, next(model.parameters()).device
+    command = [
+        settings.vllm_python or sys.executable,
+        *("-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(folder / "weights")),
+        *("--served-model-name", NAME),
+        *("--uds", str(folder / "socket")),
+        *("--dtype", recipe.model.dtype),
+        *("--max-model-len", str(capacity)),
+        *("--max-num-seqs", str(recipe.rollout.slots)),
+        *("--generation-config", "vllm"),
+        *("--logprobs-mode", "raw_logprobs"),
+        "--enable-prefix-caching",
+        # A line for each turn would make the log grow without end.
+        "--disable-uvicorn-access-log",
+    ]
+    environment = {
+        **os.environ,
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if device.type == "cuda":
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        index = device.index or 0
+        environment["CUDA_VISIBLE_DEVICES"] = visible[index] if index < len(visible) and visible[index] else str(index)
+        command += ["--gpu-memory-utilization", str(settings.vllm_memory)]
+        if settings.vllm_sleep:
+            command.append("--enable-sleep-mode")
+    else:
+        # Compiling costs minutes, which a CPU's small models never earn back.
+        command.append("--enforce-eager")
+        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, -(-cache_bytes(recipe, model) >> 30))))
+        if recipe.model.threads:
+            environment["OMP_NUM_THREADS"] = str(recipe.model.threads)
+    return command, environment
+
+
+def cache_bytes(recipe: Recipe, model: Any) -> int:
+    """Keys and values of ``rollout.cache_tokens`` tokens."""
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    bytes_each = next(model.parameters()).element_size()
+    return recipe.rollout.cache_tokens * 2 * config.num_hidden_layers * config.num_key_value_heads * size * bytes_each
+
+
+def last_error(log: Path) -> str:
+    """The last line of a log that names an error, or its last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error: " in line]
+    return ((errors or lines or ["no output"])[-1])[-300:]

@@ -1,0 +1,1 @@
+"""What is asked, with which tools, and what an attempt is worth."""

@@ -1,0 +1,164 @@
+"""``report.html``: one self-contained page out of a run folder, whatever of it there is."""
+
+from __future__ import annotations
+
+import importlib.resources
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from aster import __version__
+from aster.config import cold_start_name
+from aster.data.curation.chain import Funnel
+from aster.evaluation.published import BENCHMARKS, ROWS
+from aster.report import charts
+from aster.report.samples import Sample, pick, sample_view
+from aster.report.table import POLICIES
+from aster.run import RunFolder, iterate_trajectories, read_json, replacing
+from aster.telemetry import collapse_alarm, tool_use
+from aster.telemetry.collapse import BASELINE_STEPS, SUSTAINED_STEPS
+from aster.types import Trajectory
+
+SAMPLES_PER_KIND = 3
+"""Solved and failed trajectories shown of each source."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the page keeps of one policy's evaluation trajectories."""
+
+    use: dict[str, Any]
+    samples: list[Trajectory]
+
+
+def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
+    """Write the report of ``run`` with RL curves of ``others`` overlaid. See ``aster.report.write_report``."""
+    evaluated = {policy: read for policy in POLICIES if (read := _evaluated(run, policy)) is not None}
+    about = read_json(run.path / "run.json") if (run.path / "run.json").exists() else {}
+    results = read_json(run.path / "summary.json") if (run.path / "summary.json").exists() else {}
+    rl = run.metrics("rl")
+    funnel = [Funnel(**step) for step in (run.summary("curate") or {}).get("funnel", [])]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(
+        importlib.resources.files("aster.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    )
+    html = template.render(
+        version=__version__,
+        recipe=run.recipe,
+        cold_start=cold_start_name(run.recipe.cold_start),
+        about=about,
+        results=[(POLICIES[policy], results[policy]) for policy in POLICIES if policy in results],
+        published=ROWS,
+        benchmarks=list(BENCHMARKS.values()),
+        rl_charts=_rl_charts(run, rl, others),
+        rl_steps=len(rl),
+        verdict=_verdict([line["tool_calls"] for line in rl]),
+        distribution=_distribution(evaluated),
+        uses=[(POLICIES[policy], read.use) for policy, read in evaluated.items()],
+        sft_chart=_sft_chart(run.metrics("sft")),
+        funnel=funnel,
+        funnel_chart=Markup(charts.funnel_chart("Trajectories left after each filter", funnel)) if funnel else None,
+        samples=_samples(run, evaluated),
+    )
+    path = run.path / "report.html"
+    with replacing(path) as partial:
+        # A lone surrogate of a policy's text has no place in UTF-8.
+        partial.write_text(html, encoding="utf-8", errors="replace")
+    return path
+
+
+def _evaluated(run: RunFolder, policy: str) -> Evaluated | None:
+    """One pass over a policy's evaluation file, which may be large: its tool use and a few trajectories."""
+    path = run.trajectory_file(f"evaluate/{policy}", "all")
+    if not path.exists():
+        return None
+    samples: list[Trajectory] = []
+    return Evaluated(tool_use(pick(iterate_trajectories(path), SAMPLES_PER_KIND, samples)), samples)
+
+
+def _verdict(calls: list[float]) -> tuple[str, str]:
+    """The collapse alarm's verdict as (kind, sentence)."""
+    if len(calls) < BASELINE_STEPS + SUSTAINED_STEPS:
+        return "missing", f"Too few RL steps for a verdict on interaction collapse: {len(calls)}."
+    alarm = collapse_alarm(calls)
+    if alarm:
+        return "bad", f"Alarm: {alarm}."
+    return "good", f"No interaction collapse in {len(calls)} steps."
+
+
+def _rl_charts(run: RunFolder, lines: list[dict[str, Any]], others: Sequence[RunFolder]) -> list[Markup]:
+    if not lines:
+        return []
+    runs = [(run.path.resolve().name, lines), *((other.path.resolve().name, other.metrics("rl")) for other in others)]
+    drawn = []
+    for key, title in (
+        ("reward", "Accuracy on training problems"),
+        ("tool_calls", "Tool calls per trajectory"),
+        ("entropy", "Policy entropy (nats per token)"),
+        ("tokens_per_trajectory", "Sampled tokens per trajectory"),
+    ):
+        series = [_series(name, of_run, key) for name, of_run in runs]
+        if any(x for _, x, _ in series):
+            drawn.append(
+                Markup(charts.line_chart(title, "RL step", [s for s in series if s[1]], _boundaries(lines), smoothed=True))
+            )
+    drawn += _stop_reason_chart(lines)
+    return drawn
+
+
+def _boundaries(lines: list[dict[str, Any]]) -> list[float]:
+    """Where one stage of the recipe's list gives way to the next."""
+    return [
+        after["step"] - 0.5
+        for before, after in itertools.pairwise(lines)
+        if after.get("stage_index") != before.get("stage_index")
+    ]
+
+
+def _series(name: str, lines: Iterable[dict[str, Any]], key: str) -> charts.Series:
+    kept = [line for line in lines if line.get(key) is not None]
+    return name, [line["step"] for line in kept], [line[key] for line in kept]
+
+
+def _stop_reason_chart(lines: list[dict[str, Any]]) -> list[Markup]:
+    kept = [line for line in lines if line.get("stop_reasons")]
+    if len(kept) < 2:  # an area needs two points
+        return []
+    names = sorted({name for line in kept for name in line["stop_reasons"]})
+    shares = {
+        name.replace("_", " "): [line["stop_reasons"].get(name, 0) / sum(line["stop_reasons"].values()) for line in kept]
+        for name in names
+    }
+    return [Markup(charts.stacked_chart("Stop reasons (share)", "RL step", [line["step"] for line in kept], shares))]
+
+
+def _sft_chart(lines: list[dict[str, Any]]) -> Markup | None:
+    if not lines:
+        return None
+    name, x, y = _series("loss", lines, "loss")
+    return Markup(charts.line_chart("SFT loss (nats per trained token)", "optimizer step", [(name, x, y)], _boundaries(lines)))
+
+
+def _distribution(evaluated: dict[str, Evaluated]) -> Markup | None:
+    groups = {POLICIES[policy]: read.use["calls_histogram"] for policy, read in evaluated.items()}
+    if not groups:
+        return None
+    return Markup(charts.histogram_chart("Tool calls per trajectory (share of trajectories)", "tool calls", groups))
+
+
+def _samples(run: RunFolder, evaluated: dict[str, Evaluated]) -> list[Sample]:
+    """Solved and failed trajectories of the evaluation after RL, and of the last step of RL."""
+    found = [("evaluation after RL", trajectory) for trajectory in evaluated["rl"].samples] if "rl" in evaluated else []
+    steps = sorted(run.trajectory_file("rl", "any").parent.glob("step_*.jsonl.gz"))
+    if steps:
+        last: list[Trajectory] = []
+        for _ in pick(iterate_trajectories(steps[-1]), 1, last):
+            pass
+        found += [(f"RL {steps[-1].name.removesuffix('.jsonl.gz').replace('_', ' ')}", trajectory) for trajectory in last]
+    problems = run.problems()
+    return [sample_view(run, source, trajectory, problems.get(trajectory.problem_id, {})) for source, trajectory in found]

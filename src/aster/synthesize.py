@@ -1,0 +1,81 @@
+"""Synthesize: a teacher attempts problems with the tool; every attempt is kept, good or bad."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aster.chat import Qwen3Dialect
+from aster.checkpoints import LAB, make_jobs, teaching_problems, until_finished
+from aster.config import ColdStart
+from aster.config.recipe import Recipe
+from aster.engines import Sampler
+from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
+from aster.engines.opening import open_engine
+from aster.errors import UserError
+from aster.rollout import Decoding, Job
+from aster.rollout.attempts import attempt_all
+from aster.run import RunFolder
+from aster.seeds import derive
+from aster.teacher import ScriptedTeacher
+from aster.teacher.attempts import teach
+from aster.teacher.lab_experts import EXPERTS
+
+CHUNK = 64
+"""Attempts per file: an interrupt loses at most so many."""
+
+
+def run(recipe: Recipe, folder: RunFolder) -> None:
+    """Attempt every problem; resumes after the last whole chunk."""
+    asyncio.run(until_finished(folder, "synthesize", lambda: _run(recipe, folder)))
+
+
+async def _run(recipe: Recipe, folder: RunFolder) -> None:
+    settings = recipe.synthesize
+    problems = teaching_problems(recipe, settings.problems, folder.first_recipe().synthesize.problems)
+    folder.remember_problems(problems)
+    jobs = make_jobs(problems, settings.attempts, recipe.seed, "synthesize")
+    if settings.teacher == "endpoint":
+        await teach(recipe, folder, jobs)
+        return
+    async with _teacher(recipe) as (sampler_for, dialect):
+        trajectories = await attempt_all(
+            recipe,
+            folder,
+            "synthesize",
+            jobs,
+            chunk=CHUNK,
+            limits=settings.limits,
+            decoding=Decoding(),
+            sampler_for=sampler_for,
+            dialect=dialect,
+            sampled_here=settings.teacher == "policy" and recipe.policy.samples_here,
+        )
+    folder.finish(
+        "synthesize",
+        {
+            "attempts": len(trajectories),
+            "correct": sum(t.reward == 1.0 for t in trajectories),
+            "tool_calls": sum(t.tool_calls for t in trajectories) / max(1, len(trajectories)),
+        },
+    )
+
+
+@asynccontextmanager
+async def _teacher(recipe: Recipe) -> AsyncIterator[tuple[Callable[[Job], Sampler], Qwen3Dialect]]:
+    """Who writes the turns of a job, and in which dialect."""
+    if recipe.synthesize.teacher == "policy":
+        async with open_engine(recipe, capacity=recipe.synthesize.limits.context_tokens) as policy:
+            yield (lambda _: policy), policy.dialect
+        return
+    source = recipe.problems.teach or recipe.problems.train
+    if source != LAB:
+        raise UserError(
+            f"problems.teach: the scripted experts can teach lab problems alone, not {source}; set problems.teach=lab, "
+            "synthesize.teacher=endpoint or synthesize.teacher=policy"
+        )
+    expert = EXPERTS[ColdStart(recipe.cold_start)]
+    tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))
+    dialect = make_dialect(tokenizer)
+    yield (lambda job: ScriptedTeacher(expert, job.problem, derive(job.seed, "expert"), dialect)), dialect

@@ -1,0 +1,292 @@
+"""Synthesize with a teacher behind a server: attempts as text, one by one on disk, then as the student's tokens.
+
+    synthesize/transcripts.jsonl    every finished attempt, a line each, appended as it ends
+    synthesize/requests.jsonl       tokens and cost of every answered request
+    synthesize/trajectories/        the attempts in the student's dialect, in the order of the problems: what later stages read
+
+A run that is killed has lost the attempts under way, and repeats none that is on disk. One that has reached its limit of money,
+or has made all attempts, goes on when more is asked: an attempt is its problem, its number and its seed, and hangs on no limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aster.chat import Qwen3Dialect
+from aster.config.recipe import Recipe
+from aster.data.rendering import render
+from aster.data.sets import iterate_set, write_set
+from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
+from aster.errors import UserError, one_line
+from aster.rollout import Decoding, Job
+from aster.run import RunFolder, append_line, drop_torn_line, write_trajectories
+from aster.teacher.chat import ChatAuthor
+from aster.teacher.failures import failure_of
+from aster.teacher.spending import LimitReached, Prices, Spending
+from aster.terminal import Progress, say
+from aster.transcript import Transcript
+from aster.types import FAULTS
+from aster_sandbox import AnySandbox, make_sandbox
+
+CHUNK = 64
+"""Trajectories per file."""
+FAILED_IN_ROW = 20
+"""Attempts that fail one after another, none going well between, before the stage gives up: going on would only use them up."""
+
+Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been made."""
+
+    keys: set[Key] = field(default_factory=set)
+    correct: int = 0
+    tool_calls: int = 0
+    cost: float = 0.0
+    failures: Counter[str] = field(default_factory=Counter)
+    failed_in_row: int = 0
+    last_error: str = ""
+    author: str = ""
+    """The model, by the name under which the server has it."""
+
+    @property
+    def mean_cost(self) -> float:
+        """Of an attempt."""
+        return self.cost / max(1, len(self.keys))
+
+    def add(self, transcript: Transcript) -> None:
+        """One more attempt."""
+        self.keys.add((transcript.problem_id, transcript.sample))
+        self.author = transcript.author
+        self.correct += transcript.reward == 1.0
+        self.tool_calls += transcript.tool_calls
+        self.cost += transcript.usage.cost if transcript.usage else 0.0
+        name = failure_of(transcript)
+        if name:
+            self.failures[name] += 1
+            self.last_error = one_line(transcript.error, None)
+        self.failed_in_row = self.failed_in_row + 1 if transcript.stop_reason in FAULTS else 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self.failures.most_common())
+
+
+async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
+    """Make the attempts that are missing, then render all. UserError where the teacher is gone or the limit reached."""
+    settings = recipe.synthesize
+    # Before anything is paid for: the student must be able to read it.
+    dialect = make_dialect(load_tokenizer(resolve(recipe.model.path, weights=False)))
+    path = folder.path / "synthesize" / "transcripts.jsonl"
+    prices = Prices(settings.prices.prompt, settings.prices.completion)
+    spending = Spending(prices, settings.max_cost, folder.path / "synthesize" / "requests.jsonl")
+    author = ChatAuthor(
+        settings.base_url,
+        settings.model,
+        calls=settings.calls,
+        system=settings.system,
+        send_reasoning=settings.send_reasoning,
+        request=settings.request,
+        concurrency=settings.concurrency,
+        request_seconds=settings.request_seconds,
+        spending=spending,
+        field="synthesize.base_url",
+    )
+    tally = _made(path, settings.retry_failed)
+    _require_same_problems(recipe, folder, jobs, tally)
+    missing = [job for job in jobs if (job.problem.id, job.sample) not in tally.keys]
+    total = len(tally.keys) + len(missing)
+    if tally.keys:
+        say(f"synthesize: resuming after attempt {len(tally.keys)} of {total}")
+    if missing:
+        async with author, make_sandbox(recipe.sandbox) as sandbox:
+            _require_same_teacher(author, tally)
+            with Progress("synthesize", total, "attempt", done=len(tally.keys)) as progress:
+                work = _Work(recipe, author, spending, sandbox, path, tally, progress)
+                await work.make(missing, total)
+    if tally.failures:
+        say(f"synthesize: {tally.failures.total()} of {len(tally.keys)} attempts failed: {tally}")
+    if tally.failures.total() == len(tally.keys):
+        raise UserError(
+            f"synthesize: every one of {len(tally.keys)} attempts failed ({tally}), the last with {tally.last_error}; "
+            "synthesize.retry_failed=true repeats them"
+        )
+    _render(path, jobs, folder, dialect)
+    spent = spending.total
+    folder.finish(
+        "synthesize",
+        {
+            "author": tally.author,
+            "attempts": len(tally.keys),
+            "problems": settings.problems,
+            "attempts_per_problem": settings.attempts,
+            "stopped_at_cost": settings.max_cost if len(tally.keys) < total else None,
+            "correct": tally.correct,
+            "tool_calls": tally.tool_calls / max(1, len(tally.keys)),
+            "failures": dict(tally.failures),
+            "prompt_tokens": spent.prompt_tokens,
+            "completion_tokens": spent.completion_tokens,
+            "cost": round(spent.cost, 6),
+        },
+    )
+
+
+@dataclass(slots=True)
+class _Work:
+    """The attempts of one start of the stage."""
+
+    recipe: Recipe
+    author: ChatAuthor
+    spending: Spending
+    sandbox: AnySandbox
+    path: Path
+    tally: Tally
+    progress: Progress
+    under_way: int = 0
+    ended: UserError | None = None
+    """Why no new attempt begins."""
+    one_ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def make(self, jobs: list[Job], total: int) -> None:
+        """Make them all, or raise why not; every one that ended is on disk."""
+        queue = iter(jobs)
+        workers = min(self.recipe.synthesize.concurrency, len(jobs))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(self._work(queue))
+        if self.ended is None:
+            return
+        made = f"{len(self.tally.keys)} of {total} attempts are on disk"
+        if isinstance(self.ended, LimitReached):
+            if self.recipe.synthesize.finish_at_limit and self.tally.keys:
+                say(f"synthesize.max_cost: {self.ended}; {made}, and the stage ends with them")
+                return
+            raise UserError(
+                f"synthesize.max_cost: {self.ended}; {made}; give the same command with a higher limit to go on, or with "
+                "synthesize.finish_at_limit=true to use what is there"
+            )
+        raise UserError(f"{self.ended}; {made}; the same command goes on from there")
+
+    async def _work(self, queue: Iterator[Job]) -> None:
+        while self.ended is None and await self._affordable():
+            job = next(queue, None)
+            if job is None:
+                return
+            self.under_way += 1
+            try:
+                await self._attempt(job)
+            except UserError as error:
+                # The others may still end well: their requests are under way, or find room.
+                self.ended = self.ended or error
+            finally:
+                self.under_way -= 1
+                self.one_ended.set()
+
+    async def _affordable(self) -> bool:
+        """Whether one more attempt is likely to be finished under the spending limit; waits for those under way to tell."""
+        while not self.spending.may_start(self.tally.mean_cost, self.under_way):
+            if not self.under_way:
+                self.ended = self.ended or LimitReached(
+                    f"the limit of {self.spending.limit:g} leaves no room for one more attempt: {self.spending.spent:.4g} is "
+                    f"spent, and an attempt costs {self.tally.mean_cost:.4g}"
+                )
+                return False
+            self.one_ended.clear()
+            await self.one_ended.wait()
+        return self.ended is None
+
+    async def _attempt(self, job: Job) -> None:
+        settings = self.recipe.synthesize
+        transcript = await self.author.attempt(
+            job.problem,
+            job.sample,
+            job.seed,
+            sandbox=self.sandbox,
+            budget=settings.limits.budget(),
+            decoding=Decoding(settings.temperature, settings.top_p),
+        )
+        append_line(self.path, json.dumps(transcript.to_json(), separators=(",", ":")))
+        self.tally.add(transcript)
+        total = self.spending.total
+        self.progress.advance(
+            1,
+            correct=self.tally.correct,
+            failed=self.tally.failures.total(),
+            calls=self.tally.tool_calls,
+            tokens=total.prompt_tokens + total.completion_tokens,
+            cost=total.cost,
+        )
+        if self.tally.failed_in_row >= FAILED_IN_ROW and self.ended is None:
+            self.ended = UserError(
+                f"synthesize: {self.tally.failed_in_row} attempts failed one after another, the last with "
+                f"{self.tally.last_error}; they are recorded, and synthesize.retry_failed=true repeats them"
+            )
+
+
+def _require_same_problems(recipe: Recipe, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
+    """UserError where attempts were made at problems that are not asked now: there are fewer, or their file has changed, and
+    the attempts would be mixed with those at others."""
+    asked = {job.problem.id: job.problem.prompt for job in jobs}
+    known = folder.problems()
+    source = recipe.problems.teach or recipe.problems.train
+    left_out = {name for name, _ in tally.keys if name not in asked}
+    if left_out:
+        raise UserError(
+            f"synthesize.problems: {len(left_out)} problems that have attempts are not among the {len(asked)} asked now, such "
+            f"as {min(left_out)}: an earlier command asked for more, or {source} has changed since; give the higher number, "
+            "bring the file back or choose another --run"
+        )
+    # The run remembers the first text of an id.
+    changed = {name for name, prompt in asked.items() if known[name]["prompt"] != prompt}
+    if changed:
+        raise UserError(
+            f"{source}: has changed since this run began: {len(changed)} of its problems ask something else, such as "
+            f"{min(changed)}; bring the file back or choose another --run"
+        )
+
+
+def _require_same_teacher(author: ChatAuthor, tally: Tally) -> None:
+    """UserError where a recipe that names no model meets another one than at first."""
+    if tally.author and author.model != tally.author:
+        raise UserError(
+            f"{author.field}: {author.server.address} serves {author.model}, and the attempts on disk are by {tally.author}; "
+            "give the address where that is served, or choose another --run"
+        )
+
+
+def _made(path: Path, retry_failed: bool) -> Tally:
+    """The attempts on disk. With ``retry_failed`` those that failed are taken off it."""
+    drop_torn_line(path)
+    tally = Tally()
+    if not path.exists():
+        return tally
+    if retry_failed and any(transcript.stop_reason in FAULTS for transcript in iterate_set(path)):
+        write_set(path, (transcript for transcript in iterate_set(path) if transcript.stop_reason not in FAULTS))
+    for transcript in iterate_set(path):
+        tally.add(transcript)
+    tally.failed_in_row = 0
+    return tally
+
+
+def _render(path: Path, jobs: list[Job], folder: RunFolder, dialect: Qwen3Dialect) -> None:
+    """The attempts on disk as the student's tokens, in the order of the problems; one file's worth of them in memory."""
+    place: dict[Key, int] = {}
+    with open(path, "rb") as stream:
+        offset = 0
+        for line in stream:
+            record = json.loads(line)
+            place[record["problem_id"], record["sample"]] = offset
+            offset += len(line)
+        order = {job.problem.id: number for number, job in enumerate(jobs)}
+        keys = sorted(place, key=lambda key: (order[key[0]], key[1]))
+        for number, start in enumerate(range(0, len(keys), CHUNK)):
+            trajectories = []
+            for key in keys[start : start + CHUNK]:
+                stream.seek(place[key])
+                trajectories.append(render(Transcript.from_json(json.loads(stream.readline())), dialect))
+            write_trajectories(folder.trajectory_file("synthesize", f"chunk_{number:05d}"), trajectories)

@@ -1,0 +1,145 @@
+"""Scripted experts: the teachers of the lab. Each writes turns; the sandbox runs their code, and they read what came back.
+
+An expert is a generator. It yields ``(thinking, code)`` and is sent the tool's output; it returns ``(thinking, answer)``.
+The thinking reuses the base model's own step format (``b:15+4``): a cold start in another format is not learned.
+
+    dense       one small cell a step; the state lives in the session (cold start ``aster``)
+    retool      reckons in the head, and has one or two of the calculations done by code, whose result it goes on with
+    demyagent   one or two larger cells that do the whole computation
+    program     the whole computation as one program, in one call
+    text        the base model's way: all in the head (chain and coded alone)
+
+The sparse ones stand for sets of other papers, whose data is not here, and are fair to them: every call is needed for the
+answer. A call that only checked a known answer would lose for a reason that says nothing about density.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Sequence
+
+from aster.config import ColdStart
+from aster.environments.lab import Operation, Step, Walk
+
+Script = Generator[tuple[str, str], str, tuple[str, str]]
+Expert = Callable[[Walk, random.Random], Script]
+
+LOOP = "for i in range(20):\n c=ask(v)\n if c=='end':break\n v=eval(str(v)+R[c])\nv"
+"""The loop of a program that hunts: bounded, because a mistake in the rules never reaches the end."""
+
+
+def text_only(walk: Walk) -> tuple[str, str]:
+    """The thinking and the answer of the text-only reasoner."""
+    lines, value = _reckon(walk.steps, walk.start)
+    return "\n".join(lines), str(value)
+
+
+def dense(walk: Walk, _rng: random.Random) -> Script:
+    """One cell a step. On a hunt it follows what ``ask`` says, not the hidden path."""
+    if walk.family == "chain":
+        value = walk.start
+        for index, step in enumerate(walk.steps):
+            operation = step.taken(value)
+            left = str(value) if index == 0 else "v"
+            output = yield f"{step.label}:{value}{operation}", f"v={left}{operation}\nv"
+            value = int(output)
+        return "end", str(value)
+    rules = {rule.label: rule.operation for rule in walk.rules}
+    value, name = _heard((yield "ask", f"v={walk.start}\nv,ask(v)"))
+    while name != "end":
+        operation = rules[name]
+        value, name = _heard((yield f"{name}:{value}{operation}", f"v=v{operation}\nv,ask(v)"))
+    return "end", str(value)
+
+
+def program(walk: Walk, _rng: random.Random) -> Script:
+    """Everything in one cell."""
+    if walk.family == "chain":
+        output = yield "run", _program(walk.start, walk.steps)
+    else:
+        output = yield "run", _hunting_program(walk.start, walk.rules)
+    return "end", output
+
+
+def retool(walk: Walk, rng: random.Random) -> Script:
+    """A chain: reckoned in the head but for one or two runs of steps, half of all, which are code; the reckoning goes on from
+    what the code gave. A hunt: one question by hand, its step in the head, then a program."""
+    if walk.family == "hunt":
+        value, name = _heard((yield "ask", f"v={walk.start}\nv,ask(v)"))
+        operation: Operation = next(rule.operation for rule in walk.rules if rule.label == name)
+        reckoned = operation(value)
+        output = yield f"{name}:{value}{operation}={reckoned}", _hunting_program(reckoned, walk.rules)
+        return "end", output
+    value = walk.start
+    done = 0
+    for begin, end in _calculations(len(walk.steps), 2 if rng.random() < 0.5 else 1):
+        lines, value = _reckon(walk.steps[done:begin], value)
+        value = int((yield "\n".join(lines) or "run", _program(value, walk.steps[begin:end])))
+        done = end
+    lines, value = _reckon(walk.steps[done:], value)
+    return "\n".join(lines) or "end", str(value)
+
+
+def demyagent(walk: Walk, rng: random.Random) -> Script:
+    """Two cells, the second of which goes on with what the first left in the session, or one. Nothing in the head."""
+    if walk.family == "hunt":
+        asked = rng.random() < 0.5
+        if asked:
+            yield "ask", f"v={walk.start}\nv,ask(v)"
+        return "end", (yield "run", _hunting_program("v" if asked else walk.start, walk.rules))
+    half = len(walk.steps) // 2 if rng.random() < 0.5 else 0
+    if half:
+        yield "run", _program(walk.start, walk.steps[:half])
+    return "end", (yield "run", _program("v" if half else walk.start, walk.steps[half:]))
+
+
+EXPERTS: dict[ColdStart, Expert] = {
+    ColdStart.ASTER: dense,
+    ColdStart.RETOOL: retool,
+    ColdStart.DEMYAGENT: demyagent,
+    ColdStart.PROGRAM: program,
+}
+
+
+def _calculations(steps: int, count: int) -> list[tuple[int, int]]:
+    """``count`` runs of steps (begin, end) that together hold half of the steps, the others before, between and after."""
+    count = min(count, max(1, steps // 3))
+    inside = max(count, (steps + 1) // 2)
+    found, begin = [], 0
+    for index in range(count):
+        gap = (steps - inside) * (index + 1) // (count + 1) - (steps - inside) * index // (count + 1)
+        size = inside * (index + 1) // count - inside * index // count
+        found.append((begin + gap, begin + gap + size))
+        begin += gap + size
+    return found
+
+
+def _reckon(steps: Sequence[Step], value: int) -> tuple[list[str], int]:
+    """Steps worked out in the head from a value, one a line (``b:15+4=19``), and the value they lead to."""
+    lines = []
+    for step in steps:
+        operation = step.taken(value)
+        lines.append(f"{step.label}:{value}{operation}={operation(value)}")
+        value = operation(value)
+    return lines, value
+
+
+def _program(start: int | str, steps: Sequence[Step]) -> str:
+    """Lines that take ``steps`` from a value, or from the session's ``v``."""
+    lines = [f"v={start}"] if start != "v" else []
+    for step in steps:
+        line = f"v=v{step.operation}"
+        lines.append(line if step.odd is None else f"{line} if v%2==0 else v{step.odd}")
+    return "\n".join([*lines, "v"])
+
+
+def _hunting_program(start: int | str, rules: Sequence[Step]) -> str:
+    table = ",".join(f"{rule.label}='{rule.operation}'" for rule in rules)
+    begin = f"v={start}\n" if start != "v" else ""
+    return f"{begin}R=dict({table})\n{LOOP}"
+
+
+def _heard(output: str) -> tuple[int, str]:
+    """The value and the rule in the echo ``(14, 'b')``."""
+    value, name = output.strip("()").split(", ")
+    return int(value), name.strip("'")
