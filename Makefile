@@ -68,7 +68,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) -rfEs
 
 test-engines: $(STAMP) $(VLLM_STAMP)
-	ASTER_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -n0 tests/engines
+	ASTER_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -n0 tests/vllm
 
 # Apart from .venv: it needs other versions of transformers. aiohttp and uv are what it uses and does not declare.
 $(SERVER_STAMP):

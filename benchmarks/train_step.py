@@ -34,8 +34,8 @@ there.
 ``matmul_share`` is the share of the machine's measured rate of a large matrix product that the linear layers' operations come
 to.
 
-``--default-malloc`` leaves out the setting of glibc's allocator (``aster.engines.local.memory``), which else holds for all contestants
-that are timed: compare two runs to see what it is worth.
+``--default-malloc`` leaves out the setting of glibc's allocator (``aster.engines.local.memory``), which else holds for all
+contestants that are timed: compare two runs to see what it is worth.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from aster.cli import main
 from aster.cli.data import data_group
 from aster.data.sets import iterate_set, write_set
 from aster.run import read_trajectories
-from tests.curation.transcripts import calls, step, transcript
-from tests.exchange.test_layouts import ROWS
+from tests.data.curation.transcripts import calls, step, transcript
+from tests.data.formats.test_layouts import ROWS
 from tests.teacher.fake_teacher import FakeTeacher, serving
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"

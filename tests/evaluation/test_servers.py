@@ -18,8 +18,8 @@ from aster.lab.build import BASE_MODEL
 from aster.report.evaluation_page import write_evaluation_page
 from aster.run import read_json
 from aster.types import Problem
-from tests.policy.fake_engine import TOKENIZER, FakeEngine, serving
-from tests.policy.fake_tinker_server import FakeTinkerServer
+from tests.engines.fake_engine import TOKENIZER, FakeEngine, serving
+from tests.engines.fake_tinker_server import FakeTinkerServer
 from tests.rollout.scripted import turn
 
 PROBLEMS = [Problem("four", "What is 2+2?", "4"), Problem("five", "What is 2+3?", "5")]

@@ -17,7 +17,7 @@ from aster.engines.local.engine import LocalEngine
 from aster.rollout import Decoding, rollout
 from aster.types import Budget, CallStatus, Problem, StopReason, Trajectory
 from aster_sandbox import Sandbox
-from tests.policy.models import before_each_forward
+from tests.engines.models import before_each_forward
 from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, raw, turn
 from tests.shop_fixture import Shop
 

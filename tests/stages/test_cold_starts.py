@@ -12,7 +12,7 @@ from aster.data.curation.sources import Source
 from aster.data.sets import write_set
 from aster.errors import UserError
 from aster.run import RunFolder, read_json_lines, read_trajectories
-from tests.curation.transcripts import calls, step, transcript
+from tests.data.curation.transcripts import calls, step, transcript
 from tests.stages.runs import Tiny
 
 

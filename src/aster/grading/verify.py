@@ -1,8 +1,9 @@
 r"""Whether a prediction equals the known answer. Reward and evaluation both ask here and nowhere else.
 
 A prediction is the text of the last ``\boxed{}`` alone (:func:`aster.grading.boxed.extract_boxed`). There are three stages.
-Plain numbers and equal texts are decided in microseconds. What the grammar of :mod:`aster.grading.grammar` reads on both sides is
-computed and compared in this process, with bounds on everything. What is left (integrals, sums, limits, matrices' determinants)
+Plain numbers and equal texts are decided in microseconds. What the grammar of :mod:`aster.grading.grammar` reads on both
+sides is computed and
+compared in this process, with bounds on everything. What is left (integrals, sums, limits, matrices' determinants)
 goes to Math-Verify, which can hang for good inside one arithmetic operation, so it runs in processes of its own
 (:mod:`aster.grading.worker`) that are killed when they are late.
 

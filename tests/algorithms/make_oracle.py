@@ -4,7 +4,7 @@ The numbers come from verl's own functions (verl 0.9.1): ``compute_grpo_outcome_
 with its token-mean ``agg_loss``, ``compute_rollout_correction_weights`` and ``kl_penalty``. To write the file again, in an
 environment that has torch and ``verl[verl-core]==0.9.1`` (no GPU is needed):
 
-    python tests/training/make_oracle.py
+    python tests/algorithms/make_oracle.py
 
 ``test_oracle.py`` compares ASTER with the file everywhere, and the file with verl where verl is installed.
 """

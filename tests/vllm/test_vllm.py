@@ -22,9 +22,9 @@ from aster.rollout import Decoding, Job, Workshop, rollout_batch
 from aster.run import RunFolder, read_json, read_trajectories
 from aster.types import Budget, Problem, StopReason
 from aster_sandbox import make_sandbox
-from tests.engines.conftest import Engine
-from tests.policy.models import oracle, oracle_logprobs
+from tests.engines.models import oracle, oracle_logprobs
 from tests.stages.runs import LIMITS, Commands, Tiny
+from tests.vllm.conftest import Engine
 
 PROMPTS = ["What is 3*4?", "Toss 7", "a:5*6"]
 EXACT = 1e-3

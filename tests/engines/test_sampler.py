@@ -15,7 +15,7 @@ from aster.engines import Completion, SamplingParams
 from aster.engines.local import sampler as sampler_module
 from aster.engines.local.engine import LocalEngine
 from aster.errors import UserError
-from tests.policy.models import before_each_forward, oracle, oracle_logprobs, random_ids, recipe_for
+from tests.engines.models import before_each_forward, oracle, oracle_logprobs, random_ids, recipe_for
 
 CAPACITY = 256
 TURN = SamplingParams(max_tokens=9, temperature=1.2, top_p=0.95)

@@ -7,7 +7,7 @@ import pytest
 from aster.data.curation.measures import Measures
 from aster.transcript import Transcript
 from aster.types import CallStatus
-from tests.curation.transcripts import calls, step, transcript
+from tests.data.curation.transcripts import calls, step, transcript
 
 
 def causal(*steps: object, **more: object) -> list[bool]:

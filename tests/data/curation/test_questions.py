@@ -20,7 +20,7 @@ from aster.data.curation.questions import Questions, load_benchmarks, problem_li
 from aster.data.problems import BOX_REQUEST, load_problems
 from aster.types import Problem
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the public problems in {DATA}")
 
 

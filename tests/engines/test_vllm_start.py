@@ -1,4 +1,4 @@
-"""What starting vLLM refuses, in one line, without vLLM. tests/engines runs the real one."""
+"""What starting vLLM refuses, in one line, without vLLM. tests/vllm runs the real one."""
 
 from __future__ import annotations
 

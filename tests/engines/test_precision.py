@@ -13,7 +13,7 @@ import torch
 
 from aster.engines import AdamStep, Loss, TrainingSample
 from aster.engines.local.engine import LocalEngine
-from tests.policy.models import random_ids, recipe_for
+from tests.engines.models import random_ids, recipe_for
 
 SAMPLES = [TrainingSample(random_ids(n, 40), [0] * 10 + [1] * 30, 1 / 90) for n in range(3)]
 

@@ -14,7 +14,7 @@ from aster.config.recipe import Recipe
 from aster.errors import UserError
 from aster.report import render_table, write_report
 from aster.run import RunFolder
-from tests.reporting.conftest import HOSTILE, fill
+from tests.report.conftest import HOSTILE, fill
 
 
 class Elements(HTMLParser):

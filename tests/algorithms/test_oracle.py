@@ -15,7 +15,7 @@ import torch
 
 from aster.algorithms.advantages import group_advantages
 from aster.algorithms.losses import clipped_policy_loss, merge_metrics
-from tests.training import make_oracle
+from tests.algorithms import make_oracle
 
 RECORD: dict[str, Any] = json.loads(make_oracle.ORACLE.read_text(encoding="utf-8"))
 CLIPS = ("clip_low", "clip_high", "dual_clip", "importance_cap")

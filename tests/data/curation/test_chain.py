@@ -14,7 +14,7 @@ from aster.config import ColdStart, Curate
 from aster.data.curation import Chain, Dropped, Funnel, Selection, choose
 from aster.transcript import Transcript
 from aster.types import CallStatus
-from tests.curation.transcripts import OK, calls, step, transcript
+from tests.data.curation.transcripts import OK, calls, step, transcript
 
 
 def curate(

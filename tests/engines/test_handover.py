@@ -12,7 +12,7 @@ from aster.config import Model, Policy
 from aster.config.recipe import Recipe
 from aster.engines.handover import blank, untie, write_merged
 from aster.engines.local.engine import LocalEngine
-from tests.policy.models import oracle, oracle_logprobs, random_ids
+from tests.engines.models import oracle, oracle_logprobs, random_ids
 
 IDS = random_ids(3, 40)
 

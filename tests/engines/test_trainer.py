@@ -19,7 +19,7 @@ from aster.engines.local import scoring
 from aster.engines.local.engine import LocalEngine
 from aster.engines.local.trainer import microbatches, trained_positions
 from aster.errors import UserError
-from tests.policy.models import oracle, oracle_logprobs, random_ids, recipe_for
+from tests.engines.models import oracle, oracle_logprobs, random_ids, recipe_for
 
 SFT = Loss("cross_entropy")
 PPO = Loss("ppo")

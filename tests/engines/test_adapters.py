@@ -14,7 +14,7 @@ from aster.config.recipe import Recipe
 from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
 from aster.engines.local.engine import LocalEngine
 from aster.errors import UserError
-from tests.policy.models import oracle, oracle_logprobs, random_ids, recipe_for
+from tests.engines.models import oracle, oracle_logprobs, random_ids, recipe_for
 
 SAMPLES = [TrainingSample(random_ids(n, 30), [0] * 10 + [1] * 20, 0.05) for n in range(2)]
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)

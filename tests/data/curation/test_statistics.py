@@ -19,7 +19,7 @@ from aster.data.curation.statistics import statistics_of
 from aster.data.sets import iterate_set, write_set
 from aster.transcript import Transcript
 from aster.types import CallStatus
-from tests.curation.transcripts import calls, step, transcript
+from tests.data.curation.transcripts import calls, step, transcript
 from tests.sandbox.test_lifecycle import children
 
 DENSE = [

@@ -27,7 +27,7 @@ import tinker
 from aster.engines.tinker import engine as tinker_policy
 from aster.engines.tinker import service as tinker_service
 from aster.engines.tinker.service import Service
-from tests.policy.fake_tinker_server import LOGPROB, FakeModel, FakeTinkerServer
+from tests.engines.fake_tinker_server import LOGPROB, FakeModel, FakeTinkerServer
 
 SAMPLES = [
     TrainingSample([1, 2, 3, 4], [0, 0, 1, 1], 0.5, [0.0, 0.0, -0.4, -0.6]),

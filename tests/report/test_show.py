@@ -14,7 +14,7 @@ from aster.data.text import split_assistant, turn_texts
 from aster.errors import UserError
 from aster.report.show import show
 from aster.run import RunFolder
-from tests.reporting.conftest import attempt, byte_tokenizer, fill
+from tests.report.conftest import attempt, byte_tokenizer, fill
 
 
 def test_show_prints_turns_calls_and_reward(filled_run: RunFolder) -> None:

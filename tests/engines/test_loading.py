@@ -21,7 +21,7 @@ from aster.engines.local.engine import LocalEngine
 from aster.engines.local.loading import context_of, load_model, load_tokenizer, make_dialect, resolve
 from aster.errors import UserError
 from aster.lab.tokenizer import build_tokenizer
-from tests.policy.models import oracle, oracle_logprobs, recipe_for
+from tests.engines.models import oracle, oracle_logprobs, recipe_for
 
 needs_gguf = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")),

@@ -23,7 +23,7 @@ from aster.lab.build import BASE_MODEL
 from aster.lab.tokenizer import build_tokenizer
 from aster.rollout import Decoding, Job, Workshop, rollout_batch
 from aster.types import Problem, StopReason, Trajectory
-from tests.policy.fake_engine import TOKENIZER, FakeEngine, serving
+from tests.engines.fake_engine import TOKENIZER, FakeEngine, serving
 from tests.rollout.scripted import DIALECT, WIDE, turn
 from tests.shop_fixture import Shop
 

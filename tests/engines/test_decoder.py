@@ -18,7 +18,7 @@ from aster.engines.local.cpu.decoder import Decoder
 from aster.engines.local.cpu.products import _can_be_packed, join
 from aster.engines.local.loading import load_model
 from aster.errors import UserError
-from tests.policy.models import random_ids, recipe_for
+from tests.engines.models import random_ids, recipe_for
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from aster.data.curation.copies import content_of
 from aster.data.sets import iterate_set, write_set
 from aster.transcript import Transcript, Usage
 from aster.types import CallStatus, StopReason
-from tests.curation.transcripts import calls, step, transcript
+from tests.data.curation.transcripts import calls, step, transcript
 
 ONE = transcript("p", step("plan", ("a = 2", "")), step("next", ("a * 3", "6")), answer="6")
 

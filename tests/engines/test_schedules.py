@@ -25,7 +25,7 @@ from aster.engines.local.cpu import products
 from aster.engines.local.drawing import uniform
 from aster.engines.local.graphs import DecodeGraphs
 from aster.engines.local.sampler import LocalSampler
-from tests.policy.models import before_each_forward
+from tests.engines.models import before_each_forward
 
 SCHEDULES = int(os.environ.get("ASTER_TEST_SCHEDULES", "300"))
 PARTS = 4

@@ -18,9 +18,9 @@ from aster.data.problems import load_problems
 from aster.data.sets import iterate_set
 from aster.engines import TrainingSample
 from aster.run import drop_torn_line, read_json
-from tests.engines.conftest import vllm_server
 from tests.stages.runs import Commands
 from tests.stages.taught import teach_model
+from tests.vllm.conftest import vllm_server
 
 DAPO = Path(__file__).parents[3] / "shared" / "data" / "dapo_sample.parquet"
 ATTEMPTS = 4

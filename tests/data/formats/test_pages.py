@@ -15,10 +15,10 @@ from aster.cli import main
 from aster.data.formats import LAYOUTS
 from aster.data.sets import iterate_set
 from aster.teacher.failures import FAILURES
-from tests.exchange.test_layouts import ROWS
+from tests.data.formats.test_layouts import ROWS
 from tests.teacher.fake_teacher import FakeTeacher, serving
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def commands(page: str) -> list[list[str]]:

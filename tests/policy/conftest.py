@@ -1,5 +1,0 @@
-"""The two architectures as fixtures."""
-
-from tests.policy.models import folder, llama_folder
-
-__all__ = ["folder", "llama_folder"]
