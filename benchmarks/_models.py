@@ -17,8 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from aster.chat import Qwen3Dialect
 from aster.chat.qwen3 import CHAT_TEMPLATE
-from aster.config import Model, Rollout
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Model, Rollout
 from aster.engines.local.engine import LocalEngine
 from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
 from aster.errors import UserError
@@ -109,7 +108,7 @@ def open_subject(options: argparse.Namespace, benchmark: str) -> Iterator[Subjec
 def open_ours(subject: Subject, slots: int = 1, capacity: int | None = None) -> LocalEngine:
     """ASTER's policy. ``capacity`` is the longest trajectory to sample, in tokens; None where nothing is sampled."""
     rollout = Rollout(slots=slots, cache_tokens=slots * (capacity or 1))
-    return LocalEngine(Recipe(model=subject.settings, rollout=rollout), capacity=capacity)
+    return LocalEngine(EngineConfig(model=subject.settings, rollout=rollout), capacity=capacity)
 
 
 def peer_of(model: Any, attention: str = "sdpa") -> Any:

@@ -14,10 +14,10 @@ from _trl import make_trainer
 from torch import Tensor
 
 from aster.algorithms.advantages import group_advantages
+from aster.algorithms.grpo import Grpo
 from aster.algorithms.losses import clipped_policy_loss
-from aster.engines import AdamStep, Loss, TrainingSample
+from aster.engines import AdamStep, TrainingSample
 from aster.engines.local.loading import load_model
-from aster.engines.local.trainer import trained_positions
 
 GROUP = 8
 """Trajectories of one prompt."""
@@ -25,7 +25,7 @@ RATE = 1e-6
 """So small that the weights of the contestants stay as good as equal."""
 EPS = 1e-4
 """What TRL adds to a group's standard deviation."""
-LOSS = Loss("ppo")
+LOSS = Grpo().loss
 """ASTER's settings. Its dual clip and importance cap, which TRL has not, are out of reach on-policy."""
 
 
@@ -199,10 +199,10 @@ class Sorted:
             tokens = torch.tensor([sample.token_ids + [0] * (longest - len(sample.token_ids)) for sample in part])
             lengths = torch.tensor([len(sample.token_ids) for sample in part])
             mask = (torch.arange(longest) < lengths[:, None]).long()
-            positions = [trained_positions(sample) for sample in part]
+            positions = [sample.trained_positions for sample in part]
             rows = torch.tensor([row for row, found in enumerate(positions) for _ in found])
             columns = torch.tensor([position for found in positions for position in found])
-            scales = torch.tensor([sample.scale for sample, found in zip(part, positions, strict=True) for _ in found])
+            scales = torch.tensor([sample.weights for sample, found in zip(part, positions, strict=True) for _ in found])
             device = self.model.device
             tokens, mask, rows, columns, scales = (part.to(device) for part in (tokens, mask, rows, columns, scales))
             hidden = self.model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state

@@ -18,8 +18,7 @@ import time
 import torch
 from _common import finish
 
-from aster.config import Model
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Model
 from aster.engines import AdamStep, Loss, TrainingSample
 from aster.engines.local.engine import LocalEngine
 from aster.errors import UserError
@@ -27,7 +26,7 @@ from aster.errors import UserError
 
 def measure(path: str, length: int) -> dict[str, float]:
     """Two steps in this process; the second one's peak memory (MiB) and seconds. The first allocates the optimizer's state."""
-    policy = LocalEngine(Recipe(model=Model(path=path, gradient_checkpointing=True, device="cpu", threads=1)))
+    policy = LocalEngine(EngineConfig(model=Model(path=path, gradient_checkpointing=True, device="cpu", threads=1)))
     vocabulary = policy.model.config.vocab_size
     tokens = torch.randint(vocabulary, (length,)).tolist()
     prompt = length // 8

@@ -44,7 +44,8 @@ from _trl import make_trainer
 from aster import config as recipe
 from aster.chat import Qwen3Dialect
 from aster.engines import Sampler
-from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.environments import PythonMath, PythonTool
+from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.types import Budget, StopReason
 from aster_sandbox import AnySandbox, make_sandbox
 
@@ -74,15 +75,16 @@ class Ours:
     """ASTER's rollout of plans."""
 
     def __init__(self, policy: Sampler, dialect: Qwen3Dialect, sandbox: AnySandbox, runner: asyncio.Runner) -> None:
-        self.policy, self.dialect, self.sandbox, self.runner = policy, dialect, sandbox, runner
+        self.policy, self.dialect, self.runner = policy, dialect, runner
+        self.environment = PythonMath([PythonTool(sandbox=sandbox)])
 
     def run(self, plans: list[Plan], repeat: int) -> int:
         """Play the plans; returns the sampled tokens."""
         planned = {id(plan.problem): Planned(self.policy, plan) for plan in plans}
-        workshop = Workshop(lambda job: planned[id(job.problem)], self.dialect, self.sandbox, len(plans))
+        context = RolloutContext(lambda job: planned[id(job.problem)], self.dialect, self.environment, len(plans))
         jobs = [Job(plan.problem, 0, repeat) for plan in plans]
         budget = Budget(NO_LIMIT, NO_LIMIT, NO_LIMIT, NO_LIMIT, float(NO_LIMIT))
-        done = self.runner.run(rollout_batch(jobs, workshop, budget, Decoding()))
+        done = self.runner.run(rollout_batch(jobs, context, budget, Decoding()))
         for plan, trajectory in zip(plans, done, strict=True):
             if trajectory.stop_reason is not StopReason.ANSWERED or len(trajectory.token_ids) != plan.length:
                 raise RuntimeError(f"aster did not follow a plan: {trajectory.stop_reason} {trajectory.error}")

@@ -56,7 +56,7 @@ from _models import Subject, add_options, open_subject
 from _train_contestants import CONTESTANTS, Aster, Batch, Contestant, make_batch
 
 from aster.engines.local import engine as local
-from aster.engines.local.trainer import MICROBATCH_TOKENS, trained_positions
+from aster.engines.local.trainer import MICROBATCH_TOKENS
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """The largest relative difference of losses and of gradients."""
@@ -108,7 +108,7 @@ def measure(subject: Subject, batch: Batch, options: argparse.Namespace) -> dict
     assert isinstance(aster, Aster)
     # As many even micro-batches as ASTER's bound makes of so many tokens.
     parts = -(-tokens // MICROBATCH_TOKENS[aster.model.device.type])
-    trained = sum(len(trained_positions(sample)) for sample in batch.samples)
+    trained = sum(len(sample.trained_positions) for sample in batch.samples)
     floor = MatmulFloor(aster.model, [(tokens // parts, trained // parts)] * parts)
     runs = {name: timed(contestant, tokens) for name, contestant in contestants.items()}
     summary = summarize(side_by_side(runs | {"floor": lambda _: floor.run()}, options.repeats, warm_up=not options.smoke))

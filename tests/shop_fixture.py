@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from aster.environments import Environment, PythonMath, PythonTool
 from aster_sandbox import Sandbox
 
 T = TypeVar("T")
@@ -18,6 +19,11 @@ class Shop:
 
     loop: asyncio.AbstractEventLoop
     sandbox: Sandbox
+
+    @property
+    def environment(self) -> Environment:
+        """Mathematics with Python in the warm sandbox."""
+        return PythonMath([PythonTool(sandbox=self.sandbox)])
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to the end, in at most a minute."""

@@ -1,62 +1,24 @@
-"""What several stages need: the problems of a recipe, seeded jobs, checkpoints."""
+"""Where a stage begins again: its newest checkpoint, after an interrupt or where the engine was lost; and what failed is
+said."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from aster.config import Problems
-from aster.config.recipe import Recipe
-from aster.data.problems import choose_problems, load_problems
 from aster.engines import EngineLost
-from aster.environments.lab import generate
 from aster.errors import UserError, one_line
-from aster.rollout import Job
 from aster.run import RunFolder
-from aster.seeds import derive
 from aster.terminal import say
-from aster.types import FAULTS, Problem, Trajectory
+from aster.types import FAULTS, Trajectory
 
-LAB = "lab"
 ENGINE_LOSSES = 3
 """Times the engine may be lost at one step before the stage gives up."""
 
 
-def training_problems(recipe: Recipe, count: int) -> list[Problem]:
-    """``count`` training problems; of a file, a seeded choice, or all if it has fewer."""
-    return _problems(recipe.problems, recipe.problems.train, "train", count, recipe.seed)
-
-
-def teaching_problems(recipe: Recipe, count: int, first: int | None = None) -> list[Problem]:
-    """Problems for the teacher: the training problems, unless the recipe names others. The choice of ``first`` is in them."""
-    source = recipe.problems.teach or recipe.problems.train
-    return _problems(recipe.problems, source, "train", count, derive(recipe.seed, "teach"), first)
-
-
-def evaluation_problems(recipe: Recipe, count: int) -> list[Problem]:
-    """Held-out problems. The lab's are the same for every seed of a recipe, so that runs can be compared."""
-    return _problems(recipe.problems, recipe.problems.evaluate, "test", count, 0)
-
-
-def _problems(settings: Problems, source: str, split: str, count: int, seed: int, first: int | None = None) -> list[Problem]:
-    if source == LAB:
-        try:
-            fewest, most = settings.levels
-            # Those of a lower count come first.
-            return generate(settings.families, (fewest, most), "test" if split == "test" else "train", count, seed)
-        except ValueError as error:
-            raise UserError(f"problems: {error}") from None
-    columns = {str(name): column for name, column in settings.columns.items()}
-    return choose_problems(load_problems(source, settings.prompt_suffix, columns), count, seed, first)
-
-
-def make_jobs(problems: list[Problem], samples: int, *seed_parts: int | str) -> list[Job]:
-    """``samples`` attempts at each problem; a seed belongs to (parts, problem, sample), never to an order."""
-    return [Job(p, k, derive(*seed_parts, p.id, k)) for p in problems for k in range(samples)]
-
-
 def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
-    """Say how many attempts failed through no doing of the policy. UserError where all did: results would mean nothing."""
+    """Report how many attempts failed because of an engine, a sandbox or an environment. UserError where all did: results would
+    mean nothing."""
     faulty = [t for t in trajectories if t.stop_reason in FAULTS]
     if not faulty:
         return

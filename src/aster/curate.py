@@ -16,6 +16,7 @@ from aster.data.curation import Chain, Dropped, choose
 from aster.data.curation.sources import Source, author_of, remembered
 from aster.data.rendering import render, transcribe
 from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
+from aster.environments.opening import make_environment
 from aster.errors import UserError
 from aster.report.sets import funnel_table
 from aster.run import RunFolder, iterate_trajectories, replacing, write_trajectories
@@ -38,7 +39,8 @@ class Attempt:
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Filter the synthesized trajectories, or render the given set."""
     tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))
-    attempts = functools.partial(_attempts, recipe, folder, make_dialect(tokenizer))
+    tools = make_environment(recipe.environment, recipe.tools, recipe.sandbox).schemas
+    attempts = functools.partial(_attempts, recipe, folder, make_dialect(tokenizer).with_tools(tools))
     chain = Chain(recipe.curate, recipe.cold_start)
     dropped: list[Dropped] = []
     judged = (chain.judge(attempt.text()) for attempt in attempts())

@@ -6,12 +6,14 @@ import asyncio
 import functools
 from pathlib import Path
 
-from aster.checkpoints import evaluation_problems, final_checkpoint, make_jobs, until_finished
+from aster.checkpoints import final_checkpoint, until_finished
 from aster.config.recipe import Recipe
 from aster.engines.opening import open_engine
+from aster.environments.opening import make_environment
+from aster.environments.problems import evaluation_problems
 from aster.evaluation import outcome, summarize
 from aster.pipeline import stages_of
-from aster.rollout import Decoding
+from aster.rollout import Decoding, RolloutContext, make_jobs
 from aster.rollout.attempts import attempt_all
 from aster.run import RunFolder, write_json, write_trajectories
 from aster.telemetry import tool_use
@@ -23,7 +25,7 @@ CHUNK = 256
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
     """Evaluate every checkpoint the recipe names and the run has. The stage is finished when it has them all."""
-    problems = evaluation_problems(recipe, recipe.evaluate.problems)
+    problems = evaluation_problems(recipe.problems, recipe.evaluate.problems)
     folder.remember_problems(problems)
     summaries: dict[str, dict[str, object]] = {}
     expected = [name for name in recipe.evaluate.policies if name == "base" or name in stages_of(recipe)]
@@ -49,19 +51,18 @@ async def _evaluate(recipe: Recipe, folder: RunFolder, problems: list[Problem], 
     stage = f"evaluate/{name}"
     # The seeds do not depend on the policy: all are asked with the same random numbers.
     jobs = make_jobs(problems, settings.k, recipe.seed, "evaluate")
-    async with open_engine(recipe, checkpoint, capacity=settings.limits.context_tokens) as policy:
-        trajectories = await attempt_all(
-            recipe,
-            folder,
-            stage,
-            jobs,
-            chunk=CHUNK,
-            limits=settings.limits,
-            decoding=Decoding(settings.temperature, settings.top_p),
-            sampler_for=lambda _: policy,
-            dialect=policy.dialect,
-            sampled_here=recipe.policy.samples_here,
+    environment = make_environment(
+        recipe.environment, recipe.tools, recipe.sandbox, recipe.demand, beside_sampler=recipe.policy.samples_here
+    )
+    async with (
+        open_engine(recipe.engine, checkpoint, capacity=settings.limits.context_tokens) as engine,
+        environment,
+    ):
+        context = RolloutContext(
+            lambda _: engine, engine.dialect, environment, recipe.rollout.slots, recipe.rollout.deterministic
         )
+        decoding = Decoding(settings.temperature, settings.top_p)
+        trajectories = await attempt_all(folder, stage, jobs, context, settings.limits.budget(), decoding, chunk=CHUNK)
     write_trajectories(folder.trajectory_file(stage, "all"), trajectories)
     found = summarize([outcome(trajectory) for trajectory in trajectories], recipe.seed)
     use = tool_use(trajectories)

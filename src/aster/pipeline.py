@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from aster.beside import Beside
-from aster.checkpoints import evaluation_problems, teaching_problems, training_problems
 from aster.config import Synthesize, cold_start_name
 from aster.config.recipe import Recipe
 from aster.data.sets import iterate_set
+from aster.environments.problems import evaluation_problems, teaching_problems, training_problems
 from aster.errors import UserError
 from aster.run import RunFolder, read_json, replacing
 from aster.terminal import say
@@ -77,7 +77,7 @@ def reopen_synthesis(recipe: Recipe, folder: RunFolder) -> None:
     settings, summary = recipe.synthesize, folder.summary("synthesize")
     if settings.teacher != "endpoint" or summary is None:
         return
-    more = _asks_for_more(settings, summary, folder.first_recipe().synthesize)
+    more = _asks_for_more(settings, summary, folder.recipe["synthesize"])
     if folder.summary("curate") is not None:
         if more:
             say(f"synthesize.{more}: more than synthesis had, but its attempts are curated; choose another --run to use it")
@@ -85,14 +85,14 @@ def reopen_synthesis(recipe: Recipe, folder: RunFolder) -> None:
         folder.reopen("synthesize")
 
 
-def _asks_for_more(settings: Synthesize, summary: dict[str, Any], first: Synthesize) -> str:
+def _asks_for_more(settings: Synthesize, summary: dict[str, Any], first: dict[str, Any]) -> str:
     """The field that asks for more than a finished synthesis had: problems, attempts at each, or money where that had run out.
 
     ``first``: what the run began with."""
     ended_at = summary.get("stopped_at_cost")
     if ended_at is not None and (settings.max_cost is None or settings.max_cost > ended_at):
         return "max_cost"
-    if settings.problems > summary.get("problems", first.problems):
+    if settings.problems > summary.get("problems", first["problems"]):
         return "problems"
     return "attempts" if settings.attempts > summary.get("attempts_per_problem", settings.attempts) else ""
 
@@ -143,14 +143,14 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
         except UserError as error:
             raise UserError(f"cold_start: {error}") from None
     if "synthesize" in stages:
-        teaching_problems(recipe, recipe.synthesize.problems)
+        teaching_problems(recipe.problems, recipe.synthesize.problems, recipe.seed)
         if recipe.synthesize.teacher == "policy":
             contexts["synthesize.limits"] = recipe.synthesize.limits.context_tokens
     if "rl" in stages:
-        training_problems(recipe, recipe.rl.train_problems)
+        training_problems(recipe.problems, recipe.rl.train_problems, recipe.seed)
         contexts |= {f"rl.stages.{i}.limits": stage.limits.context_tokens for i, stage in enumerate(recipe.rl.stages)}
     if "evaluate" in stages:
-        evaluation_problems(recipe, recipe.evaluate.problems)
+        evaluation_problems(recipe.problems, recipe.evaluate.problems)
         contexts["evaluate.limits"] = recipe.evaluate.limits.context_tokens
     for section, tokens in contexts.items():
         if recipe.policy.samples_here and tokens > recipe.rollout.cache_tokens:

@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from pydantic import ValidationError
 
-from aster.config.file import load_recipe
-from aster.config.recipe import Recipe
-from aster.errors import UserError
+from aster.config.changes import first_change, first_lowered
+from aster.config.section import Section
+from aster.errors import UserError, one_line
 from aster.jsonl import json_line_rows, lines_of, parse_row, unbroken
 from aster.types import Problem, Trajectory
 
@@ -154,7 +155,8 @@ def read_trajectories(path: Path) -> list[Trajectory]:
 class RunFolder:
     """One run's folder, held by one process at a time."""
 
-    def __init__(self, path: Path, recipe: Recipe, lock: IO[str] | None) -> None:
+    def __init__(self, path: Path, recipe: dict[str, Any], lock: IO[str] | None) -> None:
+        """``recipe``: as the folder keeps it."""
         self.path = path
         self.recipe = recipe
         self._lock = lock
@@ -162,7 +164,7 @@ class RunFolder:
         self._problems = {record["id"] for record in read_json_lines(path / "problems.jsonl")}
 
     @classmethod
-    def open(cls, path: str | Path, recipe: Recipe, command: list[str] | None = None) -> RunFolder:
+    def open(cls, path: str | Path, recipe: Section, command: list[str] | None = None) -> RunFolder:
         """Create the folder or go on with it. UserError where it belongs to another recipe or another process."""
         path = Path(path)
         with writing(path):
@@ -175,17 +177,17 @@ class RunFolder:
             raise UserError(f"{path}: another process is running in this folder; wait for it or choose another --run") from None
         try:
             stored = path / "recipe.yaml"
-            if _is_blank(path) and load_recipe(stored) != recipe:
+            if _is_blank(path) and _stored(stored) != recipe.model_dump(mode="json"):
                 # A first attempt that failed at once, on a wrong path say: the mended recipe may have its folder.
                 _clear(path)
             if stored.exists():
-                _check_same(path, load_recipe(stored), recipe)
+                _check_same(path, _stored(stored), recipe)
             else:
                 with replacing(stored) as partial:
-                    partial.write_text(_dump(recipe), encoding="utf-8")
+                    partial.write_text(_dump(recipe.model_dump(mode="json")), encoding="utf-8")
             for name in ("metrics.jsonl", "problems.jsonl"):
                 drop_torn_line(path / name)
-            run = cls(path, recipe, lock)
+            run = cls(path, _stored(stored), lock)
             run._command = command if command is not None else sys.argv
             if not (path / "run.json").exists():
                 run.begin()
@@ -205,17 +207,13 @@ class RunFolder:
         write_json(path, about)
         self._command = None
 
-    def first_recipe(self) -> Recipe:
-        """The recipe that the run began with. Later ones may differ in where it runs, and ask more of a teacher."""
-        return load_recipe(self.path / "recipe.yaml")
-
     @classmethod
-    def load(cls, path: str | Path, recipe: Recipe | None = None) -> RunFolder:
+    def load(cls, path: str | Path, recipe: Section | None = None) -> RunFolder:
         """An existing folder, to read. UserError where it is none, or does not belong to ``recipe``."""
         path = Path(path)
         if not (path / "recipe.yaml").exists():
             raise UserError(f"{path}: not a run folder (it has no recipe.yaml)")
-        stored = load_recipe(path / "recipe.yaml")
+        stored = _stored(path / "recipe.yaml")
         if recipe is not None:
             _check_same(path, stored, recipe)
         return cls(path, stored, None)
@@ -346,8 +344,8 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def _dump(recipe: Recipe) -> str:
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+def _dump(recipe: dict[str, Any]) -> str:
+    return yaml.safe_dump(recipe, sort_keys=False)
 
 
 def _is_blank(path: Path) -> bool:
@@ -356,7 +354,7 @@ def _is_blank(path: Path) -> bool:
     if not stored.exists() or not {entry.name for entry in path.iterdir()} <= {".lock", "recipe.yaml", *PRELIMINARY}:
         return False
     # A recipe that somebody wrote by hand, in a folder that is not ours alone, is never replaced.
-    return stored.read_text(encoding="utf-8") == _dump(load_recipe(stored))
+    return stored.read_text(encoding="utf-8") == _dump(_stored(stored))
 
 
 def _clear(path: Path) -> None:
@@ -368,38 +366,34 @@ def _clear(path: Path) -> None:
         (path / "recipe.yaml").unlink()
 
 
-def _check_same(path: Path, stored: Recipe, recipe: Recipe) -> None:
-    """UserError where a folder's stored recipe is not the given one."""
-    # Where sessions and the policy's server run is no part of what a run is: machines come and go. But an endpoint's address is
-    # the model.
-    machine = {"patience_seconds", "request_seconds", "vllm_python", "vllm_memory", "vllm_sleep"}
-    if recipe.policy.sampler != "endpoint":
-        machine.add("base_url")
-    # A teacher is its model, wherever it is served, however fast and for whatever money; and each of its attempts is the same
-    # one, however many others there are. More problems hold those that were chosen before; fewer do not.
-    teacher = {"base_url", "concurrency", "request_seconds", "prices", "max_cost", "finish_at_limit", "retry_failed"}
-    if recipe.synthesize.teacher == stored.synthesize.teacher == "endpoint":
-        teacher |= {"attempts", "problems"}
-        if recipe.synthesize.problems < stored.synthesize.problems:
-            raise UserError(
-                f"synthesize.problems: {recipe.synthesize.problems} is fewer than the {stored.synthesize.problems} with which "
-                f"{path} began; it can be raised alone: give at least so many, or choose another --run"
-            )
-    elsewhere = {"sandbox": {"addresses", "spare_processors"}, "policy": machine, "synthesize": teacher}
-    old, new = (each.model_dump(mode="json", exclude=elsewhere) for each in (stored, recipe))
-    changed = first_difference(old, new)
+def _stored(path: Path) -> dict[str, Any]:
+    """The recipe that a run folder keeps. UserError where it cannot be read."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(found).__name__}")
+    return found
+
+
+def _check_same(path: Path, stored: dict[str, Any], recipe: Section) -> None:
+    """UserError where a folder's stored recipe is not the given one, but for fields that may change."""
+    try:
+        old = type(recipe).model_validate(stored)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(
+            f"{path / 'recipe.yaml'}: this version cannot read its field {field} ({error.errors()[0]['msg']}); use the version "
+            "in run.json, or choose another --run"
+        ) from None
+    lowered = first_lowered(old, recipe)
+    if lowered is not None:
+        field, before, now = lowered
+        raise UserError(
+            f"{field}: {now} is less than the {before} with which {path} began; it can only be raised: give at least that, or "
+            "choose another --run"
+        )
+    changed = first_change(old, recipe)
     if changed:
         raise UserError(f"{path}: holds a run of another recipe (they differ in {changed}); choose another --run or delete it")
-
-
-def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """The dotted path of the first field in which two JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old | new:
-            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return first_difference(dict(enumerate(old)), dict(enumerate(new)), path)
-    return None if old == new else path

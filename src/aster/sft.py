@@ -42,7 +42,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
     plan, left_out = make_plan(recipe, kept)
     done, checkpoint = resume_point(folder, "sft")
     losses = [line["loss"] for line in folder.metrics("sft")]
-    async with open_engine(recipe, checkpoint, optimizer=True) as policy:
+    async with open_engine(recipe.engine, checkpoint, optimizer=True) as policy:
         with Progress("sft", len(plan), "step", done=done) as progress:
             for number, step in enumerate(plan[done:], done + 1):
                 began = time.monotonic()

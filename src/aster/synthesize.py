@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from aster.chat import Qwen3Dialect
-from aster.checkpoints import LAB, make_jobs, teaching_problems, until_finished
+from aster.chat import Qwen3Dialect, ToolSchemas
+from aster.checkpoints import until_finished
 from aster.config import ColdStart
 from aster.config.recipe import Recipe
 from aster.engines import Sampler
 from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
 from aster.engines.opening import open_engine
+from aster.environments.opening import make_environment
+from aster.environments.problems import LAB, teaching_problems
 from aster.errors import UserError
-from aster.rollout import Decoding, Job
+from aster.rollout import Decoding, Job, RolloutContext, make_jobs
 from aster.rollout.attempts import attempt_all
 from aster.run import RunFolder
 from aster.seeds import derive
@@ -33,25 +35,19 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 async def _run(recipe: Recipe, folder: RunFolder) -> None:
     settings = recipe.synthesize
-    problems = teaching_problems(recipe, settings.problems, folder.first_recipe().synthesize.problems)
+    first = folder.recipe["synthesize"]["problems"]
+    problems = teaching_problems(recipe.problems, settings.problems, recipe.seed, first)
     folder.remember_problems(problems)
     jobs = make_jobs(problems, settings.attempts, recipe.seed, "synthesize")
+    here = settings.teacher == "policy" and recipe.policy.samples_here
+    environment = make_environment(recipe.environment, recipe.tools, recipe.sandbox, beside_sampler=here)
     if settings.teacher == "endpoint":
-        await teach(recipe, folder, jobs)
+        source = recipe.problems.teach or recipe.problems.train
+        await teach(settings, folder, jobs, environment, recipe.model.path, source)
         return
-    async with _teacher(recipe) as (sampler_for, dialect):
-        trajectories = await attempt_all(
-            recipe,
-            folder,
-            "synthesize",
-            jobs,
-            chunk=CHUNK,
-            limits=settings.limits,
-            decoding=Decoding(),
-            sampler_for=sampler_for,
-            dialect=dialect,
-            sampled_here=settings.teacher == "policy" and recipe.policy.samples_here,
-        )
+    async with environment, _teacher(recipe, environment.schemas) as (sampler_for, dialect):
+        context = RolloutContext(sampler_for, dialect, environment, recipe.rollout.slots, recipe.rollout.deterministic)
+        trajectories = await attempt_all(folder, "synthesize", jobs, context, settings.limits.budget(), Decoding(), chunk=CHUNK)
     folder.finish(
         "synthesize",
         {
@@ -63,10 +59,10 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
 
 
 @asynccontextmanager
-async def _teacher(recipe: Recipe) -> AsyncIterator[tuple[Callable[[Job], Sampler], Qwen3Dialect]]:
+async def _teacher(recipe: Recipe, tools: ToolSchemas) -> AsyncIterator[tuple[Callable[[Job], Sampler], Qwen3Dialect]]:
     """Who writes the turns of a job, and in which dialect."""
     if recipe.synthesize.teacher == "policy":
-        async with open_engine(recipe, capacity=recipe.synthesize.limits.context_tokens) as policy:
+        async with open_engine(recipe.engine, capacity=recipe.synthesize.limits.context_tokens) as policy:
             yield (lambda _: policy), policy.dialect
         return
     source = recipe.problems.teach or recipe.problems.train
@@ -77,5 +73,5 @@ async def _teacher(recipe: Recipe) -> AsyncIterator[tuple[Callable[[Job], Sample
         )
     expert = EXPERTS[ColdStart(recipe.cold_start)]
     tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))
-    dialect = make_dialect(tokenizer)
+    dialect = make_dialect(tokenizer).with_tools(tools)
     yield (lambda job: ScriptedTeacher(expert, job.problem, derive(job.seed, "expert"), dialect)), dialect

@@ -38,9 +38,11 @@ class StopReason(enum.StrEnum):
     """The policy's engine failed; ``Trajectory.error`` says how."""
     SANDBOX_ERROR = "sandbox_error"
     """The sandbox itself failed (not the code in it); ``Trajectory.error`` says how."""
+    ENVIRONMENT_ERROR = "environment_error"
+    """The code of a tool or of the reward failed; ``Trajectory.error`` says where."""
 
 
-FAULTS = frozenset({StopReason.ENGINE_ERROR, StopReason.SANDBOX_ERROR})
+FAULTS = frozenset({StopReason.ENGINE_ERROR, StopReason.SANDBOX_ERROR, StopReason.ENVIRONMENT_ERROR})
 """Ends that say nothing about the policy."""
 
 
@@ -99,15 +101,49 @@ class Budget:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """One trajectory to train on. The lists have length T."""
+
+    token_ids: list[int]
+    loss_mask: list[int]
+    """1 = trained."""
+    weights: float | list[float]
+    """SFT weight or advantage of the trained tokens, divided by the trained tokens of the global batch: one number for all of
+    them, or T numbers."""
+    sampler_logprobs: list[float] | None = None
+    """Under the sampler, at every position (0.0 where not sampled). None: not corrected for."""
+    old_logprobs: list[float] | None = None
+    """Under the trainer before the batch's first step, at the trained positions only, in order. None: the present ones."""
+
+    @property
+    def trained_positions(self) -> list[int]:
+        """Positions whose token is trained. The first token has nothing before it and is never trained."""
+        return [index for index, flag in enumerate(self.loss_mask) if flag and index > 0]
+
+    @property
+    def trained_weights(self) -> list[float]:
+        """The weight of each trained token, in order."""
+        positions = self.trained_positions
+        if isinstance(self.weights, float | int):
+            return [self.weights] * len(positions)
+        return [self.weights[position] for position in positions]
+
+
 @dataclass(slots=True)
 class ToolCall:
-    """One call of the Python tool and what came of it."""
+    """One tool call and its result."""
 
     code: str
+    """The text of the tool's only argument: for the Python tool, its code. Empty for tools with other arguments."""
     status: CallStatus
     output: str
     """The text the policy saw."""
     seconds: float
+    tool: str = ""
+    """The tool's name. Empty: the Python tool, or the only one."""
+    arguments: dict[str, Any] | None = None
+    """Of a tool whose arguments are not one text; else None."""
 
     @classmethod
     def of_cell(cls, cell: CellResult) -> ToolCall:
@@ -146,10 +182,12 @@ class Trajectory:
     """What the policy gave as its final answer, or None."""
     reward: float = 0.0
     verdict: str = ""
-    """How the verifier came to the reward."""
+    """How the reward came about, in words."""
     error: str = ""
-    """For ``engine_error`` and ``sandbox_error``: what happened."""
+    """For ``engine_error``, ``sandbox_error`` and ``environment_error``: what happened."""
     seconds: float = 0.0
+    turn_rewards: list[float] | None = None
+    """A reward for each assistant turn, where the environment gives them."""
 
     def append(self, role: str, token_ids: list[int], logprobs: list[float] | None = None) -> Turn:
         """Append a turn. ``logprobs`` (same length) are given for sampled tokens alone and set the mask to 1."""

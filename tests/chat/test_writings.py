@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aster.chat.qwen3 import AssistantTurn, ParsedCall
+from aster.chat.tools import AssistantTurn, ParsedCall
 from aster.chat.writings import CHATML, CODE, FENCED, HARMONY, WRITINGS, Writing, without_marks
 
 FORMS: dict[str, Writing] = {**WRITINGS, "chatml": CHATML}

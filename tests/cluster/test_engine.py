@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aster.algorithms.grpo import Grpo
 from aster.config.file import load_recipe
 from aster.config.recipe import Recipe
 from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
@@ -44,7 +45,7 @@ def test_log_probabilities_are_the_local_engines(recipe_file: Path) -> None:
     async def work() -> None:
         local = load_recipe(recipe_file, ("policy.kind=local", "policy.base_url=''", "policy.lora_rank=0"))
         for name, recipe in (("local", local), ("remote", remote(recipe_file))):
-            async with open_engine(recipe) as policy:
+            async with open_engine(recipe.engine) as policy:
                 found[name] = await policy.forward(samples)
 
     run(work)
@@ -52,12 +53,12 @@ def test_log_probabilities_are_the_local_engines(recipe_file: Path) -> None:
         assert there == pytest.approx(here, abs=1e-3)
 
 
-@pytest.mark.parametrize("loss", [Loss("cross_entropy"), Loss("ppo")], ids=["cross_entropy", "ppo"])
+@pytest.mark.parametrize("loss", [Loss("cross_entropy"), Grpo().loss], ids=["cross_entropy", "ppo"])
 def test_losses_are_sums_on_the_server(loss: Loss, recipe_file: Path) -> None:
     """Adapters begin at zero, so steps at rate 0 leave the gradients comparable."""
 
     async def work() -> None:
-        async with open_engine(remote(recipe_file)) as policy:
+        async with open_engine(remote(recipe_file).engine) as policy:
 
             async def norm(*samples: TrainingSample) -> float:
                 await policy.forward_backward(list(samples), loss)
@@ -82,7 +83,7 @@ def test_a_checkpoint_goes_on_where_it_stopped(recipe_file: Path, tmp_path: Path
     after: list[list[list[float]]] = []
 
     async def work() -> None:
-        async with open_engine(recipe) as policy:
+        async with open_engine(recipe.engine) as policy:
             for step in range(4):
                 await policy.forward_backward(batch, Loss("cross_entropy"))
                 await policy.optim_step(adam)
@@ -90,7 +91,7 @@ def test_a_checkpoint_goes_on_where_it_stopped(recipe_file: Path, tmp_path: Path
                     await policy.save(checkpoint)
                     after.append(await policy.forward(batch))
             after.append(await policy.forward(batch))
-        async with open_engine(recipe, checkpoint, optimizer=True) as policy:
+        async with open_engine(recipe.engine, checkpoint, optimizer=True) as policy:
             after.append(await policy.forward(batch))
             for _ in range(2):
                 await policy.forward_backward(batch, Loss("cross_entropy"))
@@ -107,7 +108,7 @@ def test_a_checkpoint_goes_on_where_it_stopped(recipe_file: Path, tmp_path: Path
 
 def test_sampled_log_probabilities_are_the_trainers(recipe_file: Path) -> None:
     async def work() -> None:
-        async with open_engine(remote(recipe_file), capacity=32) as policy:
+        async with open_engine(remote(recipe_file).engine, capacity=32) as policy:
             prompt = sample(16, 1.0).token_ids
             completion = await policy.sample(prompt, SamplingParams(max_tokens=16, temperature=0.7, seed=3))
             ids = prompt + completion.token_ids
@@ -124,7 +125,7 @@ def test_sampling_does_not_undo_what_was_trained_meanwhile(recipe_file: Path) ->
     batch = [sample(length, 0.1) for length in LENGTHS]
 
     async def work() -> None:
-        async with open_engine(remote(recipe_file), capacity=32) as policy:
+        async with open_engine(remote(recipe_file).engine, capacity=32) as policy:
             before = await policy.forward(batch)
             await policy.forward_backward(batch, Loss("cross_entropy"))
             await policy.optim_step(AdamStep(1e-2))
@@ -146,7 +147,7 @@ def test_sampling_does_not_undo_what_was_trained_meanwhile(recipe_file: Path) ->
 )
 def test_what_the_server_cannot_do_is_one_line(override: str, words: str, recipe_file: Path) -> None:
     async def work() -> None:
-        async with open_engine(remote(recipe_file, override)):
+        async with open_engine(remote(recipe_file, override).engine):
             pass
 
     with pytest.raises(UserError) as error:

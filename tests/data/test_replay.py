@@ -17,7 +17,7 @@ from aster.data.replay import Replayed, alike, describe, replay
 from aster.data.sets import write_set
 from aster.environments.lab import generate
 from aster.lab.tokenizer import build_tokenizer
-from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.teacher import ScriptedTeacher
 from aster.teacher.lab_experts import EXPERTS
 from aster.transcript import Step, Transcript
@@ -46,9 +46,11 @@ def test_a_set_of_the_lab_comes_back_whole(family: str, shop: Shop) -> None:
     expert = next(iter(EXPERTS.values()))
 
     async def main() -> list[Transcript]:
-        workshop = Workshop(lambda job: ScriptedTeacher(expert, job.problem, job.seed, dialect), dialect, shop.sandbox, 8)
+        context = RolloutContext(
+            lambda job: ScriptedTeacher(expert, job.problem, job.seed, dialect), dialect, shop.environment, 8
+        )
         jobs = [Job(problem, 0, 7 + number) for number, problem in enumerate(problems)]
-        made = await rollout_batch(jobs, workshop, BUDGET, Decoding())
+        made = await rollout_batch(jobs, context, BUDGET, Decoding())
         return [transcribe(t, p, dialect) for t, p in zip(made, problems, strict=True)]
 
     made = shop.run(main())

@@ -11,8 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from aster.config import Model, Rollout
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Model, Rollout
 from aster.engines.local.cpu.decoder import Decoder
 from aster.engines.local.sampler import LocalSampler
 from aster.lab.tokenizer import build_tokenizer
@@ -50,9 +49,9 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-def recipe_for(folder: Path, slots: int = 8, deterministic: bool = False, **model: Any) -> Recipe:
+def recipe_for(folder: Path, slots: int = 8, deterministic: bool = False, **model: Any) -> EngineConfig:
     """A recipe for a folder, on one CPU thread."""
-    return Recipe(
+    return EngineConfig(
         model=Model(path=str(folder), device="cpu", threads=1, **model),
         rollout=Rollout(slots=slots, cache_tokens=1 << 14, deterministic=deterministic),
     )

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aster.config import Policy
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Policy
 from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
 from aster.engines.local.engine import LocalEngine
 from aster.errors import UserError
@@ -20,7 +19,7 @@ SAMPLES = [TrainingSample(random_ids(n, 30), [0] * 10 + [1] * 20, 0.05) for n in
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
 
 
-def adapted(folder: Path, rank: int = 4) -> Recipe:
+def adapted(folder: Path, rank: int = 4) -> EngineConfig:
     return recipe_for(folder).model_copy(update={"policy": Policy(lora_rank=rank, lora_alpha=8.0)})
 
 

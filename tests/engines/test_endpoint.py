@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from aster.config import Model, Policy, Rollout
-from aster.config.recipe import Recipe
-from aster.engines import AdamStep, Completion, Loss, SamplingParams
+from aster.algorithms.grpo import Grpo
+from aster.config import EngineConfig, Model, Policy, Rollout
+from aster.engines import AdamStep, Completion, SamplingParams
 from aster.engines.endpoint import EndpointEngine
 from aster.engines.opening import open_engine
 from aster.errors import UserError
 from aster.http import ServerError
 from aster.lab.build import BASE_MODEL
 from aster.lab.tokenizer import build_tokenizer
-from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.types import Problem, StopReason, Trajectory
 from tests.engines.fake_engine import TOKENIZER, FakeEngine, serving
 from tests.rollout.scripted import DIALECT, WIDE, turn
@@ -45,12 +45,12 @@ def engine() -> Iterator[FakeEngine]:
         yield found
 
 
-def recipe_for(engine: FakeEngine, slots: int = 8, **settings: Any) -> Recipe:
+def recipe_for(engine: FakeEngine, slots: int = 8, **settings: Any) -> EngineConfig:
     policy = Policy(sampler="endpoint", base_url=engine.address, **({"request_seconds": 60.0} | settings))
-    return Recipe(model=Model(path=str(BASE_MODEL)), policy=policy, rollout=Rollout(slots=slots))
+    return EngineConfig(model=Model(path=str(BASE_MODEL)), policy=policy, rollout=Rollout(slots=slots))
 
 
-async def sampled(recipe: Recipe, prompts: list[list[int]], params: SamplingParams) -> list[Completion | BaseException]:
+async def sampled(recipe: EngineConfig, prompts: list[list[int]], params: SamplingParams) -> list[Completion | BaseException]:
     async with open_engine(recipe, capacity=1024) as policy:
         return await asyncio.gather(*(policy.sample(prompt, params) for prompt in prompts), return_exceptions=True)
 
@@ -191,7 +191,7 @@ def test_a_turn_has_a_time_limit(trouble: str, engine: FakeEngine) -> None:
     asyncio.run(main())
 
 
-def batch(shop: Shop, recipe: Recipe, engine: FakeEngine, dies_after: int | None = None) -> list[Trajectory]:
+def batch(shop: Shop, recipe: EngineConfig, engine: FakeEngine, dies_after: int | None = None) -> list[Trajectory]:
     """Six trajectories in the real sandbox; the fake may die after so many turns."""
 
     async def main() -> list[Trajectory]:
@@ -205,9 +205,9 @@ def batch(shop: Shop, recipe: Recipe, engine: FakeEngine, dies_after: int | None
                 return by_turn(prompt, body)
 
             engine.reply = reply
-            workshop = Workshop(lambda _: policy, policy.dialect, shop.sandbox, 2)
+            context = RolloutContext(lambda _: policy, policy.dialect, shop.environment, 2)
             jobs = [Job(Problem(f"p{i}", "What is 2+2?", "4"), 0, i) for i in range(6)]
-            return await rollout_batch(jobs, workshop, WIDE, Decoding())
+            return await rollout_batch(jobs, context, WIDE, Decoding())
 
     return shop.run(main())
 
@@ -233,7 +233,7 @@ def test_a_server_that_dies_costs_the_trajectories_that_need_it_and_no_more(
 # -- what opening refuses, each in one line
 
 
-def refused(recipe: Recipe, message: str) -> None:
+def refused(recipe: EngineConfig, message: str) -> None:
     async def main() -> None:
         async with open_engine(recipe, capacity=1024):
             raise AssertionError("it was opened")
@@ -297,7 +297,7 @@ def test_an_endpoint_is_not_trained(engine: FakeEngine, tmp_path: Path) -> None:
         async with open_engine(recipe_for(engine)) as policy:
             for work in (
                 policy.forward([]),
-                policy.forward_backward([], Loss("ppo")),
+                policy.forward_backward([], Grpo().loss),
                 policy.optim_step(AdamStep(1e-3)),
                 policy.save(tmp_path),
             ):

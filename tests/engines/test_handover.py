@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from aster.config import Model, Policy
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Model, Policy
 from aster.engines.handover import blank, untie, write_merged
 from aster.engines.local.engine import LocalEngine
 from tests.engines.models import oracle, oracle_logprobs, random_ids
@@ -18,7 +17,7 @@ IDS = random_ids(3, 40)
 
 
 def test_merged_adapters_are_the_model_that_has_them(lab_folder: Path, tmp_path: Path) -> None:
-    recipe = Recipe(model=Model(path=str(lab_folder), device="cpu", threads=1), policy=Policy(lora_rank=4))
+    recipe = EngineConfig(model=Model(path=str(lab_folder), device="cpu", threads=1), policy=Policy(lora_rank=4))
     policy = LocalEngine(recipe)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from aster.algorithms.grpo import Grpo
+from aster.config import EngineConfig
 from aster.config.file import validate_recipe
-from aster.config.recipe import Recipe
 from aster.engines import AdamStep, Engine, EngineLost, Loss, SamplingParams, TrainingSample
 from aster.engines.opening import open_engine
 from aster.errors import UserError
@@ -33,7 +34,7 @@ SAMPLES = [
     TrainingSample([1, 2, 3, 4], [0, 0, 1, 1], 0.5, [0.0, 0.0, -0.4, -0.6]),
     TrainingSample([5, 6, 7], [0, 1, 1], -0.5, [0.0, -0.5, -0.5]),
 ]
-PPO = Loss("ppo")
+PPO = Grpo().loss
 TURN = SamplingParams(max_tokens=3, seed=1, stop_token_ids=(9,))
 
 
@@ -46,10 +47,10 @@ def fake(lab_folder: Path) -> Iterator[FakeTinkerServer]:
         server.stop()
 
 
-def recipe_for(fake: FakeTinkerServer, folder: Path, slots: int = 8, **policy: Any) -> Recipe:
+def recipe_for(fake: FakeTinkerServer, folder: Path, slots: int = 8, **policy: Any) -> EngineConfig:
     """A recipe whose policy is on the fake server."""
     settings = {"kind": "tinker", "base_url": fake.url, "lora_rank": 8, "patience_seconds": 30.0, **policy}
-    return validate_recipe({"model": {"path": str(folder)}, "policy": settings, "rollout": {"slots": slots}}, "test")
+    return validate_recipe({"model": {"path": str(folder)}, "policy": settings, "rollout": {"slots": slots}}, "test").engine
 
 
 def only(fake: FakeTinkerServer) -> FakeModel:
@@ -64,7 +65,7 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @asynccontextmanager
-async def opened(recipe: Recipe, checkpoint: Path | None = None, **settings: Any) -> AsyncIterator[Engine]:
+async def opened(recipe: EngineConfig, checkpoint: Path | None = None, **settings: Any) -> AsyncIterator[Engine]:
     """The recipe's policy, ready to sample."""
     async with open_engine(recipe, checkpoint, capacity=64, **settings) as policy:
         yield policy
@@ -265,7 +266,7 @@ def state_of(checkpoint: Path) -> str:
     return state
 
 
-def refused(recipe: Recipe, checkpoint: Path | None = None, capacity: int = 64) -> str:
+def refused(recipe: EngineConfig, checkpoint: Path | None = None, capacity: int = 64) -> str:
     """The one line with which opening a policy fails."""
 
     async def work() -> None:

@@ -10,12 +10,12 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor
 
+from aster.algorithms.grpo import Grpo
 from aster.algorithms.losses import clipped_policy_loss, cross_entropy
 from aster.engines.base import Loss, TrainingSample
-from aster.engines.local.trainer import trained_positions
 from aster.engines.tinker.samples import Reduction, Request, grad_norm, make_request, measure
 
-PPO = Loss("ppo", clip_low=0.2, clip_high=0.28, dual_clip=1e9, importance_cap=1.5)
+PPO = Grpo(dual_clip=1e9, importance_cap=1.5).loss
 
 
 def samples(old: bool) -> list[TrainingSample]:
@@ -60,20 +60,19 @@ def server_loss(request: Request, logprobs: list[Tensor], reduction: Reduction) 
 
 def local_loss(batch: list[TrainingSample], logprobs: list[Tensor], loss: Loss) -> Tensor:
     """The local trainer's."""
-    new = torch.cat([new[[p - 1 for p in trained_positions(s)]] for s, new in zip(batch, logprobs, strict=True)])
-    scales = torch.tensor([s.scale for s in batch for _ in trained_positions(s)], dtype=torch.float64)
-    if loss.kind == "cross_entropy":
+    new = torch.cat([new[[p - 1 for p in s.trained_positions]] for s, new in zip(batch, logprobs, strict=True)])
+    scales = torch.tensor([s.weights for s in batch for _ in s.trained_positions], dtype=torch.float64)
+    if loss.name == "cross_entropy":
         return cross_entropy(new, scales)[0]
     old = torch.tensor([value for s in batch for value in s.old_logprobs or []], dtype=torch.float64)
-    sampler = torch.tensor([(s.sampler_logprobs or [])[p] for s in batch for p in trained_positions(s)], dtype=torch.float64)
-    settings = {"clip_low": loss.clip_low, "clip_high": loss.clip_high, "dual_clip": loss.dual_clip}
-    return clipped_policy_loss(new, old, sampler, scales, importance_cap=loss.importance_cap, **settings)[0]
+    sampler = torch.tensor([(s.sampler_logprobs or [])[p] for s in batch for p in s.trained_positions], dtype=torch.float64)
+    return clipped_policy_loss(new, old, sampler, scales, **loss.settings)[0]
 
 
 @pytest.mark.parametrize("reduction", ["sum", "sequence_mean"])
 @pytest.mark.parametrize("loss", [Loss("cross_entropy"), PPO], ids=["cross_entropy", "ppo"])
 def test_the_servers_gradient_is_the_local_one(loss: Loss, reduction: Reduction) -> None:
-    batch = samples(old=loss.kind == "ppo")
+    batch = samples(old=loss.name == "ppo")
     generator = torch.Generator().manual_seed(1)
     logprobs = [-3 * torch.rand(len(s.token_ids) - 1, generator=generator, dtype=torch.float64) for s in batch]
     gradients = []
@@ -90,12 +89,12 @@ def test_the_servers_gradient_is_the_local_one(loss: Loss, reduction: Reduction)
 
 def test_the_metrics_are_the_local_trainers() -> None:
     batch = samples(old=True)
-    present = [[-0.7 - 0.1 * i for i, _ in enumerate(trained_positions(s))] for s in batch]
+    present = [[-0.7 - 0.1 * i for i, _ in enumerate(s.trained_positions)] for s in batch]
     metrics = measure(batch, present, PPO)
     flat = [value for part in present for value in part]
     places = [torch.zeros(len(s.token_ids) - 1, dtype=torch.float64) for s in batch]
     for sample, place, values in zip(batch, places, present, strict=True):
-        for position, value in zip(trained_positions(sample), values, strict=True):
+        for position, value in zip(sample.trained_positions, values, strict=True):
             place[position - 1] = value
     assert metrics["loss"] == pytest.approx(float(local_loss(batch, places, PPO)), rel=1e-5)
     assert metrics["tokens"] == len(flat)

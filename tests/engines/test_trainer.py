@@ -14,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aster.algorithms.grpo import Grpo
 from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
 from aster.engines.local import scoring
 from aster.engines.local.engine import LocalEngine
-from aster.engines.local.trainer import microbatches, trained_positions
+from aster.engines.local.trainer import microbatches
 from aster.errors import UserError
 from tests.engines.models import oracle, oracle_logprobs, random_ids, recipe_for
 
 SFT = Loss("cross_entropy")
-PPO = Loss("ppo")
+PPO = Grpo().loss
 
 
 def make_samples(lengths: list[int], scale: float | None = None) -> list[TrainingSample]:
@@ -72,7 +73,7 @@ def per_token(model: Any, samples: list[TrainingSample]) -> list[torch.Tensor]:
     """Log-probabilities (with gradient) of the trained tokens of each sample, one sample at a time."""
     found = []
     for sample in samples:
-        positions = trained_positions(sample)
+        positions = sample.trained_positions
         logprobs = model(torch.tensor([sample.token_ids])).logits[0].log_softmax(-1)
         found.append(torch.stack([logprobs[p - 1, sample.token_ids[p]] for p in positions]))
     return found
@@ -107,7 +108,7 @@ def test_packing_and_chunking_change_nothing(folder: Path, monkeypatch: pytest.M
     metrics, found = backward(policy, samples, SFT)
     together = policy.trainer.forward(samples)
     for sample, logprobs in zip(samples, together, strict=True):
-        positions = trained_positions(sample)
+        positions = sample.trained_positions
         expected = oracle_logprobs(oracle(folder), sample.token_ids)[[p - 1 for p in positions]]
         torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.tensor(policy.trainer.forward([sample])[0]), expected, atol=1e-5, rtol=1e-5)
@@ -126,7 +127,7 @@ def test_entropy_is_that_of_the_predicting_distributions(folder: Path) -> None:
         with torch.no_grad():
             logits = reference(torch.tensor([sample.token_ids])).logits[0]
         entropy = torch.distributions.Categorical(logits=logits).entropy()
-        expected += sum(float(entropy[position - 1]) for position in trained_positions(sample))
+        expected += sum(float(entropy[position - 1]) for position in sample.trained_positions)
     for loss in (SFT, PPO):
         metrics, _ = backward(policy, samples, loss)
         assert metrics["entropy_sum"] == pytest.approx(expected, rel=1e-5)
@@ -136,9 +137,9 @@ def test_on_policy_ppo_is_reinforce(folder: Path) -> None:
     policy, reference = LocalEngine(recipe_for(folder)), oracle(folder)
     policy.trainer.microbatch_tokens = 100
     advantages = [0.5, -1.0, 2.0, -0.25, 1.0, -2.0]
-    samples = [replace(s, scale=a / 100) for s, a in zip(make_samples(LENGTHS), advantages, strict=True)]
+    samples = [replace(s, weights=a / 100) for s, a in zip(make_samples(LENGTHS), advantages, strict=True)]
     objective = sum(
-        (sample.scale * logprobs.sum() for sample, logprobs in zip(samples, per_token(reference, samples), strict=True)),
+        (a / 100 * logprobs.sum() for a, logprobs in zip(advantages, per_token(reference, samples), strict=True)),
         torch.zeros(()),
     )
     (-objective).backward()
@@ -163,7 +164,7 @@ def test_importance_weights_and_clipping_act_token_by_token(lab_folder: Path) ->
         old = torch.tensor(now) + 0.4 * torch.randn(len(now), generator=generator)
         sampler = old + 0.8 * torch.randn(len(now), generator=generator)
         by_position = [0.0] * len(sample.token_ids)
-        for position, value in zip(trained_positions(sample), sampler.tolist(), strict=True):
+        for position, value in zip(sample.trained_positions, sampler.tolist(), strict=True):
             by_position[position] = value
         given.append(replace(sample, old_logprobs=old.tolist(), sampler_logprobs=by_position))
         ratio = (live - old).exp()
@@ -219,7 +220,10 @@ def test_an_optimizer_step_is_adamw_on_the_clipped_sum_of_gradients(lab_folder: 
         policy.trainer.forward_backward(samples[:3], SFT)
         policy.trainer.forward_backward(samples[3:], SFT)
         norm = policy.trainer.optim_step(adam)["grad_norm"]
-        loss = -sum((s.scale * x.sum() for s, x in zip(samples, per_token(reference, samples), strict=True)), torch.zeros(()))
+        loss = -sum(
+            (s.trained_weights[0] * x.sum() for s, x in zip(samples, per_token(reference, samples), strict=True)),
+            torch.zeros(()),
+        )
         loss.backward()
         assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.05)), rel=1e-4)
         assert norm > 0.05
@@ -283,7 +287,7 @@ def test_a_saved_folder_is_a_plain_transformers_folder(folder: Path, tmp_path: P
     asyncio.run(policy.save(tmp_path / "saved"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     for sample, logprobs in zip(samples, policy.trainer.forward(samples), strict=True):
-        expected = oracle_logprobs(model, sample.token_ids)[[p - 1 for p in trained_positions(sample)]]
+        expected = oracle_logprobs(model, sample.token_ids)[[p - 1 for p in sample.trained_positions]]
         torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-5, rtol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
     text = "Start with 5. Do 1:*3 2:+14. é\n\n<|im_end|>"

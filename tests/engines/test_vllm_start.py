@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from aster.config import Model, Policy, Rollout
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Model, Policy, Rollout
 from aster.engines.local.engine import LocalEngine
 from aster.engines.opening import open_engine
 from aster.errors import UserError
@@ -28,15 +27,15 @@ if sys.argv[1] == "-c":
 """
 
 
-def recipe_for(folder: Path, **settings: Any) -> Recipe:
-    return Recipe(
+def recipe_for(folder: Path, **settings: Any) -> EngineConfig:
+    return EngineConfig(
         model=Model(path=str(folder), device="cpu", threads=1),
         policy=Policy(sampler="vllm", **settings),
         rollout=Rollout(slots=2, cache_tokens=4096),
     )
 
 
-def refused(recipe: Recipe, capacity: int = 256) -> str:
+def refused(recipe: EngineConfig, capacity: int = 256) -> str:
     async def main() -> None:
         async with open_engine(recipe, capacity=capacity):
             raise AssertionError("it was opened")
@@ -114,14 +113,14 @@ time.sleep(600)
     script = f"""
 import asyncio
 from aster.config import Model, Policy
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig
 from aster.engines import vllm
 from aster.engines.opening import open_engine
 
 vllm.TERM_SECONDS = 0.5
 
 async def main():
-    recipe = Recipe(model=Model(path={str(lab_folder)!r}), policy=Policy(sampler="vllm", vllm_python={python!r}))
+    recipe = EngineConfig(model=Model(path={str(lab_folder)!r}), policy=Policy(sampler="vllm", vllm_python={python!r}))
     async with open_engine(recipe, capacity=256):
         pass
 

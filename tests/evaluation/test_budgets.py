@@ -9,15 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aster.config import Model, Rollout
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Model, Rollout
 from aster.data.problems import load_problems
 from aster.engines.local.engine import LocalEngine
 from aster.environments.lab import generate
 from aster.errors import UserError
 from aster.evaluation.budgets import call_budgets, curve, curves, cut, require_within, token_budgets, under
 from aster.evaluation.outcomes import TurnCost, outcome
-from aster.rollout import Decoding, Job, Workshop, rollout, rollout_batch
+from aster.rollout import Decoding, Job, RolloutContext, rollout, rollout_batch
 from aster.types import Budget, Problem, StopReason, Trajectory
 from tests.evaluation.made import made
 from tests.rollout.scripted import DIALECT, ScriptedFakeSampler, raw, turn
@@ -43,7 +42,7 @@ async def attempt(shop: Shop, names: list[str], budget: Budget) -> Trajectory:
         sequence="s",
         sampler=ScriptedFakeSampler(turns),
         dialect=DIALECT,
-        sandbox=shop.sandbox,
+        environment=shop.environment,
         budget=budget,
         decoding=Decoding(),
     )
@@ -127,14 +126,14 @@ async def sampled(
     shop: Shop, model: str, problems: list[Problem], decoding: Decoding
 ) -> tuple[list[Trajectory], list[tuple[Budget, list[Trajectory]]]]:
     """The same jobs by a real model in the real loop: under a large budget, and under three that cut some of them off."""
-    recipe = Recipe(model=Model(path=model, device="cpu", threads=1), rollout=Rollout(slots=8, cache_tokens=1 << 13))
+    recipe = EngineConfig(model=Model(path=model, device="cpu", threads=1), rollout=Rollout(slots=8, cache_tokens=1 << 13))
     policy = LocalEngine(recipe, capacity=400)
     jobs = [Job(problem, sample, 31 * sample + 1) for problem in problems for sample in range(3)]
-    workshop = Workshop(lambda _: policy, policy.dialect, shop.sandbox, 8)
+    context = RolloutContext(lambda _: policy, policy.dialect, shop.environment, 8)
 
     async def run(tokens: int, calls: int) -> tuple[Budget, list[Trajectory]]:
         budget = Budget(tokens, tokens, calls, calls + 1, 600.0)
-        return budget, await rollout_batch(jobs, workshop, budget, decoding)
+        return budget, await rollout_batch(jobs, context, budget, decoding)
 
     try:
         _, whole = await run(400, 4)

@@ -38,7 +38,7 @@ def test_the_defaults_are_the_papers_preset() -> None:
 def test_a_policy_says_who_answers(policy: str, kind: str, fields: tuple[str, str, str]) -> None:
     found = settings(policy, tokenizer="" if kind == "local" else "/t", model_name="m", model=Model(path=policy))
     assert found.kind == kind
-    recipe = found.recipe(Rollout())
+    recipe = found.engine_config(Rollout())
     assert (recipe.policy.kind, recipe.policy.sampler, recipe.policy.base_url) == fields
     assert recipe.model.path == (policy if kind == "local" else "/t")
     assert recipe.policy.base_model == ("m" if kind == "tinker" else "")
@@ -48,7 +48,7 @@ def test_a_policy_says_who_answers(policy: str, kind: str, fields: tuple[str, st
 def test_a_chat_endpoint_needs_no_tokenizer_and_others_say_so() -> None:
     assert policy_kind("chat:https://h") == ("chat", "https://h")
     with pytest.raises(UserError, match="the model's tokenizer is needed: --tokenizer FOLDER"):
-        settings("http://h:1").recipe(Rollout())
+        settings("http://h:1").engine_config(Rollout())
     with pytest.raises(UserError, match="write chat:http://HOST:PORT"):
         policy_kind("chat:h")
 

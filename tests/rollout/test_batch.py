@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from aster.config import Model, Rollout
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Model, Rollout
 from aster.engines import Completion, EngineLost, SamplingParams
 from aster.engines.local.engine import LocalEngine
 from aster.environments.lab import generate
-from aster.rollout import Decoding, Job, Rollouts, Workshop, rollout_batch
+from aster.rollout import Decoding, Job, RolloutContext, Rollouts, rollout_batch
 from aster.types import Budget, Problem, StopReason, Trajectory
 from tests.rollout.scripted import DIALECT, WIDE, ScriptedFakeSampler, turn
 from tests.shop_fixture import Shop
@@ -54,8 +53,8 @@ class GaugedFakeSampler(ScriptedFakeSampler):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_trajectories_come_in_the_jobs_order_and_done_sees_each_as_it_finishes(shop: Shop, deterministic: bool) -> None:
     finished: list[Trajectory] = []
-    workshop = Workshop(answering, DIALECT, shop.sandbox, concurrency=8, deterministic=deterministic)
-    made = shop.run(rollout_batch(jobs(8), workshop, WIDE, Decoding(), finished.append))
+    context = RolloutContext(answering, DIALECT, shop.environment, concurrency=8, deterministic=deterministic)
+    made = shop.run(rollout_batch(jobs(8), context, WIDE, Decoding(), finished.append))
     assert [(t.problem_id, t.sample, t.seed) for t in made] == [(j.problem.id, j.sample, j.seed) for j in jobs(8)]
     assert all(t.reward == 1.0 for t in made)
     assert finished != made
@@ -72,8 +71,8 @@ def test_no_more_than_concurrency_are_under_way(shop: Shop, deterministic: bool)
         sampler.gauge = gauge
         return sampler
 
-    workshop = Workshop(sampler_for, DIALECT, shop.sandbox, concurrency=3, deterministic=deterministic)
-    assert len(shop.run(rollout_batch(jobs(10), workshop, WIDE, Decoding()))) == 10
+    context = RolloutContext(sampler_for, DIALECT, shop.environment, concurrency=3, deterministic=deterministic)
+    assert len(shop.run(rollout_batch(jobs(10), context, WIDE, Decoding()))) == 10
     assert (gauge.now, gauge.most) == (0, 3)
 
 
@@ -90,8 +89,8 @@ def test_waves_do_not_overlap(shop: Shop) -> None:
     def sampler_for(job: Job) -> ScriptedFakeSampler:
         return NotingFakeSampler([turn("y", "\\boxed{1}")], seconds=0.01 * (job.seed % 3))
 
-    workshop = Workshop(sampler_for, DIALECT, shop.sandbox, concurrency=3, deterministic=True)
-    shop.run(rollout_batch(jobs(7), workshop, WIDE, Decoding()))
+    context = RolloutContext(sampler_for, DIALECT, shop.environment, concurrency=3, deterministic=True)
+    shop.run(rollout_batch(jobs(7), context, WIDE, Decoding()))
     begins = [name for name in order if not name.startswith("end")]
     assert begins == sorted(begins)
     assert len(set(begins)) == 7
@@ -107,7 +106,7 @@ def test_what_ends_all_attempts_is_raised_once_and_nothing_is_left_to_complain(
         return ScriptedFakeSampler([EngineLost("gone")])
 
     async def work() -> None:
-        async with Rollouts(Workshop(sampler_for, DIALECT, shop.sandbox, 8)) as rollouts:
+        async with Rollouts(RolloutContext(sampler_for, DIALECT, shop.environment, 8)) as rollouts:
             tasks = [rollouts.start(job, WIDE, Decoding()) for job in jobs(6)]
             await asyncio.wait(tasks)
             with pytest.raises(EngineLost, match="gone"):
@@ -122,7 +121,7 @@ def test_one_bad_attempt_leaves_the_others_alone(shop: Shop) -> None:
     def sampler_for(job: Job) -> ScriptedFakeSampler:
         return ScriptedFakeSampler([ValueError("bad")]) if job.seed == 2 else answering(job)
 
-    made = shop.run(rollout_batch(jobs(5), Workshop(sampler_for, DIALECT, shop.sandbox, 8), WIDE, Decoding()))
+    made = shop.run(rollout_batch(jobs(5), RolloutContext(sampler_for, DIALECT, shop.environment, 8), WIDE, Decoding()))
     assert [t.stop_reason for t in made] == [StopReason.ENGINE_ERROR if i == 2 else StopReason.ANSWERED for i in range(5)]
 
 
@@ -147,7 +146,7 @@ def test_a_deterministic_batch_repeats_to_the_bit(shop: Shop, lab_folder: Path) 
     """Whatever the tools' timing; there are fewer slots than trajectories."""
 
     def make() -> LocalEngine:
-        settings = Recipe(
+        settings = EngineConfig(
             model=Model(path=str(lab_folder), device="cpu", threads=1),
             rollout=Rollout(slots=4, cache_tokens=1 << 13, deterministic=True),
         )
@@ -159,8 +158,8 @@ def test_a_deterministic_batch_repeats_to_the_bit(shop: Shop, lab_folder: Path) 
 
     async def once(policy: LocalEngine) -> list[tuple[list[int], list[float]]]:
         calling = CallingPolicy(policy)
-        workshop = Workshop(lambda _: calling, policy.dialect, shop.sandbox, concurrency=6, deterministic=True)
-        made = await asyncio.wait_for(rollout_batch(todo, workshop, budget, Decoding()), 60)
+        context = RolloutContext(lambda _: calling, policy.dialect, shop.environment, concurrency=6, deterministic=True)
+        made = await asyncio.wait_for(rollout_batch(todo, context, budget, Decoding()), 60)
         assert sum(t.tool_calls for t in made) >= 2 * len(todo)
         return [(t.token_ids, t.logprobs) for t in made]
 

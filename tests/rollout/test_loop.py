@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aster import config as recipe
-from aster.config import Model
-from aster.config.recipe import Recipe
+from aster.chat import NO_TOOLS
+from aster.config import EngineConfig, Model
 from aster.engines.local.engine import LocalEngine
+from aster.environments import Environment, PythonMath, PythonTool
 from aster.rollout import Decoding, rollout
 from aster.types import Budget, CallStatus, Problem, StopReason, Trajectory
 from aster_sandbox import Sandbox
@@ -28,10 +29,12 @@ ANSWER = turn("so", "It is \\boxed{4}.")
 
 def attempt(shop: Shop, turns: list[list[int] | Exception], budget: Budget = WIDE, problem: Problem = PROBLEM) -> Trajectory:
     """One rollout of scripted turns in the real sandbox."""
-    return shop.run(_attempt(shop.sandbox, ScriptedFakeSampler(turns), budget, problem))
+    return shop.run(_attempt(shop.environment, ScriptedFakeSampler(turns), budget, problem))
 
 
-async def _attempt(sandbox: Sandbox, sampler: ScriptedFakeSampler, budget: Budget, problem: Problem = PROBLEM) -> Trajectory:
+async def _attempt(
+    environment: Environment, sampler: ScriptedFakeSampler, budget: Budget, problem: Problem = PROBLEM
+) -> Trajectory:
     return await rollout(
         problem,
         0,
@@ -39,7 +42,7 @@ async def _attempt(sandbox: Sandbox, sampler: ScriptedFakeSampler, budget: Budge
         sequence="s",
         sampler=sampler,
         dialect=DIALECT,
-        sandbox=sandbox,
+        environment=environment,
         budget=budget,
         decoding=Decoding(temperature=0.7, top_p=0.9),
     )
@@ -62,7 +65,7 @@ def test_a_dialogue_with_state(shop: Shop) -> None:
     sampler = ScriptedFakeSampler(
         [turn("set", "", "v=2"), turn("two calls", "See.", "v=v+2\nv", "print(v)\nv*2"), turn("fail", "", "1/0"), ANSWER]
     )
-    trajectory = shop.run(_attempt(shop.sandbox, sampler, WIDE))
+    trajectory = shop.run(_attempt(shop.environment, sampler, WIDE))
     check_form(trajectory)
     assert (trajectory.stop_reason, trajectory.answer, trajectory.reward) == (StopReason.ANSWERED, "4", 1.0)
     assert [call.status for call in trajectory.calls] == [CallStatus.OK] * 3 + [CallStatus.ERROR]
@@ -98,7 +101,15 @@ def test_without_the_tool_the_first_turn_that_ends_is_the_answer(shop: Shop) -> 
     call = turn("hm", "It is \\boxed{4}.", "open('/tmp/x', 'w')")
     sampler = ScriptedFakeSampler([call, ANSWER])
     work = rollout(
-        PROBLEM, 0, 5, sequence="s", sampler=sampler, dialect=DIALECT, sandbox=None, budget=WIDE, decoding=Decoding()
+        PROBLEM,
+        0,
+        5,
+        sequence="s",
+        sampler=sampler,
+        dialect=DIALECT.with_tools(NO_TOOLS),
+        environment=PythonMath(),
+        budget=WIDE,
+        decoding=Decoding(),
     )
     trajectory = shop.run(work)
     check_form(trajectory)
@@ -154,7 +165,7 @@ def test_each_budget_ends_the_trajectory_where_it_says(
 
 def test_seconds_are_checked_between_turns(shop: Shop) -> None:
     sampler = ScriptedFakeSampler([STEP, STEP, ANSWER], seconds=1.1)
-    trajectory = shop.run(_attempt(shop.sandbox, sampler, replace(WIDE, wall_seconds=1.0)))
+    trajectory = shop.run(_attempt(shop.environment, sampler, replace(WIDE, wall_seconds=1.0)))
     assert (trajectory.stop_reason, len(trajectory.calls)) == (StopReason.TIME_BUDGET, 1)
 
 
@@ -246,7 +257,7 @@ def test_tool_output_cannot_write_turns(shop: Shop) -> None:
 
 def test_an_engine_error_is_recorded(shop: Shop) -> None:
     sampler = ScriptedFakeSampler([STEP, RuntimeError("out of memory")])
-    trajectory = shop.run(_attempt(shop.sandbox, sampler, WIDE))
+    trajectory = shop.run(_attempt(shop.environment, sampler, WIDE))
     check_form(trajectory)
     assert (trajectory.stop_reason, trajectory.error) == (StopReason.ENGINE_ERROR, "RuntimeError: out of memory")
     assert (trajectory.reward, trajectory.tool_calls) == (0.0, 1)
@@ -254,7 +265,7 @@ def test_an_engine_error_is_recorded(shop: Shop) -> None:
 
 
 def test_a_real_engines_error_is_recorded_and_the_next_rollout_works(shop: Shop, lab_folder: Path) -> None:
-    policy = LocalEngine(Recipe(model=Model(path=str(lab_folder), device="cpu", threads=1)), capacity=256)
+    policy = LocalEngine(EngineConfig(model=Model(path=str(lab_folder), device="cpu", threads=1)), capacity=256)
     budget = Budget(PROMPT + 20, 20, 5, 5, 60)
 
     async def one(name: str, limits: Budget = budget) -> Trajectory:
@@ -266,7 +277,7 @@ def test_a_real_engines_error_is_recorded_and_the_next_rollout_works(shop: Shop,
             sequence=name,
             sampler=policy,
             dialect=policy.dialect,
-            sandbox=shop.sandbox,
+            environment=shop.environment,
             budget=limits,
             decoding=Decoding(),
         )
@@ -300,7 +311,7 @@ def test_a_sandbox_that_is_closed_is_recorded() -> None:
         sandbox = Sandbox(recipe.Sandbox(preload=[]))
         async with sandbox:
             pass
-        return await _attempt(sandbox, ScriptedFakeSampler([STEP, ANSWER]), WIDE)
+        return await _attempt(PythonMath([PythonTool(sandbox=sandbox)]), ScriptedFakeSampler([STEP, ANSWER]), WIDE)
 
     trajectory = asyncio.run(work())
     assert trajectory.stop_reason is StopReason.SANDBOX_ERROR
@@ -318,7 +329,7 @@ def test_cancellation_is_not_swallowed_and_releases_everything(shop: Shop) -> No
     sampler = ScriptedFakeSampler([turn("x", "", "import time\ntime.sleep(4)"), ANSWER])
 
     async def work() -> None:
-        task = asyncio.create_task(_attempt(shop.sandbox, sampler, WIDE))
+        task = asyncio.create_task(_attempt(shop.environment, sampler, WIDE))
         await asyncio.sleep(0.2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -162,9 +162,9 @@ def test_a_first_attempt_that_did_nothing_does_not_hold_the_folder(tiny: Tiny, t
     refuse(tiny, tmp_path, wrong, "it has no config.json")
     recipe = tiny.recipe({"cold_start": "zero"})
     with RunFolder.open(tmp_path / "run", recipe, ["second"]) as run:
-        assert run.recipe == recipe
+        assert run.recipe == recipe.model_dump(mode="json")
         run.log("rl", 1, loss=0.0)
-    assert RunFolder.load(tmp_path / "run").recipe == recipe
+    assert RunFolder.load(tmp_path / "run").recipe == recipe.model_dump(mode="json")
     with pytest.raises(UserError, match=r"another recipe \(they differ in model.path\)"):
         RunFolder.open(tmp_path / "run", tiny.recipe(wrong))
 

@@ -31,11 +31,12 @@ def test_a_set_is_rendered_filtered_as_the_recipe_says_and_trained_on(tiny: Tiny
     ]
     write_set(path, [*attempts, calls("none", 0)])
     changes = {"cold_start": str(path), "curate.size": None, "curate.density": {"min": 1}}
-    with RunFolder.open(tmp_path / "run", tiny.recipe(changes), []) as run:
+    recipe = tiny.recipe(changes)
+    with RunFolder.open(tmp_path / "run", recipe, []) as run:
         with pytest.raises(UserError, match="synthesize: cold start brought has no such stage"):
-            pipeline.run_stage("synthesize", run.recipe, run)
-        pipeline.run_stage("curate", run.recipe, run)
-        pipeline.run_stage("sft", run.recipe, run)
+            pipeline.run_stage("synthesize", recipe, run)
+        pipeline.run_stage("curate", recipe, run)
+        pipeline.run_stage("sft", recipe, run)
         curated, sft = run.summary("curate"), run.summary("sft")
         assert curated is not None
         assert sft is not None
@@ -56,13 +57,15 @@ def test_a_set_is_rendered_filtered_as_the_recipe_says_and_trained_on(tiny: Tiny
 
 
 def test_a_run_folder_is_a_set_too(tiny: Tiny, tmp_path: Path) -> None:
-    with RunFolder.open(tmp_path / "first", tiny.recipe({"synthesize.problems": 8}), []) as first:
-        pipeline.run_stage("synthesize", first.recipe, first)
-        pipeline.run_stage("curate", first.recipe, first)
+    recipe = tiny.recipe({"synthesize.problems": 8})
+    with RunFolder.open(tmp_path / "first", recipe, []) as first:
+        pipeline.run_stage("synthesize", recipe, first)
+        pipeline.run_stage("curate", recipe, first)
     assert len(list(Source(tmp_path / "first" / "synthesize"))) == 8
     changes = {"cold_start": str(tmp_path / "first"), "curate.size": None}
-    with RunFolder.open(tmp_path / "second", tiny.recipe(changes), []) as second:
-        pipeline.run_stage("curate", second.recipe, second)
+    recipe = tiny.recipe(changes)
+    with RunFolder.open(tmp_path / "second", recipe, []) as second:
+        pipeline.run_stage("curate", recipe, second)
     kept = [read_trajectories(run.trajectory_file("curate", "kept")) for run in (first, second)]
     assert [t.token_ids for t in kept[0]] == [t.token_ids for t in kept[1]]
     assert [t.loss_mask for t in kept[0]] == [t.loss_mask for t in kept[1]]
@@ -73,11 +76,12 @@ def test_a_set_in_which_an_id_is_two_problems_is_refused(tiny: Tiny, tmp_path: P
     path = tmp_path / "mixed.jsonl"
     write_set(path, [calls("p", 2), dataclasses.replace(calls("p", 2), prompt="Another one.")])
     changes = {"cold_start": str(path), "curate.size": None}
+    recipe = tiny.recipe(changes)
     with (
-        RunFolder.open(tmp_path / "run", tiny.recipe(changes), []) as run,
+        RunFolder.open(tmp_path / "run", recipe, []) as run,
         pytest.raises(UserError, match=r"mixed\.jsonl: the id 'p' stands for two problems"),
     ):
-        pipeline.run_stage("curate", run.recipe, run)
+        pipeline.run_stage("curate", recipe, run)
     assert run.summary("curate") is None
 
 

@@ -154,7 +154,7 @@ def test_a_cold_start_beside_dies_with_the_run_and_resumes_with_it(tiny: Tiny, c
     assert f"{zero}: resuming at stage rl" in (run / "beside" / "zero.log").read_text()
     assert again.out.count("cold start: ") == 2
     assert list(read_json(zero / "summary.json")) == ["base", "rl"]
-    assert RunFolder.load(zero).recipe.beside == []
+    assert RunFolder.load(zero).recipe["beside"] == []
     assert "zero" in (run / "report.html").read_text()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aster import rl
-from aster.algorithms.training import is_equal, to_samples
+from aster.algorithms import Grpo, is_equal, to_samples
 from aster.checkpoints import note_faults
 from aster.config import Rl, RlStage
 from aster.errors import UserError
@@ -68,8 +68,8 @@ def test_places_count_over_the_stages() -> None:
 
 def test_samples_of_a_group_are_scaled_to_the_batch() -> None:
     group = [trajectory(1.0), trajectory(0.0, 5), trajectory(0.0, 1), trajectory(0.0, 0)]
-    samples = to_samples(group, 100, normalize_std=False)
-    assert [sample.scale for sample in samples] == pytest.approx([0.0075, -0.0025, -0.0025])
+    samples = to_samples([group], Grpo(normalize_std=False), 100)
+    assert [sample.weights for sample in samples] == pytest.approx([0.0075, -0.0025, -0.0025])
     assert [sum(sample.loss_mask) for sample in samples] == [3, 5, 1]
     assert all(len(sample.token_ids) == len(sample.loss_mask) == len(sample.sampler_logprobs or []) for sample in samples)
 
@@ -78,15 +78,15 @@ def test_equal_rewards_train_nothing() -> None:
     for reward in (0.0, 1.0):
         group = [trajectory(reward), trajectory(reward)]
         assert is_equal(group)
-        assert to_samples(group, 10, normalize_std=True) == []
+        assert to_samples([group], Grpo(), 10) == []
 
 
 def test_the_policy_is_not_trained_on_faults_of_engine_or_sandbox() -> None:
     fault = trajectory(0.0, reason=StopReason.SANDBOX_ERROR)
     assert is_equal([trajectory(1.0), trajectory(1.0), fault])
     assert is_equal([fault, fault])
-    samples = to_samples([trajectory(1.0), fault, trajectory(0.0)], 6, normalize_std=False)
-    assert [sample.scale for sample in samples] == pytest.approx([0.5 / 6, -0.5 / 6])
+    samples = to_samples([[trajectory(1.0), fault, trajectory(0.0)]], Grpo(normalize_std=False), 6)
+    assert [sample.weights for sample in samples] == pytest.approx([0.5 / 6, -0.5 / 6])
 
 
 def test_faults_are_said_and_a_batch_of_faults_ends_the_stage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aster.config import Rl, RlStage
-from aster.rollout.schedule import Place, overlap, places
+from aster.rollout.schedule import Place, places, run_pipelined
 
 
 @dataclass
@@ -64,11 +65,12 @@ class Engine:
 def play(stages: list[int], done: int, max_staleness: int, seed: int) -> Engine:
     plan = places(Rl(stages=[RlStage(steps=steps) for steps in stages]))
     engine = Engine(random.Random(seed), done, done)
-    asyncio.run(
-        asyncio.wait_for(
-            overlap(plan, done, max_staleness, sample=engine.sample, train=engine.train, refresh=engine.refresh), 20
-        )
-    )
+
+    async def main() -> None:
+        async for batch in run_pipelined(plan, done, max_staleness, sample=engine.sample, refresh=engine.refresh):
+            await engine.train(batch)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
     assert engine.trained == len(plan)
     assert sorted(engine.events) == sorted(f"{verb} {place.step}" for place in plan[done:] for verb in ("sample", "train"))
     return engine
@@ -93,33 +95,47 @@ def test_with_staleness_one_the_next_batch_is_sampled_during_training() -> None:
     assert engine.together > 0
 
 
-@pytest.mark.parametrize("broken", ["sample", "train"])
-def test_what_one_side_raises_ends_the_other(broken: str) -> None:
+async def no_refresh() -> None:
+    """Nothing to refresh."""
+
+
+def test_a_sampling_that_fails_during_training_ends_the_run_after_it() -> None:
+    trained: list[int] = []
+
+    async def sample(place: Place, _version: int) -> Place:
+        if place.step > 1:
+            raise ValueError("no second batch")
+        return place
+
+    async def main() -> None:
+        async for place in run_pipelined(plan, 0, 1, sample=sample, refresh=no_refresh):
+            await asyncio.sleep(0.01)
+            trained.append(place.step)
+
+    plan = places(Rl(stages=[RlStage(steps=4)]))
+    with pytest.raises(ValueError, match="no second batch"):
+        asyncio.run(asyncio.wait_for(main(), 20))
+    assert trained == [1]
+
+
+def test_a_training_that_fails_ends_the_sampling_beside_it() -> None:
     ended: list[str] = []
 
     async def sample(place: Place, _version: int) -> Place:
         if place.step > 1:
-            if broken == "sample":
-                raise ValueError("sample")
             try:
                 await asyncio.sleep(60)
             finally:
                 ended.append("sample")
         return place
 
-    async def train(_: Place) -> None:
-        if broken == "train":
-            await asyncio.sleep(0.01)
-            raise ValueError("train")
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.append("train")
-
-    async def refresh() -> None:
-        pass
+    async def main() -> None:
+        async with aclosing(run_pipelined(plan, 0, 1, sample=sample, refresh=no_refresh)) as batches:
+            async for _ in batches:
+                await asyncio.sleep(0.01)
+                raise ValueError("train")
 
     plan = places(Rl(stages=[RlStage(steps=4)]))
-    with pytest.raises(ValueError, match=broken):
-        asyncio.run(asyncio.wait_for(overlap(plan, 0, 1, sample=sample, train=train, refresh=refresh), 20))
-    assert ended == ["train" if broken == "sample" else "sample"]
+    with pytest.raises(ValueError, match="train"):
+        asyncio.run(asyncio.wait_for(main(), 20))
+    assert ended == ["sample"]

@@ -76,5 +76,5 @@ def test_every_stage_warms_up() -> None:
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_trained_tokens() -> None:
     samples = to_samples(KEPT[:3])
-    assert sum(sample.scale * sum(sample.loss_mask) for sample in samples) == pytest.approx(1.0)
-    assert {sample.scale for sample in samples} == {1 / 33}
+    assert sum(sum(sample.trained_weights) for sample in samples) == pytest.approx(1.0)
+    assert {sample.weights for sample in samples} == {1 / 33}

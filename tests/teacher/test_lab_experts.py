@@ -10,7 +10,7 @@ from aster.chat import Qwen3Dialect
 from aster.config import ColdStart
 from aster.environments.lab import draw, generate, to_problem
 from aster.lab.tokenizer import build_tokenizer
-from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.seeds import derive
 from aster.teacher import ScriptedTeacher
 from aster.teacher.lab_experts import EXPERTS, text_only
@@ -24,10 +24,13 @@ DIALECT = Qwen3Dialect(build_tokenizer())
 def teach(shop: Shop, cold_start: ColdStart, problems: list[Problem], budget: Budget = BUDGET) -> list[Trajectory]:
     """One attempt of the expert at each problem."""
     jobs = [Job(problem, 0, derive(7, problem.id)) for problem in problems]
-    workshop = Workshop(
-        lambda job: ScriptedTeacher(EXPERTS[cold_start], job.problem, job.seed, DIALECT), DIALECT, shop.sandbox, concurrency=16
+    context = RolloutContext(
+        lambda job: ScriptedTeacher(EXPERTS[cold_start], job.problem, job.seed, DIALECT),
+        DIALECT,
+        shop.environment,
+        concurrency=16,
     )
-    return shop.run(rollout_batch(jobs, workshop, budget, Decoding()))
+    return shop.run(rollout_batch(jobs, context, budget, Decoding()))
 
 
 def expected_calls(cold_start: ColdStart, problem: Problem) -> set[int]:

@@ -277,7 +277,7 @@ def test_more_problems_are_added_to_those_that_are_there(commands: Commands, tea
     assert len(first) == 5
     fewer = commands.run(*bench.command("synthesize", "synthesize.problems=4"))
     assert fewer.code == 2
-    assert "synthesize.problems: 4 is fewer than the 5 with which" in fewer.err
+    assert "synthesize.problems: 4" in fewer.err
     more = commands.run(*bench.command("synthesize", "synthesize.problems=9"))
     assert more.code == 0, more.err
     assert "synthesize: resuming after attempt 5 of 9" in more.err

@@ -98,7 +98,7 @@ class Engine:
         self.recipe = recipe
         self.loop = asyncio.new_event_loop()
         self._stack = AsyncExitStack()
-        policy = self.run(lambda: self._stack.enter_async_context(open_engine(recipe, capacity=capacity)))
+        policy = self.run(lambda: self._stack.enter_async_context(open_engine(recipe.engine, capacity=capacity)))
         assert isinstance(policy, VllmEngine)
         self.policy: VllmEngine = policy
 

@@ -17,11 +17,11 @@ from aster.config.recipe import Recipe
 from aster.engines import Completion, SamplingParams, TrainingSample
 from aster.engines.base import Engine as AnyPolicy
 from aster.engines.opening import open_engine
+from aster.environments import PythonMath, PythonTool
 from aster.lab.build import BASE_MODEL
-from aster.rollout import Decoding, Job, Workshop, rollout_batch
+from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.run import RunFolder, read_json, read_trajectories
 from aster.types import Budget, Problem, StopReason
-from aster_sandbox import make_sandbox
 from tests.engines.models import oracle, oracle_logprobs
 from tests.stages.runs import LIMITS, Commands, Tiny
 from tests.vllm.conftest import Engine
@@ -60,11 +60,11 @@ def greedy(lab_server: str) -> tuple[list[list[int]], list[Completion], list[Com
     """Prompts, and the turns of vLLM and of the local sampler, on the lab's base model."""
 
     async def main() -> tuple[list[list[int]], list[Completion], list[Completion]]:
-        async with open_engine(endpoint(lab_server), capacity=512) as policy:
+        async with open_engine(endpoint(lab_server).engine, capacity=512) as policy:
             prompts = [policy.dialect.prompt_ids(text) for text in PROMPTS]
             theirs = await turns(policy, prompts, max_tokens=64, temperature=0.0)
         local = endpoint(lab_server).model_copy(update={"policy": Policy()})
-        async with open_engine(local, capacity=512) as policy:
+        async with open_engine(local.engine, capacity=512) as policy:
             return prompts, theirs, await turns(policy, prompts, max_tokens=64, temperature=0.0)
 
     return asyncio.run(main())
@@ -88,7 +88,7 @@ def test_greedy_turns_are_those_of_transformers(greedy: tuple[list[list[int]], l
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_log_probabilities_are_the_model_s_at_any_temperature(lab_server: str, temperature: float) -> None:
     async def main() -> None:
-        async with open_engine(endpoint(lab_server), capacity=512) as policy:
+        async with open_engine(endpoint(lab_server).engine, capacity=512) as policy:
             prompts = [policy.dialect.prompt_ids(text) for text in PROMPTS]
             found = await turns(policy, prompts, max_tokens=64, temperature=temperature, top_p=0.95, seed=3)
             check_logprobs(oracle(BASE_MODEL), prompts, found)
@@ -192,10 +192,10 @@ def test_a_turn_under_way_goes_on_with_the_new_weights(engine: Engine, tmp_path:
 
 def test_whole_rollouts_with_the_sandbox(engine: Engine) -> None:
     async def main() -> None:
-        async with make_sandbox(engine.recipe.sandbox) as sandbox:
-            workshop = Workshop(lambda _: engine.policy, engine.policy.dialect, sandbox, 8)
+        async with PythonMath([PythonTool(engine.recipe.sandbox)]) as environment:
+            context = RolloutContext(lambda _: engine.policy, engine.policy.dialect, environment, 8)
             jobs = [Job(Problem(f"coin-{i}", f"Toss {i}", "1"), 0, i) for i in range(16)]
-            found = await rollout_batch(jobs, workshop, Budget(400, 64, 2, 4, 60), Decoding())
+            found = await rollout_batch(jobs, context, Budget(400, 64, 2, 4, 60), Decoding())
         assert [t.error for t in found] == [""] * 16
         assert StopReason.ANSWERED in {t.stop_reason for t in found}
         called = [t for t in found if t.tool_calls]

@@ -28,9 +28,12 @@ minibatch weigh more.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from aster.algorithms.base import LossFunction, LossTokens
 
 LOG_RATIO_BOUND = 20.0
 """exp() of a larger difference could overflow in the gradient; verl bounds it so."""
@@ -63,10 +66,10 @@ def clipped_policy_loss(
     sampler_logprobs: Tensor,
     advantages: Tensor,
     *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float,
-    importance_cap: float,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    dual_clip: float = 10.0,
+    importance_cap: float = 2.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """PPO's clipped loss with an asymmetric clip, dual clip and truncated importance sampling; formulae above.
 
@@ -132,3 +135,15 @@ def _same_length(*tensors: Tensor) -> None:
     """Refuse shapes that would broadcast into a wrong sum."""
     if any(tensor.dim() != 1 or tensor.shape != tensors[0].shape for tensor in tensors):
         raise ValueError(f"expected flat tensors of one length, got shapes {[tuple(tensor.shape) for tensor in tensors]}")
+
+
+def _supervised(tokens: LossTokens) -> tuple[Tensor, dict[str, float]]:
+    return cross_entropy(tokens.logprobs, tokens.advantages)
+
+
+def _ppo(tokens: LossTokens, **settings: Any) -> tuple[Tensor, dict[str, float]]:
+    return clipped_policy_loss(tokens.logprobs, tokens.old_logprobs, tokens.sampler_logprobs, tokens.advantages, **settings)
+
+
+LOSSES: dict[str, LossFunction] = {"cross_entropy": _supervised, "ppo": _ppo}
+"""By the names that engines know them by."""

@@ -1,5 +1,16 @@
 """Tokens in, tokens out: how a dialogue with the tool is written for a model."""
 
-from aster.chat.qwen3 import AssistantTurn, ParsedCall, Qwen3Dialect, Tokenizer
+from aster.chat.qwen3 import Qwen3Dialect, Tokenizer
+from aster.chat.tools import NO_TOOLS, PYTHON, AssistantTurn, ParsedCall, ToolSchema, ToolSchemas, python_schema
 
-__all__ = ["AssistantTurn", "ParsedCall", "Qwen3Dialect", "Tokenizer"]
+__all__ = [
+    "NO_TOOLS",
+    "PYTHON",
+    "AssistantTurn",
+    "ParsedCall",
+    "Qwen3Dialect",
+    "Tokenizer",
+    "ToolSchema",
+    "ToolSchemas",
+    "python_schema",
+]

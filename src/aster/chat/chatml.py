@@ -7,7 +7,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from aster.chat.qwen3 import AssistantTurn, parse_calls, render_call
+from aster.chat.qwen3 import parse_calls, render_call
+from aster.chat.tools import AssistantTurn
 from aster.chat.writing import Exchange, split_thinking
 
 _RESPONSES = re.compile(

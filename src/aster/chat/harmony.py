@@ -15,7 +15,8 @@ import json
 import re
 from dataclasses import dataclass
 
-from aster.chat.qwen3 import AssistantTurn, ParsedCall, read_arguments
+from aster.chat.qwen3 import read_arguments
+from aster.chat.tools import AssistantTurn, ParsedCall
 from aster.chat.writing import Exchange, join
 
 _MESSAGE = re.compile(

@@ -20,32 +20,31 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-TOOL_SCHEMA: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "python",
-        "description": "Run Python code in a session that keeps its state between calls. The value of the last expression and "
-        "everything printed come back.",
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "The Python code to run."}},
-            "required": ["code"],
-        },
-    },
-}
-"""The one tool, in the form of the OpenAI API, as Qwen3's template takes it."""
+from aster.chat.tools import PYTHON, AssistantTurn, ParsedCall, ToolSchemas, is_unicode, whole_characters
 
-SYSTEM_TOOLS = (
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
-    + json.dumps(TOOL_SCHEMA, ensure_ascii=False)
-    + "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-    '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-)
-"""What the template puts in the system turn for :data:`TOOL_SCHEMA`."""
+TOOL_SCHEMA: dict[str, Any] = PYTHON.functions[0]
+"""The Python tool in the form of the OpenAI API, as Qwen3's template takes it."""
+
+
+def system_tools(tools: ToolSchemas) -> str:
+    """What the template puts in the system turn for some tools; empty where there are none."""
+    if not tools:
+        return ""
+    listed = "".join(f"\n{json.dumps(function, ensure_ascii=False)}" for function in tools.functions)
+    return (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>{listed}\n</tools>\n\n"
+        "For each function call, return a json object with function name and arguments within "
+        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
+        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    )
+
+
+SYSTEM_TOOLS = system_tools(PYTHON)
+"""Of :data:`TOOL_SCHEMA`."""
 
 # The same rendering as a chat template, for the tokenizer folders that this project writes. It always keeps thinking.
 CHAT_TEMPLATE = """\
@@ -82,7 +81,6 @@ CHAT_TEMPLATE = """\
 """
 
 _CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|$)", re.DOTALL)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"<(\||/?(?:tool_response|tool_call|think)>)")
 
 
@@ -98,29 +96,12 @@ class Tokenizer(Protocol):
     def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedCall:
-    """One ``<tool_call>``: its code, or why it could not be read (then ``error`` is not empty)."""
-
-    code: str
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AssistantTurn:
-    """The textual view of one sampled turn."""
-
-    thinking: str
-    content: str
-    """The text after the thinking, without tool calls."""
-    calls: list[ParsedCall] = field(default_factory=list)
-
-
 class Qwen3Dialect:
-    """Renders and reads the Qwen3 dialect for one tokenizer."""
+    """Renders and reads the Qwen3 dialect for one tokenizer and some tools."""
 
-    def __init__(self, tokenizer: Tokenizer, open_thinking: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, open_thinking: bool = True, tools: ToolSchemas = PYTHON) -> None:
         self.tokenizer = tokenizer
+        self.tools = tools
         self.open_thinking = open_thinking
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         start = tokenizer.convert_tokens_to_ids("<|im_start|>")
@@ -132,8 +113,12 @@ class Qwen3Dialect:
 
     def _encode(self, text: str) -> list[int]:
         # Half a surrogate pair, which JSON can hold and no tokenizer takes, is no character.
-        text = text if _is_unicode(text) else whole_characters(text)
+        text = text if is_unicode(text) else whole_characters(text)
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def with_tools(self, tools: ToolSchemas) -> Qwen3Dialect:
+        """The same dialect with other tools."""
+        return Qwen3Dialect(self.tokenizer, self.open_thinking, tools)
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of ids, control tokens included."""
@@ -141,7 +126,7 @@ class Qwen3Dialect:
 
     def prompt_ids(self, prompt: str, tools: bool = True, system: str = "") -> list[int]:
         """The opening of a trajectory, up to where the model goes on."""
-        instructions = "\n\n".join(text for text in (system, SYSTEM_TOOLS if tools else "") if text)
+        instructions = "\n\n".join(text for text in (system, system_tools(self.tools) if tools else "") if text)
         opening = f"<|im_start|>system\n{instructions}<|im_end|>\n" if instructions else ""
         return self._encode(f"{opening}<|im_start|>user\n{neutralize(prompt)}<|im_end|>\n{self._header}")
 
@@ -150,12 +135,13 @@ class Qwen3Dialect:
         responses = "".join(f"\n<tool_response>\n{neutralize(output)}\n</tool_response>" for output in outputs)
         return self._encode(f"\n<|im_start|>user{responses}<|im_end|>\n{self._header}")
 
-    def turn_ids(self, thinking: str, content: str, codes: list[str]) -> list[int]:
-        """An assistant turn as ids, for a teacher that writes text: what a model would have sampled after the header."""
+    def turn_ids(self, thinking: str, content: str, calls: Sequence[str | ParsedCall]) -> list[int]:
+        """An assistant turn as ids, for a teacher that writes text: what a model would have sampled after the header. A call
+        that is a text is code for the first tool that takes one."""
         opening = "" if self.open_thinking else "<think>\n"
-        calls = "\n".join(render_call(code) for code in codes)
-        separator = "\n" if content and calls else ""
-        body = f"{neutralize(thinking)}\n</think>\n\n{neutralize(content)}{separator}{calls}"
+        written = "\n".join(render_call(call, self.tools) for call in calls)
+        separator = "\n" if content and written else ""
+        body = f"{neutralize(thinking)}\n</think>\n\n{neutralize(content)}{separator}{written}"
         return self._encode(f"{opening}{body}<|im_end|>")
 
     def parse(self, token_ids: list[int]) -> AssistantTurn:
@@ -166,36 +152,44 @@ class Qwen3Dialect:
             # A model that was not trained to think writes its content at once; one whose thinking was opened never closed it.
             thinking, rest = (text, "") if self.open_thinking or text.lstrip().startswith("<think>") else ("", text)
         thinking = thinking.strip().removeprefix("<think>").strip()
-        return AssistantTurn(thinking, *parse_calls(rest))
+        return AssistantTurn(thinking, *parse_calls(rest, self.tools))
 
 
-def parse_calls(text: str) -> tuple[str, list[ParsedCall]]:
+def parse_calls(text: str, tools: ToolSchemas = PYTHON) -> tuple[str, list[ParsedCall]]:
     """A text without its ``<tool_call>``s, and these."""
-    calls = [_parse_call(match[1], closed=bool(match[2])) for match in _CALL.finditer(text)]
+    calls = [_parse_call(match[1], bool(match[2]), tools) for match in _CALL.finditer(text)]
     return _CALL.sub("", text).strip(), calls
 
 
-def read_arguments(text: str) -> ParsedCall:
-    """A call's arguments as a server or model gives them: JSON, an object with ``code``.
+def read_arguments(text: str, tools: ToolSchemas = PYTHON, name: str = "") -> ParsedCall:
+    """A call's arguments as a server or model gives them: a JSON object that fits the schema of the tool called ``name``.
 
-    Plain text is taken for the code itself: models trained with a Python tool of their own (GPT-OSS) write so. What cannot be
-    read keeps its text, with an error."""
-    if not text.lstrip().startswith(("{", "[", '"')):
-        return ParsedCall(text) if text.strip() else ParsedCall("", "the arguments are empty")
+    Where the tool takes one text, plain text is taken for it: models trained with a Python tool of their own (GPT-OSS) write
+    so. What cannot be read keeps its text, with an error."""
+    tool = tools.find(name)
+    if tool is None:
+        return ParsedCall(text, f"there is no tool named {name}")
+    argument = tool.text_argument
+    if argument is not None and not text.lstrip().startswith(("{", "[", '"')):
+        return tools.read(name, {argument: text}) if text.strip() else ParsedCall("", "the arguments are empty")
     try:
         arguments = json.loads(text)
     except (ValueError, RecursionError) as error:
         return ParsedCall(text, f"the arguments are not valid JSON: {error}")
-    code = arguments.get("code") if isinstance(arguments, dict) else None
-    if not isinstance(code, str):
-        return ParsedCall(text, 'the arguments must be an object with the text field "code"')
-    return ParsedCall(whole_characters(code))
+    wrong = tool.check(arguments)
+    if wrong:
+        return ParsedCall(text, wrong)
+    if argument is not None:
+        arguments[argument] = whole_characters(arguments[argument])
+    return tools.read(name, arguments)
 
 
-def render_call(code: str) -> str:
-    """One tool call as the template writes it. Control strings in the code are escaped, as JSON can, so none is lost."""
-    arguments = _CONTROL.sub(r"\\u003c\1", json.dumps({"code": code}, ensure_ascii=False))
-    return f'<tool_call>\n{{"name": "python", "arguments": {arguments}}}\n</tool_call>'
+def render_call(call: str | ParsedCall, tools: ToolSchemas = PYTHON) -> str:
+    """One tool call as the template writes it. Control strings in it are escaped, as JSON can, so none is lost."""
+    call = ParsedCall(call) if isinstance(call, str) else call
+    tool = tools.find(call.tool) or tools.code_tool
+    arguments = _CONTROL.sub(r"\\u003c\1", json.dumps(tools.arguments_of(call), ensure_ascii=False))
+    return f'<tool_call>\n{{"name": "{tool.name}", "arguments": {arguments}}}\n</tool_call>'
 
 
 def neutralize(text: str) -> str:
@@ -203,33 +197,13 @@ def neutralize(text: str) -> str:
     return _CONTROL.sub(r"< \1", text)
 
 
-def whole_characters(text: str) -> str:
-    """The text with U+FFFD in the place of each lone surrogate."""
-    return _SURROGATE.sub("\ufffd", text)
-
-
-def _parse_call(body: str, closed: bool) -> ParsedCall:
+def _parse_call(body: str, closed: bool, tools: ToolSchemas) -> ParsedCall:
     if not closed:
         return ParsedCall("", "the tool call is not closed with </tool_call>")
     try:
         call = json.loads(body)
     except (ValueError, RecursionError) as error:
         return ParsedCall("", f"the tool call is not valid JSON: {error}")
-    if not isinstance(call, dict) or call.get("name") != "python":
-        return ParsedCall("", 'the tool call must be a JSON object with "name": "python"')
-    arguments = call.get("arguments")
-    code = arguments.get("code") if isinstance(arguments, dict) else None
-    if not isinstance(code, str):
-        return ParsedCall("", 'the tool call\'s "arguments" must be an object with the text field "code"')
-    if not _is_unicode(code):
-        return ParsedCall("", "the code holds half of a surrogate pair, which is no character")
-    return ParsedCall(code)
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can escape half a surrogate pair, which no UTF-8 file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    # A call without a name is no call: the empty name, which stands for the only tool, is not for JSON.
+    named = isinstance(call, dict) and call.get("name") != ""
+    return tools.read(call.get("name") if named else None, call.get("arguments") if named else None)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aster.chat.qwen3 import AssistantTurn, ParsedCall
+from aster.chat.tools import AssistantTurn, ParsedCall
 
 
 @dataclass(frozen=True, slots=True)

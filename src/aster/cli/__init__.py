@@ -115,7 +115,7 @@ def report_command(arguments: tuple[str, ...], folder: Path | None) -> None:
     run = RunFolder.load(folder, recipe)
     from aster.pipeline import run_stage
 
-    run_stage("report", run.recipe, run)
+    run_stage("report", recipe or load_recipe(run.path / "recipe.yaml"), run)
 
 
 @main.command("recipe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,7 +48,7 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, 
     return None, arguments
 
 
-def recipe_or_defaults(arguments: tuple[str, ...], base: Recipe | None = None) -> Recipe:
+def recipe_or_defaults(arguments: tuple[str, ...], base: dict[str, Any] | None = None) -> Recipe:
     """The recipe of [RECIPE] [FIELD=VALUE ...]; without RECIPE, the overrides over ``base``, or the defaults. May raise
     UserError."""
     from aster.config.file import apply_override, load_recipe, validate_recipe
@@ -55,7 +56,7 @@ def recipe_or_defaults(arguments: tuple[str, ...], base: Recipe | None = None) -
     path, overrides = split_arguments(arguments)
     if path is not None:
         return load_recipe(path, overrides)
-    data: dict[str, object] = base.model_dump(mode="json") if base is not None else {}
+    data: dict[str, Any] = copy.deepcopy(base) if base is not None else {}
     for text in overrides:
         apply_override(data, text)
     return validate_recipe(data, "overrides")

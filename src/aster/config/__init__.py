@@ -6,9 +6,10 @@ below it. ``aster recipe`` prints them. :mod:`aster.config.file` reads them.
 
 from __future__ import annotations
 
-from aster.config.curation import Band, ColdStart, Curate, Density, cold_start_name
+from aster.config.curation import Band, ColdStart, Curate, Density, cold_start_name, read_cold_start
 from aster.config.data import Limits, Problems
-from aster.config.engine import ForceTool, Model, Policy, Rollout, Sandbox
+from aster.config.engine import EngineConfig, ForceTool, Model, Policy, Rollout, Sandbox
+from aster.config.environment import Algorithm, Environment, Named, Tool
 from aster.config.evaluation import Evaluate, EvaluateLimits
 from aster.config.section import Section
 from aster.config.synthesis import Prices, Synthesize
@@ -16,15 +17,19 @@ from aster.config.training import Adam, Rl, RlStage, Sft, SftStage
 
 __all__ = [
     "Adam",
+    "Algorithm",
     "Band",
     "ColdStart",
     "Curate",
     "Density",
+    "EngineConfig",
+    "Environment",
     "Evaluate",
     "EvaluateLimits",
     "ForceTool",
     "Limits",
     "Model",
+    "Named",
     "Policy",
     "Prices",
     "Problems",
@@ -36,5 +41,7 @@ __all__ = [
     "Sft",
     "SftStage",
     "Synthesize",
+    "Tool",
     "cold_start_name",
+    "read_cold_start",
 ]

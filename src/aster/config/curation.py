@@ -35,7 +35,7 @@ FORMER_NAMES = {"dense": "aster", "sparse": "retool or demyagent"}
 """What recipes of earlier versions call them."""
 
 
-def _known(value: object) -> ColdStart | str:
+def read_cold_start(value: object) -> ColdStart | str:
     """A preset, or the path of a set; pydantic's error otherwise."""
     text = str(value)
     if text in list(ColdStart):
@@ -47,7 +47,7 @@ def _known(value: object) -> ColdStart | str:
     raise PydanticCustomError("cold_start", message + renamed, {"names": ", ".join(ColdStart)})
 
 
-ColdStartOrSet = Annotated[ColdStart | str, BeforeValidator(_known)]
+ColdStartOrSet = Annotated[ColdStart | str, BeforeValidator(read_cold_start)]
 """A preset's name, or the path of a set of trajectories."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from aster.config.section import Positive, PositiveFloat, Section
+from aster.config.section import FREE, Free, Positive, PositiveFloat, Section
 from aster_sandbox import Settings
 
 
@@ -32,26 +32,26 @@ class Policy(Section):
     sampler: Literal["local", "vllm", "endpoint"] = "local"
     """Local alone: who samples. ``local``: the sampler in this process. ``vllm``: vLLM on the same GPU, its weights refreshed
     after each step. ``endpoint``: an OpenAI-compatible completions server that takes and gives token ids; its weights stay."""
-    base_url: str = ""
+    base_url: Annotated[str, Free(lambda policy: policy.sampler != "endpoint")] = ""
     """Address of the Tinker server or of the endpoint, for instance ``http://10.0.0.5:8000``. A key comes from the environment
     variable ASTER_POLICY_KEY."""
     model_name: str = ""
     """Endpoint alone: the model to ask for, by the name it is served under; empty: the only one served."""
-    request_seconds: PositiveFloat = 900.0
+    request_seconds: Annotated[PositiveFloat, FREE] = 900.0
     """Endpoint and vLLM: what one request may take, waiting and new attempts included, in seconds. A turn is one request, but
     where new weights interrupt it."""
-    vllm_python: str = ""
+    vllm_python: Annotated[str, FREE] = ""
     """vLLM alone: the Python of an environment with vLLM, which starts the server; empty: the one that runs ASTER."""
-    vllm_memory: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    vllm_memory: Annotated[float, Field(gt=0.0, le=1.0), FREE] = 0.4
     """vLLM alone: share of the GPU's memory for its weights and key-value cache."""
-    vllm_sleep: bool = True
+    vllm_sleep: Annotated[bool, FREE] = True
     """vLLM alone: it gives the GPU's memory back while the policy is trained. No effect on a CPU."""
     base_model: str = ""
     """Tinker alone: the base model's name on the server. Empty: the one that ends in the last part of ``model.path``."""
     loss_reduction: Literal["auto", "sum", "sequence_mean"] = "auto"
     """Tinker alone: what the server makes of the tokens' losses. ``sum``, as the Tinker API has it, or ``sequence_mean``, as
     SkyRL's JAX backend does; the samples are scaled so that the gradient is the sum's. ``auto`` asks the server."""
-    patience_seconds: PositiveFloat = 600.0
+    patience_seconds: Annotated[PositiveFloat, FREE] = 600.0
     """Tinker alone: how long to wait for a server that has stopped answering, before the run ends with an error."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of LoRA adapters (Hu et al. 2021) on every linear layer but the output's; 0 trains all parameters. Paper: 0."""
@@ -99,7 +99,14 @@ class Policy(Section):
 
 
 class Sandbox(Settings, Section):
-    """The sandbox's own settings."""
+    """The sandbox's own settings. Two of them say where sessions run, and decide no numbers."""
+
+    addresses: Annotated[list[Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$")]], FREE] = []
+    """Services (``aster sandbox serve``) to run the sessions on, for instance ``http://10.0.0.5:8080``; empty: this machine.
+    Their token comes from the environment variable ASTER_SANDBOX_TOKEN."""
+    spare_processors: Annotated[int, Field(ge=0), FREE] = 1
+    """Processors on which no cell runs while a policy is sampled in this process: so many of those that it may use are left to
+    the sampler. One is left for cells in any case."""
 
 
 class ForceTool(Section):
@@ -123,3 +130,16 @@ class Rollout(Section):
     """A fixed schedule: the batch waits for every tool call, so that a run repeats to the bit. For tests and debugging."""
     force_tool: ForceTool = ForceTool()
     """How the cold start ``zero_force_tool`` demands the tool."""
+
+
+class EngineConfig(Section):
+    """What an engine needs to know: the model, who samples and trains it, and how much is sampled at once."""
+
+    model: Model = Model()
+    """The base model."""
+    policy: Policy = Policy()
+    """Who samples and trains it."""
+    rollout: Rollout = Rollout()
+    """How much is sampled at once."""
+    seed: int = 1
+    """The run's: new adapters are initialised from it."""

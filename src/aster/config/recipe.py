@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from aster.config.curation import WITHOUT_SFT, ColdStart, ColdStartOrSet, Curate
 from aster.config.data import Problems
-from aster.config.engine import ForceTool, Model, Policy, Rollout, Sandbox
+from aster.config.engine import EngineConfig, ForceTool, Model, Policy, Rollout, Sandbox
+from aster.config.environment import Environment, Tool
 from aster.config.evaluation import Evaluate
 from aster.config.section import Section
 from aster.config.synthesis import Synthesize
@@ -34,8 +35,12 @@ class Recipe(Section):
     """The engine that samples and trains it."""
     problems: Problems = Problems()
     """What is asked in training and in evaluation."""
+    environment: Environment = Environment()
+    """What an attempt is worth, and how it is asked for."""
+    tools: list[Tool] = [Tool()]
+    """What the model may call."""
     sandbox: Sandbox = Sandbox()
-    """The Python tool."""
+    """Where the Python tool runs."""
     rollout: Rollout = Rollout()
     """How trajectories are sampled."""
     synthesize: Synthesize = Synthesize()
@@ -58,6 +63,11 @@ class Recipe(Section):
     def cold_start_set(self) -> str | None:
         """The path of the set that is the cold start; None for a preset."""
         return None if isinstance(self.cold_start, ColdStart) else self.cold_start
+
+    @property
+    def engine(self) -> EngineConfig:
+        """What opening an engine takes of the recipe."""
+        return EngineConfig(model=self.model, policy=self.policy, rollout=self.rollout, seed=self.seed)
 
     @property
     def demand(self) -> ForceTool:

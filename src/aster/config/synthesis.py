@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from aster.config.data import Limits
-from aster.config.section import Positive, PositiveFloat, Section
+from aster.config.section import FREE, Positive, PositiveFloat, Raised, Section
 
 
 class Prices(Section):
@@ -20,17 +20,21 @@ class Prices(Section):
     """Of tokens written, reasoning included."""
 
 
+ADDS = Raised(lambda section: section.teacher == "endpoint")
+"""An endpoint's attempts are each the same one, however many others there are."""
+
+
 class Synthesize(Section):
     teacher: Literal["expert", "policy", "endpoint"] = "expert"
     """``expert``: the lab's scripted expert for the cold start. ``policy``: the base model itself (rejection sampling).
     ``endpoint``: a model behind an OpenAI-compatible chat server, such as GPT-OSS-20B on vLLM; docs/teacher.md."""
-    problems: Positive = 400
+    problems: Annotated[Positive, ADDS] = 400
     """Training problems given to the teacher. An endpoint's may be raised later: the first ones stay, with their attempts."""
-    attempts: Positive = 1
+    attempts: Annotated[Positive, ADDS] = 1
     """Attempts per problem. An endpoint's may be raised later: those that are made stay."""
     limits: Limits = Limits()
     """What an attempt may spend. An endpoint's tokens are counted by its server."""
-    base_url: str = ""
+    base_url: Annotated[str, FREE] = ""
     """Endpoint alone, as are all fields below: the server's address, for instance ``http://10.0.0.5:8000``. A key comes from
     the environment variable ASTER_TEACHER_KEY."""
     model: str = ""
@@ -51,18 +55,18 @@ class Synthesize(Section):
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Sample from the smallest set of tokens with so much probability."""
-    concurrency: Positive = 16
+    concurrency: Annotated[Positive, FREE] = 16
     """Attempts under way at once."""
-    request_seconds: PositiveFloat = 900.0
+    request_seconds: Annotated[PositiveFloat, FREE] = 900.0
     """What one turn may take at the server, waiting and new attempts included, in seconds."""
-    prices: Prices = Prices()
+    prices: Annotated[Prices, FREE] = Prices()
     """What the server's tokens cost."""
-    max_cost: PositiveFloat | None = None
+    max_cost: Annotated[PositiveFloat | None, FREE] = None
     """No request is sent that could bring the cost above this; earlier starts of the run count. None: no limit."""
-    finish_at_limit: bool = False
+    finish_at_limit: Annotated[bool, FREE] = False
     """Where ``max_cost`` is reached: true finishes the stage with the attempts that are there. False ends the run. Either way
     the same command with a higher limit goes on, until something was curated."""
-    retry_failed: bool = False
+    retry_failed: Annotated[bool, FREE] = False
     """A resumed run makes attempts again that failed through no doing of the teacher's."""
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from aster.config.data import Limits
+from aster.config.environment import Algorithm
 from aster.config.section import Positive, PositiveFloat, Section, Share
 
 
@@ -72,6 +73,8 @@ class Rl(Section):
     """Trajectories per problem: the group. Reproduction: 8."""
     minibatches: Positive = 2
     """Optimizer steps per batch; the groups of a batch are split evenly. Reproduction: 2 (128 prompts, minibatch 64)."""
+    algorithm: Algorithm = Algorithm()
+    """Advantages and loss."""
     learning_rate: PositiveFloat = 1e-6
     """Reproduction: 1e-6, flat."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -79,11 +82,11 @@ class Rl(Section):
     final_rate: Share = 1.0
     """Share of ``learning_rate`` that a linear decay over all steps ends at. 1 is flat, as in the reproduction."""
     clip_low: Share = 0.2
-    """Probability ratios below 1 - clip_low are clipped. Paper: 0.2."""
+    """GRPO: probability ratios below 1 - clip_low are clipped. Paper: 0.2."""
     clip_high: Share = 0.28
-    """Probability ratios above 1 + clip_high are clipped. Paper: 0.28."""
+    """GRPO: probability ratios above 1 + clip_high are clipped. Paper: 0.28."""
     dual_clip: Annotated[float, Field(gt=1.0)] = 10.0
-    """Bound on the ratio where the advantage is negative (dual clip). Reproduction: 10."""
+    """GRPO: bound on the ratio where the advantage is negative (dual clip). Reproduction: 10."""
     importance_cap: PositiveFloat = 2.0
     """Truncated importance sampling: cap on the trainer's probability over the sampler's. Reproduction: 2.0."""
     normalize_std: bool = True
@@ -102,5 +105,10 @@ class Rl(Section):
     """Of sampling. Log-probabilities stay those of temperature 1."""
     adam: Adam = Adam()
     """The optimizer."""
+    evaluate_every: Positive | None = None
+    """Steps between evaluations of the policy on held-out problems while it trains, one attempt at each of
+    ``evaluate_problems``. They are logged as ``held_out``. None: only the stage ``evaluate`` measures it."""
+    evaluate_problems: Positive = 64
+    """Held-out problems of these evaluations."""
     checkpoint_every: Positive = 1
     """Steps between checkpoints: what an interrupt can cost. Raise it for a large model."""

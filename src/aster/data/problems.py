@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,23 @@ def load_problems(path: str | Path, prompt_suffix: str = "", columns: Mapping[st
     UserError for a source that is missing, broken, empty or of another kind, for a row without a prompt or an answer, and for
     an id that stands for two different problems.
     """
+    return _distinct(str(path), iterate_problems(path, prompt_suffix, columns))
+
+
+def problems_of(
+    rows: Iterable[dict[str, Any] | Problem], name: str, prompt_suffix: str = "", columns: Mapping[str, str] = NO_COLUMNS
+) -> list[Problem]:
+    """The problems of rows that are in memory, by the rules of :func:`load_problems`. ``name`` stands for the file in messages
+    and ids. A row that is a Problem already is taken as it is."""
+    return _distinct(
+        name, _of_rows(((f"row {number}", row) for number, row in enumerate(rows, 1)), name, prompt_suffix, columns)
+    )
+
+
+def _distinct(path: str, found: Iterable[tuple[str, Problem]]) -> list[Problem]:
     problems: dict[str, tuple[Problem, str]] = {}
     rows = 0
-    for place, problem in iterate_problems(path, prompt_suffix, columns):
+    for place, problem in found:
         rows += 1
         if problem.id not in problems:
             problems[problem.id] = problem, place
@@ -95,7 +109,20 @@ def iterate_problems(
     A row without a prompt or an answer is a UserError, unless ``fault`` is there to be told of it. Rows that their layout marks
     as having no known answer are left out, and told of to ``fault`` alone.
     """
-    for place, row in rows_of(str(path)):
+    yield from _of_rows(rows_of(str(path)), str(path), prompt_suffix, columns, fault)
+
+
+def _of_rows(
+    rows: Iterable[tuple[str, dict[str, Any] | Problem]],
+    path: str,
+    prompt_suffix: str,
+    columns: Mapping[str, str],
+    fault: Callable[[str], None] | None = None,
+) -> Iterator[tuple[str, Problem]]:
+    for place, row in rows:
+        if isinstance(row, Problem):
+            yield place, row
+            continue
         where = f"{path}, {place}"
         layout = layout_of(row, columns)
         if layout.unanswered is not None and value_of(row, layout.unanswered[0]) in layout.unanswered[1]:
@@ -103,7 +130,7 @@ def iterate_problems(
                 fault(f"{where}: no known answer ({value_of(row, layout.unanswered[0])})")
             continue
         try:
-            problem = _problem(where, stem_of(str(path)), row, layout, prompt_suffix)
+            problem = _problem(where, stem_of(path), row, layout, prompt_suffix)
         except UserError as error:
             if fault is None:
                 raise
@@ -194,4 +221,13 @@ def _columns(row: dict[str, Any]) -> str:
     return f"the row has {', '.join(map(str, row)) or 'no columns'}"
 
 
-__all__ = ["BOX_REQUEST", "DAPO_HEAD", "DAPO_TAIL", "HUB", "choose_problems", "iterate_problems", "load_problems"]
+__all__ = [
+    "BOX_REQUEST",
+    "DAPO_HEAD",
+    "DAPO_TAIL",
+    "HUB",
+    "choose_problems",
+    "iterate_problems",
+    "load_problems",
+    "problems_of",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aster.chat.qwen3 import Qwen3Dialect
+from aster.chat import ParsedCall, Qwen3Dialect
 from aster.transcript import Step, Transcript
 from aster.types import Problem, Trajectory
 
@@ -22,7 +22,9 @@ def render(transcript: Transcript, dialect: Qwen3Dialect) -> Trajectory:
     )
     trajectory.append("prompt", dialect.prompt_ids(transcript.prompt, system=transcript.system))
     for number, step in enumerate(transcript.steps, start=1):
-        ids = dialect.turn_ids(step.thinking, step.text, [call.code for call in step.calls])
+        ids = dialect.turn_ids(
+            step.thinking, step.text, [ParsedCall(call.code, tool=call.tool, arguments=call.arguments) for call in step.calls]
+        )
         turn = trajectory.append("assistant", ids, [0.0] * len(ids))
         turn.calls = list(step.calls)
         if step.calls and number < len(transcript.steps):

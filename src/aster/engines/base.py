@@ -6,15 +6,18 @@
     policy.optim_step(adam)                  -> metrics
     policy.save(path) / load(path); policy.refresh_sampler(); policy.close()
 
-Losses are sums. Token-mean over the global batch comes from the caller: it divides every sample's ``scale`` by the number of
-trained tokens in the batch, and no engine has to know.
+Losses are sums. The mean over the tokens of the global batch comes from the caller: it divides every sample's weights by the
+number of trained tokens in the batch, and no engine has to know.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from aster.algorithms.base import Loss
+from aster.types import TrainingSample
 
 if TYPE_CHECKING:
     from aster.chat import Qwen3Dialect
@@ -50,32 +53,6 @@ class Completion:
     """Untempered log-probabilities of the sampled tokens."""
     stopped: bool
     """True if a stop token ended the turn, False if ``max_tokens`` did."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSample:
-    """One trajectory to train on. The lists have length T."""
-
-    token_ids: list[int]
-    loss_mask: list[int]
-    """1 = trained."""
-    scale: float
-    """SFT weight or advantage of its tokens, already divided by the trained tokens of the global batch."""
-    sampler_logprobs: list[float] | None = None
-    """Under the sampler, at every position (0.0 where not sampled). None: not corrected for."""
-    old_logprobs: list[float] | None = None
-    """Under the trainer before the batch's first step, at the trained positions alone, in order. None: the present ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Which loss, with its settings; the recipe's ``rl`` section explains them."""
-
-    kind: Literal["cross_entropy", "ppo"]
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    dual_clip: float = 10.0
-    importance_cap: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)

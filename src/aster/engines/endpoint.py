@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig
 from aster.engines.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
 from aster.errors import UserError
@@ -223,20 +223,20 @@ class EndpointEngine:
         self.sampler, self.dialect = sampler, dialect
 
     @classmethod
-    async def connect(cls, recipe: Recipe, checkpoint: Path | None, capacity: int | None) -> EndpointEngine:
+    async def connect(cls, config: EngineConfig, checkpoint: Path | None, capacity: int | None) -> EndpointEngine:
         """Probe the server of the recipe. UserError where it will not do, or a ``checkpoint`` of ours is asked for."""
         if checkpoint is not None:
             raise refusal(f"it cannot sample {checkpoint}")
-        tokenizer = load_tokenizer(resolve(recipe.model.path, weights=False))
+        tokenizer = load_tokenizer(resolve(config.model.path, weights=False))
         dialect = make_dialect(tokenizer)
-        settings = recipe.policy
+        settings = config.policy
         server = Server(settings.base_url, os.environ.get(KEY))
         try:
             name = await probe(server, tokenizer, settings.model_name, capacity, f"policy.base_url: {server.address}")
         except BaseException:
             await server.close()
             raise
-        return cls(EndpointSampler(server, name, recipe.rollout.slots, settings.request_seconds), dialect)
+        return cls(EndpointSampler(server, name, config.rollout.slots, settings.request_seconds), dialect)
 
     def open(self, sequence: str) -> None:
         """A trajectory begins."""

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig
 from aster.engines.base import Engine
 from aster.errors import UserError
 
 
 @asynccontextmanager
 async def open_engine(
-    recipe: Recipe,
+    config: EngineConfig,
     checkpoint: Path | None = None,
     *,
     optimizer: bool = False,
@@ -25,7 +25,7 @@ async def open_engine(
     while it is trained. UserError where the engine cannot be had.
     """
     policy: Engine
-    if recipe.policy.kind == "tinker":
+    if config.policy.kind == "tinker":
         try:
             from aster.engines.tinker.engine import TinkerEngine
         except ModuleNotFoundError as error:
@@ -35,19 +35,19 @@ async def open_engine(
                 "policy.kind: tinker needs the package tinker, which is not installed; install it (pip install "
                 "'aster-tir[tinker]')"
             ) from None
-        policy = await TinkerEngine.connect(recipe, checkpoint, optimizer=optimizer, capacity=capacity)
-    elif recipe.policy.sampler == "endpoint":
+        policy = await TinkerEngine.connect(config, checkpoint, optimizer=optimizer, capacity=capacity)
+    elif config.policy.sampler == "endpoint":
         from aster.engines.endpoint import EndpointEngine
 
-        policy = await EndpointEngine.connect(recipe, checkpoint, capacity)
-    elif recipe.policy.sampler == "vllm":
+        policy = await EndpointEngine.connect(config, checkpoint, capacity)
+    elif config.policy.sampler == "vllm":
         from aster.engines.vllm import start_vllm
 
-        policy = await start_vllm(recipe, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
+        policy = await start_vllm(config, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
     else:
         from aster.engines.local.engine import LocalEngine
 
-        policy = LocalEngine(recipe, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
+        policy = LocalEngine(config, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
     try:
         yield policy
     finally:

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aster import process as guard
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig
 from aster.engines.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.engines.endpoint import EndpointSampler, probe
 from aster.engines.handover import blank, roomy_directory, untie, weights_bytes, write_merged
@@ -127,11 +127,17 @@ class VllmEngine:
     """Implements :class:`aster.engines.Policy`: trained as a :class:`LocalEngine`, sampled by vLLM."""
 
     def __init__(
-        self, recipe: Recipe, local: LocalEngine, server: VllmServer, sampler: EndpointSampler, folder: Path, overlapped: bool
+        self,
+        config: EngineConfig,
+        local: LocalEngine,
+        server: VllmServer,
+        sampler: EndpointSampler,
+        folder: Path,
+        overlapped: bool,
     ) -> None:
         """``overlapped``: it is sampled while it is trained, so vLLM neither pauses nor sleeps meanwhile."""
         self.local, self.server, self.sampler, self.folder, self.overlapped = local, server, sampler, folder, overlapped
-        self.sleeps = recipe.policy.vllm_sleep and not overlapped
+        self.sleeps = config.policy.vllm_sleep and not overlapped
         self.dialect = local.dialect
         self._paused = False
         self._starting = asyncio.Lock()
@@ -265,25 +271,25 @@ class VllmEngine:
 
 
 async def start_vllm(
-    recipe: Recipe, checkpoint: Path | None, *, optimizer: bool, capacity: int | None, overlapped: bool
+    config: EngineConfig, checkpoint: Path | None, *, optimizer: bool, capacity: int | None, overlapped: bool
 ) -> VllmEngine | LocalEngine:
     """The policy, with a server that answers; without ``capacity`` nothing is sampled, and a LocalEngine will do.
 
     UserError where vLLM is not installed or does not start."""
     if capacity is None:
-        return LocalEngine(recipe, checkpoint, optimizer=optimizer)
-    require_vllm(recipe.policy.vllm_python)
-    local = LocalEngine(recipe, checkpoint, optimizer=optimizer)
+        return LocalEngine(config, checkpoint, optimizer=optimizer)
+    require_vllm(config.policy.vllm_python)
+    local = LocalEngine(config, checkpoint, optimizer=optimizer)
     policy: VllmEngine | None = None
     try:
         require_context(context_of(local.model.config), capacity)
         descriptor, log = tempfile.mkstemp(prefix="aster-vllm-", suffix=".log")
         os.close(descriptor)
         folder = Path(tempfile.mkdtemp(prefix="aster-vllm-", dir=roomy_directory(weights_bytes(local.model))))
-        command, environment = command_for(recipe, local.model, folder, capacity)
+        command, environment = command_for(config, local.model, folder, capacity)
         server = VllmServer(command, environment, folder / "socket", Path(log))
-        sampler = EndpointSampler(server.http, NAME, recipe.rollout.slots, recipe.policy.request_seconds)
-        policy = VllmEngine(recipe, local, server, sampler, folder, overlapped)
+        sampler = EndpointSampler(server.http, NAME, config.rollout.slots, config.policy.request_seconds)
+        policy = VllmEngine(config, local, server, sampler, folder, overlapped)
         await policy.begin()
         await probe(server.http, local.tokenizer, NAME, capacity, "policy.sampler: vllm")
     except BaseException:
@@ -309,18 +315,18 @@ def require_vllm(python: str) -> None:
         )
 
 
-def command_for(recipe: Recipe, model: Any, folder: Path, capacity: int) -> tuple[list[str], dict[str, str]]:
+def command_for(config: EngineConfig, model: Any, folder: Path, capacity: int) -> tuple[list[str], dict[str, str]]:
     """vLLM's command line and environment."""
-    settings, device = recipe.policy, next(model.parameters()).device
+    settings, device = config.policy, next(model.parameters()).device
     command = [
         settings.vllm_python or sys.executable,
         *("-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(folder / "weights")),
         *("--served-model-name", NAME),
         *("--uds", str(folder / "socket")),
-        *("--dtype", recipe.model.dtype),
+        *("--dtype", config.model.dtype),
         *("--max-model-len", str(capacity)),
-        *("--max-num-seqs", str(recipe.rollout.slots)),
+        *("--max-num-seqs", str(config.rollout.slots)),
         *("--generation-config", "vllm"),
         *("--logprobs-mode", "raw_logprobs"),
         "--enable-prefix-caching",
@@ -344,18 +350,18 @@ def command_for(recipe: Recipe, model: Any, folder: Path, capacity: int) -> tupl
         # Compiling costs minutes, which a CPU's small models never earn back.
         command.append("--enforce-eager")
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, -(-cache_bytes(recipe, model) >> 30))))
-        if recipe.model.threads:
-            environment["OMP_NUM_THREADS"] = str(recipe.model.threads)
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, -(-cache_bytes(config, model) >> 30))))
+        if config.model.threads:
+            environment["OMP_NUM_THREADS"] = str(config.model.threads)
     return command, environment
 
 
-def cache_bytes(recipe: Recipe, model: Any) -> int:
+def cache_bytes(config: EngineConfig, model: Any) -> int:
     """Keys and values of ``rollout.cache_tokens`` tokens."""
-    config = model.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_each = next(model.parameters()).element_size()
-    return recipe.rollout.cache_tokens * 2 * config.num_hidden_layers * config.num_key_value_heads * size * bytes_each
+    shape = model.config
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    element = next(model.parameters()).element_size()
+    return config.rollout.cache_tokens * 2 * shape.num_hidden_layers * shape.num_key_value_heads * head_dim * element
 
 
 def last_error(log: Path) -> str:

@@ -22,12 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from aster.config.changes import first_difference
 from aster.data.sets import iterate_set, write_set
 from aster.errors import UserError
 from aster.evaluation.outcomes import Outcome
 from aster.evaluation.settings import Settings
 from aster.run import (
-    first_difference,
     iterate_trajectories,
     read_json,
     read_json_lines,

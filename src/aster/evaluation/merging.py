@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aster.config.changes import first_difference
 from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import conclude, jobs_of
 from aster.evaluation.settings import parse_shard
-from aster.run import first_difference, replacing
+from aster.run import replacing
 from aster.types import Problem
 
 

@@ -10,16 +10,16 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from aster.config import Rollout
+from aster.environments import Environment
 from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.settings import Settings, policy_kind
-from aster.rollout import Job, Rollouts, Workshop
+from aster.rollout import Job, RolloutContext, Rollouts
 from aster.transcript import Transcript
 from aster.types import Trajectory
-from aster_sandbox import AnySandbox
 
 Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
 """Begins an attempt as soon as there is room."""
@@ -27,31 +27,31 @@ Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
 
 @asynccontextmanager
 async def open_attempts(
-    settings: Settings, rollout: Rollout, sandbox: AnySandbox | None, folder: EvaluationFolder
+    settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder
 ) -> AsyncIterator[Start]:
     """The policy's :data:`Start`; its attempts are ended and the policy is closed at the end. UserError where it cannot be had.
 
-    ``sandbox``: None where there is no tool. The folder keeps the tokenizer where attempts are tokens, and the name of a served
+    The ``environment`` is open. The folder keeps the tokenizer where attempts are tokens, and the name of a served
     model."""
     if settings.kind == "chat":
-        async with _chat(settings, rollout, sandbox, folder) as start:
+        async with _chat(settings, rollout, environment, folder) as start:
             yield start
         return
-    recipe = settings.recipe(rollout)
+    config = settings.engine_config(rollout)
     from aster.engines.opening import open_engine
 
     checkpoint = Path(settings.checkpoint) if settings.checkpoint else None
     if checkpoint is not None and not checkpoint.is_dir():
         raise UserError(f"--checkpoint {checkpoint}: no such folder")
-    async with open_engine(recipe, checkpoint, capacity=settings.context_tokens) as policy:
+    async with open_engine(config, checkpoint, capacity=settings.context_tokens) as policy:
         folder.keep_tokenizer(policy.dialect.tokenizer)
         if settings.kind == "endpoint":
             from aster.engines.endpoint import EndpointEngine
 
             assert isinstance(policy, EndpointEngine)
             folder.note(served=policy.sampler.model)
-        workshop = Workshop(lambda _: policy, policy.dialect, sandbox, rollout.slots)
-        async with Rollouts(workshop) as rollouts:
+        context = RolloutContext(lambda _: policy, policy.dialect, environment, rollout.slots)
+        async with Rollouts(context) as rollouts:
             yield functools.partial(_start, rollouts, settings)
 
 
@@ -61,7 +61,7 @@ def _start(rollouts: Rollouts, settings: Settings, job: Job) -> asyncio.Task[Tra
 
 @asynccontextmanager
 async def _chat(
-    settings: Settings, rollout: Rollout, sandbox: AnySandbox | None, folder: EvaluationFolder
+    settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder
 ) -> AsyncIterator[Start]:
     """Attempts by an endpoint that takes and gives text."""
     from aster.teacher.chat import ChatAuthor
@@ -85,11 +85,9 @@ async def _chat(
                 job.problem,
                 job.sample,
                 job.seed,
-                # Not looked at where there is no tool.
-                sandbox=cast("AnySandbox", sandbox),
+                environment=environment,
                 budget=settings.budget(),
                 decoding=settings.decoding,
-                tools=settings.tools,
             )
             task = asyncio.create_task(attempt)
             tasks.add(task)

@@ -88,7 +88,7 @@ def evaluate(settings: Settings, problems: Sequence[Problem], request: Request) 
                 return found
             folder.unfinish()
         if settings.kind != "chat":
-            settings.recipe(request.rollout)  # what is wrong with it is said before anything is written
+            settings.engine_config(request.rollout)  # what is wrong with it is said before anything is written
         notes = {
             **_named(request),
             "training": training_of(settings),
@@ -171,17 +171,22 @@ def _on_disk(folder: EvaluationFolder) -> dict[tuple[str, int], Outcome]:
 
 async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, jobs: list[Job], total: int) -> None:
     from aster.engines import EngineLost
-    from aster_sandbox import Sandbox, SandboxFailure, SettingsError, make_sandbox
+    from aster.environments import PythonTool
+    from aster.environments.opening import make_environment
+    from aster_sandbox import Sandbox, SandboxFailure, SettingsError
 
     async with AsyncExitStack() as stack:
         try:
-            sandbox = None
-            if settings.tools:
-                beside_sampler = settings.kind == "local" and settings.engine.samples_here
-                sandbox = await stack.enter_async_context(make_sandbox(settings.sandbox, beside_sampler=beside_sampler))
-                level = sandbox.level.value if isinstance(sandbox, Sandbox) else "of the service"
-                folder.note(isolation=level)
-            start = await stack.enter_async_context(open_attempts(settings, rollout, sandbox, folder))
+            beside_sampler = settings.kind == "local" and settings.engine.samples_here
+            environment = make_environment(
+                settings.environment, settings.offered_tools, settings.sandbox, beside_sampler=beside_sampler
+            )
+            await stack.enter_async_context(environment)
+            for tool in environment.tools:
+                if isinstance(tool, PythonTool):
+                    sandbox = tool.sandbox
+                    folder.note(isolation=sandbox.level.value if isinstance(sandbox, Sandbox) else "of the service")
+            start = await stack.enter_async_context(open_attempts(settings, rollout, environment, folder))
             with Progress("evaluate", total, "attempt", done=total - len(jobs)) as progress:
                 await _collect(folder, [start(job) for job in jobs], progress, first=len(jobs) == total)
         except SettingsError as error:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from aster.config import Model, Policy, Rollout, Sandbox, Section
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig, Environment, Model, Policy, Rollout, Sandbox, Section, Tool
+from aster.config.changes import deciding
 from aster.config.section import Positive, PositiveFloat
 from aster.data.problems import BOX_REQUEST
 from aster.errors import UserError
@@ -51,6 +51,11 @@ class Settings(Section):
     wall_seconds: PositiveFloat = 3600.0
     """Seconds of one attempt, checked between turns."""
     tools: bool = True
+    """False: no tool is offered."""
+    environment: Environment = Environment()
+    """What an attempt is worth."""
+    toolset: list[Tool] = [Tool()]  # noqa: RUF012 - pydantic copies defaults
+    """What the policy may call, where it has tools."""
     seed: int = 1
     shard: str = "1/1"
     """Which part of the problems, ``i/n``."""
@@ -66,6 +71,11 @@ class Settings(Section):
         return policy_kind(self.policy)[0]
 
     @property
+    def offered_tools(self) -> list[Tool]:
+        """What the policy may call."""
+        return self.toolset if self.tools else []
+
+    @property
     def decoding(self) -> Decoding:
         """How turns are sampled."""
         return Decoding(self.temperature, self.top_p)
@@ -76,11 +86,11 @@ class Settings(Section):
         turn = self.turn_tokens or self.context_tokens
         return Budget(self.context_tokens, turn, self.tool_calls, self.tool_calls + 1, self.wall_seconds)
 
-    def recipe(self, rollout: Rollout) -> Recipe:
-        """What opens the policy. Of a chat endpoint nothing is opened by recipe."""
+    def engine_config(self, rollout: Rollout) -> EngineConfig:
+        """What opens the policy. UserError where something is missing. A chat endpoint is not opened by it."""
         kind, address = policy_kind(self.policy)
         if kind == "local":
-            return Recipe(seed=self.seed, model=self.model, policy=self.engine, sandbox=self.sandbox, rollout=rollout)
+            return EngineConfig(seed=self.seed, model=self.model, policy=self.engine, rollout=rollout)
         if not self.tokenizer:
             raise UserError(
                 f"--policy {self.policy}: it takes token ids, so the model's tokenizer is needed: --tokenizer FOLDER (or "
@@ -94,18 +104,13 @@ class Settings(Section):
         model = self.model.model_copy(update={"path": self.tokenizer})
         try:
             policy = Policy(**{**self.engine.model_dump(exclude_defaults=True), **engine})
-            return Recipe(seed=self.seed, model=model, policy=policy, sandbox=self.sandbox, rollout=rollout)
         except ValidationError as error:
             raise UserError(f"--policy {self.policy}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        return EngineConfig(seed=self.seed, model=model, policy=policy, rollout=rollout)
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the numbers, without what may change from call to call: where sessions run, patience."""
-        found = self.model_dump(mode="json")
-        for name in ("addresses", "spare_processors"):
-            del found["sandbox"][name]
-        for name in ("patience_seconds", "request_seconds", "vllm_python", "vllm_memory", "vllm_sleep"):
-            del found["engine"][name]
-        return found
+        """All that decides the numbers, without what may change from call to call."""
+        return deciding(self)
 
 
 def policy_kind(policy: str) -> tuple[Kind, str]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from aster import __version__
 from aster.config import cold_start_name
+from aster.config.curation import WITHOUT_SFT
 from aster.data.curation.chain import Funnel
 from aster.evaluation.published import BENCHMARKS, ROWS
 from aster.report import charts
@@ -50,7 +51,8 @@ def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
     html = template.render(
         version=__version__,
         recipe=run.recipe,
-        cold_start=cold_start_name(run.recipe.cold_start),
+        cold_start=cold_start_name(run.recipe["cold_start"]),
+        has_sft=run.recipe["cold_start"] not in WITHOUT_SFT,
         about=about,
         results=[(POLICIES[policy], results[policy]) for policy in POLICIES if policy in results],
         published=ROWS,

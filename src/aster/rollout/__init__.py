@@ -1,6 +1,6 @@
 """One trajectory's loop, and many of them at once."""
 
-from aster.rollout.batch import Job, Rollouts, Workshop, rollout_batch
+from aster.rollout.batch import Job, RolloutContext, Rollouts, make_jobs, rollout_batch
 from aster.rollout.loop import Decoding, rollout
 
-__all__ = ["Decoding", "Job", "Rollouts", "Workshop", "rollout", "rollout_batch"]
+__all__ = ["Decoding", "Job", "RolloutContext", "Rollouts", "make_jobs", "rollout", "rollout_batch"]

@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from aster.chat import Qwen3Dialect
 from aster.engines import Sampler
+from aster.environments.base import Environment
 from aster.rollout.loop import Decoding, rollout
+from aster.seeds import derive
 from aster.types import Budget, Problem, Trajectory
-from aster_sandbox import AnySandbox
 
 Item = TypeVar("Item")
 
@@ -28,22 +29,18 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class RolloutContext:
     """What rollouts share."""
 
     sampler_for: Callable[[Job], Sampler]
     """Who writes the turns of a job: the policy for all, or a scripted expert for each."""
     dialect: Qwen3Dialect
-    sandbox: AnySandbox | None
-    """None: the policy has no tool."""
+    environment: Environment
+    """What is asked, with which tools, and what an attempt is worth. It is open."""
     concurrency: int
     """Trajectories under way at once."""
     deterministic: bool = False
     """Waves instead of a stream: which trajectories are decoded together never depends on how long a tool took."""
-    system: str = ""
-    """Text for the system turn of every prompt, before the tool's schema."""
-    prefix: str = ""
-    """Text before the problem in every prompt."""
 
     def waves(self, items: list[Item]) -> Iterator[list[Item]]:
         """Everything at once; or, deterministic, as many as fit at a time."""
@@ -53,13 +50,14 @@ class Workshop:
 
 
 class Rollouts:
-    """Trajectories under way, over any number of batches; no more than the workshop's concurrency at once.
+    """Trajectories under way, over any number of batches; no more than the context's concurrency at once.
 
     An asynchronous context manager: at its end, whatever still runs is cancelled and waited for."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
-        self._slots = asyncio.Semaphore(workshop.concurrency)
+    def __init__(self, context: RolloutContext) -> None:
+        self.context = context
+        self._dialect = context.dialect.with_tools(context.environment.schemas)
+        self._slots = asyncio.Semaphore(context.concurrency)
         self._count = itertools.count()
         self._tasks: set[asyncio.Task[Trajectory]] = set()
 
@@ -95,7 +93,7 @@ class Rollouts:
         self, sequence: str, job: Job, budget: Budget, decoding: Decoding, done: Callable[[Trajectory], None]
     ) -> Trajectory:
         async with self._slots:
-            sampler = self.workshop.sampler_for(job)
+            sampler = self.context.sampler_for(job)
             sampler.open(sequence)
             trajectory = await rollout(
                 job.problem,
@@ -103,12 +101,10 @@ class Rollouts:
                 job.seed,
                 sequence=sequence,
                 sampler=sampler,
-                dialect=self.workshop.dialect,
-                sandbox=self.workshop.sandbox,
+                dialect=self._dialect,
+                environment=self.context.environment,
                 budget=budget,
                 decoding=decoding,
-                system=self.workshop.system,
-                prefix=self.workshop.prefix,
             )
             done(trajectory)
             return trajectory
@@ -116,14 +112,19 @@ class Rollouts:
 
 async def rollout_batch(
     jobs: Iterable[Job],
-    workshop: Workshop,
+    context: RolloutContext,
     budget: Budget,
     decoding: Decoding,
     done: Callable[[Trajectory], None] = lambda _: None,
 ) -> list[Trajectory]:
     """Run all jobs; returns their trajectories in the jobs' order. ``done`` sees each as it finishes."""
     finished: list[Trajectory] = []
-    async with Rollouts(workshop) as rollouts:
-        for wave in workshop.waves(list(jobs)):
+    async with Rollouts(context) as rollouts:
+        for wave in context.waves(list(jobs)):
             finished += await asyncio.gather(*(rollouts.start(job, budget, decoding, done) for job in wave))
     return finished
+
+
+def make_jobs(problems: list[Problem], samples: int, *seed_parts: int | str) -> list[Job]:
+    """``samples`` attempts at each problem; a seed belongs to (parts, problem, sample), never to an order."""
+    return [Job(p, k, derive(*seed_parts, p.id, k)) for p in problems for k in range(samples)]

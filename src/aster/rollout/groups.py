@@ -13,12 +13,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from aster.algorithms.base import Group, is_equal
 from aster.algorithms.prompts import choose_prompts
-from aster.algorithms.training import Group, is_equal
-from aster.checkpoints import make_jobs
-from aster.config import RlStage
-from aster.config.recipe import Recipe
-from aster.rollout import Decoding, Rollouts
+from aster.config import Rl, RlStage
+from aster.rollout import Decoding, Rollouts, make_jobs
 from aster.rollout.schedule import Place
 from aster.seeds import derive
 from aster.terminal import say
@@ -42,6 +40,24 @@ class Batch:
     problems_left: int
     """Problems the prompts were drawn from."""
     seconds: float
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """All of them, the discarded ones last."""
+        return [trajectory for group in self.groups for trajectory in group] + self.discarded
+
+    def describe(self, samples: int) -> dict[str, Any]:
+        """How the batch was made, for the log. ``samples``: trajectories of a group."""
+        return {
+            "stage_index": self.place.stage_index,
+            "problems_left": self.problems_left,
+            "resampled_groups": len(self.discarded) // samples,
+            "staleness": sum(self.staleness) / len(self.staleness),
+            "staleness_max": max(self.staleness),
+            "carried": self.carried,
+            "carried_trajectories": self.unfinished,
+            "sample_seconds": round(self.seconds, 3),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +90,9 @@ class Pending:
 class GroupSampler:
     """Samples the batches of a run, one after the other."""
 
-    def __init__(self, recipe: Recipe, problems: dict[str, Problem], rollouts: Rollouts) -> None:
-        self.recipe, self.settings = recipe, recipe.rl
+    def __init__(self, settings: Rl, seed: int, problems: dict[str, Problem], rollouts: Rollouts) -> None:
+        """``seed`` is the run's; ``problems`` are all that prompts may be drawn from, by id."""
+        self.settings, self.seed = settings, seed
         self.problems, self.rollouts = problems, rollouts
         self.carried: list[Pending] = []
         self.lost: list[dict[str, Any]] = []
@@ -99,7 +116,7 @@ class GroupSampler:
                 [self.problems[record["problem_id"]]], record["begun"], record["attempt"], version, stage
             )
         self.lost = []
-        drawn = choose_prompts(ids, place.stage_step, settings.prompts, derive(self.recipe.seed, "rl", place.stage_index))
+        drawn = choose_prompts(ids, place.stage_step, settings.prompts, derive(self.seed, "rl", place.stage_index))
         wanted = list(dict.fromkeys(drawn))
         kept: list[Pending] = []
         discarded: list[Trajectory] = []
@@ -113,7 +130,7 @@ class GroupSampler:
             kept += [pending for pending in fresh if pending not in equal]
             used = set(drawn)
             others = [i for i in ids if i not in used]
-            random.Random(derive(self.recipe.seed, "resample", place.step, attempt)).shuffle(others)
+            random.Random(derive(self.seed, "resample", place.step, attempt)).shuffle(others)
             wanted = others[: len(equal)]
             drawn += wanted
             # Where problems run out, the equal groups that cannot be replaced stay.
@@ -138,11 +155,11 @@ class GroupSampler:
     async def _start(self, problems: list[Problem], begun: int, attempt: int, version: int, stage: RlStage) -> list[Pending]:
         """Begin a group for each problem. Seeds belong to the step and attempt they are drawn for."""
         size = self.settings.samples
-        jobs = make_jobs(problems, size, self.recipe.seed, "rl", begun, attempt)
+        jobs = make_jobs(problems, size, self.seed, "rl", begun, attempt)
         tasks: list[asyncio.Task[Trajectory]] = []
-        for wave in self.rollouts.workshop.waves(jobs):
+        for wave in self.rollouts.context.waves(jobs):
             started = [self.rollouts.start(job, stage.limits.budget(), Decoding(self.settings.temperature)) for job in wave]
-            if self.rollouts.workshop.deterministic:
+            if self.rollouts.context.deterministic:
                 await asyncio.gather(*started)
             tasks += started
         return [

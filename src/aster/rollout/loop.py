@@ -1,4 +1,4 @@
-"""The one loop: generate, parse, run the tool, append, until the policy answers or a budget ends.
+"""One trajectory: sample a turn, run its calls, append their results, until the policy answers or a budget ends; then score it.
 
 Whoever samples tokens comes through here, in synthesis, RL and evaluation; a server that gives text alone has a loop of its own
 (:mod:`aster.teacher.chat`). The budget is checked in this order:
@@ -6,26 +6,27 @@ Whoever samples tokens comes through here, in synthesis, RL and evaluation; a se
     before a turn   context_tokens, turns, wall_seconds (:meth:`Budget.before_turn`)
     after it        context_tokens or turn_tokens (the turn was cut), then tool_calls, call by call
 
-Without a sandbox there is no tool: the prompt has no schema of it, and the first turn that ends is the answer.
+In an environment without tools the prompt has no schema, and the first turn that ends is the answer.
 
-A trajectory never holds more than ``context_tokens``, unless its prompt alone does: a tool result that would leave no room
-for a next token is not appended. A call that cannot be parsed gets an error as its result, and the loop goes on. What fails
-is recorded on the trajectory; the loop raises nothing but cancellation, EngineLost (then no trajectory can be trained on) and
-UserError (then the user must mend something first: other attempts would fail alike).
+A trajectory never holds more than ``context_tokens``, unless its prompt does: a tool result that would leave no room for a next
+token is not appended. A call that cannot be parsed gets an error as its result, and the loop goes on. What fails is recorded on
+the trajectory. The loop raises only cancellation, EngineLost (then no trajectory can be trained on) and UserError (then other
+attempts would fail in the same way until the user changes something).
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from aster.chat import AssistantTurn, Qwen3Dialect
+from aster.chat import Qwen3Dialect
 from aster.engines import Completion, EngineLost, Sampler, SamplingParams
+from aster.environments.base import Attempt, Environment, EnvironmentFailure, Score, opening, score
+from aster.environments.tools import Toolbox, ToolFailure
 from aster.errors import UserError
-from aster.grading import grade_final
-from aster.rollout.tool import PythonTool
+from aster.transcript import Step
 from aster.types import Budget, Problem, StopReason, Trajectory
-from aster_sandbox import AnySandbox, SandboxFailure
+from aster_sandbox import SandboxFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,75 +45,76 @@ async def rollout(
     sequence: str,
     sampler: Sampler,
     dialect: Qwen3Dialect,
-    sandbox: AnySandbox | None,
+    environment: Environment,
     budget: Budget,
     decoding: Decoding,
-    system: str = "",
-    prefix: str = "",
 ) -> Trajectory:
-    """One attempt at a problem, graded. ``sequence`` names it to the sampler, which must know it (``sampler.open``); ``system``
-    is a text for the system turn, before the tool's schema, ``prefix`` one before the problem. Without a ``sandbox`` the policy
-    has no tool."""
+    """One attempt at a problem, scored. ``sequence`` names it to the sampler, which must know it (``sampler.open``);
+    ``dialect`` has the environment's tools."""
     trajectory = Trajectory(problem.id, sample, seed)
-    tool = PythonTool(sandbox, seed, problem.setup) if sandbox is not None else None
-    attempt = _Attempt(problem, trajectory, sequence, sampler, dialect, tool, budget, decoding, system, prefix)
+    toolbox = Toolbox(environment.tools, problem, seed)
+    loop = _Loop(problem, trajectory, sequence, sampler, dialect, environment, toolbox, budget, decoding)
     began = time.monotonic()
     try:
-        trajectory.stop_reason = await attempt.run(began)
+        trajectory.stop_reason = await loop.run(began)
     except SandboxFailure as error:
         trajectory.stop_reason, trajectory.error = StopReason.SANDBOX_ERROR, str(error)
+    except ToolFailure as error:
+        trajectory.stop_reason, trajectory.error = StopReason.ENVIRONMENT_ERROR, str(error)
     except (EngineLost, UserError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is this trajectory's recorded fault
         trajectory.stop_reason, trajectory.error = StopReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"
     finally:
         sampler.release(sequence)
-        if tool is not None:
-            await tool.close()
+        await toolbox.close()
     trajectory.seconds = round(time.monotonic() - began, 4)
-    grade = await grade_final(attempt.final.content if attempt.final else None, trajectory.stop_reason, problem.answer)
-    trajectory.answer, trajectory.verdict = grade.answer, grade.verdict.reason
-    trajectory.reward = float(grade.verdict.correct)
+    try:
+        found = await score(environment, Attempt(problem, loop.steps, trajectory.stop_reason))
+    except EnvironmentFailure as error:
+        trajectory.stop_reason, trajectory.error = StopReason.ENVIRONMENT_ERROR, str(error)
+        found = Score(0.0, f"no score ({trajectory.stop_reason})")
+    trajectory.answer, trajectory.verdict = found.answer, found.verdict
+    trajectory.reward, trajectory.turn_rewards = float(found.reward), found.turns
     return trajectory
 
 
 @dataclass(slots=True)
-class _Attempt:
+class _Loop:
     problem: Problem
     trajectory: Trajectory
     sequence: str
     sampler: Sampler
     dialect: Qwen3Dialect
-    tool: PythonTool | None
+    environment: Environment
+    toolbox: Toolbox
     budget: Budget
     decoding: Decoding
-    system: str = ""
-    prefix: str = ""
-    final: AssistantTurn | None = None
+    steps: list[Step] = field(default_factory=list)
+    """The turns as text, for the environment."""
 
     async def run(self, began: float) -> StopReason:
         trajectory, budget = self.trajectory, self.budget
-        prompt = self.prefix + self.problem.prompt
-        trajectory.append("prompt", self.dialect.prompt_ids(prompt, tools=self.tool is not None, system=self.system))
-        turns = 0
+        prompt, system = opening(self.environment, self.problem)
+        trajectory.append("prompt", self.dialect.prompt_ids(prompt, system=system))
         while True:
             room = budget.context_tokens - len(trajectory.token_ids)
-            ended = budget.before_turn(room, turns, time.monotonic() - began)
+            ended = budget.before_turn(room, len(self.steps), time.monotonic() - began)
             if ended is not None:
                 return ended
-            turns += 1
             completion = await self.sample(min(room, budget.turn_tokens))
             turn = trajectory.append("assistant", completion.token_ids, completion.logprobs)
+            parsed = self.dialect.parse(completion.token_ids)
+            # The step shares its list of calls with the turn.
+            self.steps.append(Step(parsed.thinking, parsed.content, turn.calls, len(completion.token_ids)))
             if not completion.stopped:
                 return StopReason.TOKEN_BUDGET
-            parsed = self.dialect.parse(completion.token_ids)
-            if not parsed.calls or self.tool is None:
-                self.final = parsed
+            if not parsed.calls or not self.toolbox.tools:
                 return StopReason.ANSWERED
             for call in parsed.calls:
                 if len(trajectory.calls) >= budget.tool_calls:
                     return StopReason.CALL_BUDGET
-                turn.calls.append(await self.tool.run(call))
+                turn.calls.append(await self.toolbox.run(call))
             response = self.dialect.tool_ids([call.output for call in turn.calls])
             if len(trajectory.token_ids) + len(response) >= budget.context_tokens:
                 return StopReason.TOKEN_BUDGET

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aster.chat import Qwen3Dialect
-from aster.config.recipe import Recipe
+from aster.config import Synthesize
 from aster.data.rendering import render
 from aster.data.sets import iterate_set, write_set
 from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
+from aster.environments import Environment
 from aster.errors import UserError, one_line
 from aster.rollout import Decoding, Job
 from aster.run import RunFolder, append_line, drop_torn_line, write_trajectories
@@ -31,7 +32,6 @@ from aster.teacher.spending import LimitReached, Prices, Spending
 from aster.terminal import Progress, say
 from aster.transcript import Transcript
 from aster.types import FAULTS
-from aster_sandbox import AnySandbox, make_sandbox
 
 CHUNK = 64
 """Trajectories per file."""
@@ -77,11 +77,14 @@ class Tally:
         return ", ".join(f"{count} {name}" for name, count in self.failures.most_common())
 
 
-async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
-    """Make the attempts that are missing, then render all. UserError where the teacher is gone or the limit reached."""
-    settings = recipe.synthesize
+async def teach(
+    settings: Synthesize, folder: RunFolder, jobs: list[Job], environment: Environment, model_path: str, source: str
+) -> None:
+    """Make the attempts that are missing, then render all for the student at ``model_path``. ``source`` names the problems.
+
+    UserError where the teacher is gone or the limit of money is reached."""
     # Before anything is paid for: the student must be able to read it.
-    dialect = make_dialect(load_tokenizer(resolve(recipe.model.path, weights=False)))
+    dialect = make_dialect(load_tokenizer(resolve(model_path, weights=False))).with_tools(environment.schemas)
     path = folder.path / "synthesize" / "transcripts.jsonl"
     prices = Prices(settings.prices.prompt, settings.prices.completion)
     spending = Spending(prices, settings.max_cost, folder.path / "synthesize" / "requests.jsonl")
@@ -98,16 +101,16 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
         field="synthesize.base_url",
     )
     tally = _made(path, settings.retry_failed)
-    _require_same_problems(recipe, folder, jobs, tally)
+    _require_same_problems(source, folder, jobs, tally)
     missing = [job for job in jobs if (job.problem.id, job.sample) not in tally.keys]
     total = len(tally.keys) + len(missing)
     if tally.keys:
         say(f"synthesize: resuming after attempt {len(tally.keys)} of {total}")
     if missing:
-        async with author, make_sandbox(recipe.sandbox) as sandbox:
+        async with author, environment:
             _require_same_teacher(author, tally)
             with Progress("synthesize", total, "attempt", done=len(tally.keys)) as progress:
-                work = _Work(recipe, author, spending, sandbox, path, tally, progress)
+                work = _Work(settings, author, spending, environment, path, tally, progress)
                 await work.make(missing, total)
     if tally.failures:
         say(f"synthesize: {tally.failures.total()} of {len(tally.keys)} attempts failed: {tally}")
@@ -140,10 +143,10 @@ async def teach(recipe: Recipe, folder: RunFolder, jobs: list[Job]) -> None:
 class _Work:
     """The attempts of one start of the stage."""
 
-    recipe: Recipe
+    settings: Synthesize
     author: ChatAuthor
     spending: Spending
-    sandbox: AnySandbox
+    environment: Environment
     path: Path
     tally: Tally
     progress: Progress
@@ -155,7 +158,7 @@ class _Work:
     async def make(self, jobs: list[Job], total: int) -> None:
         """Make them all, or raise why not; every one that ended is on disk."""
         queue = iter(jobs)
-        workers = min(self.recipe.synthesize.concurrency, len(jobs))
+        workers = min(self.settings.concurrency, len(jobs))
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
                 group.create_task(self._work(queue))
@@ -163,7 +166,7 @@ class _Work:
             return
         made = f"{len(self.tally.keys)} of {total} attempts are on disk"
         if isinstance(self.ended, LimitReached):
-            if self.recipe.synthesize.finish_at_limit and self.tally.keys:
+            if self.settings.finish_at_limit and self.tally.keys:
                 say(f"synthesize.max_cost: {self.ended}; {made}, and the stage ends with them")
                 return
             raise UserError(
@@ -201,12 +204,12 @@ class _Work:
         return self.ended is None
 
     async def _attempt(self, job: Job) -> None:
-        settings = self.recipe.synthesize
+        settings = self.settings
         transcript = await self.author.attempt(
             job.problem,
             job.sample,
             job.seed,
-            sandbox=self.sandbox,
+            environment=self.environment,
             budget=settings.limits.budget(),
             decoding=Decoding(settings.temperature, settings.top_p),
         )
@@ -228,12 +231,11 @@ class _Work:
             )
 
 
-def _require_same_problems(recipe: Recipe, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
+def _require_same_problems(source: str, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
     """UserError where attempts were made at problems that are not asked now: there are fewer, or their file has changed, and
     the attempts would be mixed with those at others."""
     asked = {job.problem.id: job.problem.prompt for job in jobs}
     known = folder.problems()
-    source = recipe.problems.teach or recipe.problems.train
     left_out = {name for name, _ in tally.keys if name not in asked}
     if left_out:
         raise UserError(

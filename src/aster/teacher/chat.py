@@ -22,13 +22,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from aster.chat.qwen3 import TOOL_SCHEMA, ParsedCall
+from aster.chat.tools import ParsedCall, ToolSchemas
 from aster.chat.writings import WRITINGS
+from aster.environments.base import Attempt, Environment, EnvironmentFailure, Score, opening, score
+from aster.environments.tools import Toolbox, ToolFailure, not_run
 from aster.errors import UserError
-from aster.grading import grade_final
 from aster.http import Server, ServerError
 from aster.rollout import Decoding
-from aster.rollout.tool import PythonTool, not_run
 from aster.seeds import derive
 from aster.teacher.failures import Failure, TeacherGone, failed, room_told
 from aster.teacher.messages import (
@@ -43,7 +43,7 @@ from aster.teacher.messages import (
 from aster.teacher.spending import Spending
 from aster.transcript import Step, Transcript, Usage
 from aster.types import Budget, Problem, StopReason, ToolCall
-from aster_sandbox import AnySandbox, SandboxFailure
+from aster_sandbox import SandboxFailure
 
 KEY = "ASTER_TEACHER_KEY"
 """The environment variable with the server's key."""
@@ -96,43 +96,48 @@ class ChatAuthor:
         sample: int,
         seed: int,
         *,
-        sandbox: AnySandbox,
+        environment: Environment,
         budget: Budget,
         decoding: Decoding,
-        tools: bool = True,
     ) -> Transcript:
-        """One attempt at a problem, graded. ``tools=False``: no tool is offered, and none is run."""
+        """One attempt at a problem, scored."""
         async with self._places:
+            prompt, system = opening(environment, problem)
             transcript = Transcript(
                 problem.id,
                 sample,
-                problem.prompt,
+                prompt,
                 problem.answer,
                 seed=seed,
+                system=system,
                 setup=problem.setup,
                 author=self.model,
                 source=problem.source,
                 usage=Usage(),
                 metadata=dict(problem.metadata),
             )
-            tool = PythonTool(sandbox, seed, problem.setup)
-            dialogue = _Dialogue(self, problem, transcript, tool, budget, decoding, tools)
+            toolbox = Toolbox(environment.tools, problem, seed)
+            dialogue = _Dialogue(self, transcript, toolbox, environment.schemas, budget, decoding)
             began = time.monotonic()
             try:
                 transcript.stop_reason = await dialogue.run(began)
             except SandboxFailure as error:
                 transcript.stop_reason, transcript.error = StopReason.SANDBOX_ERROR, str(error)
+            except ToolFailure as error:
+                transcript.stop_reason, transcript.error = StopReason.ENVIRONMENT_ERROR, str(error)
             except Failure as error:
                 full = error.name == "context_length"
                 transcript.stop_reason = StopReason.TOKEN_BUDGET if full else StopReason.ENGINE_ERROR
                 transcript.error = str(error)
             finally:
-                await tool.close()
+                await toolbox.close()
             transcript.seconds = round(time.monotonic() - began, 4)
-            last = transcript.steps[-1].text if transcript.steps else None
-            grade = await grade_final(last, transcript.stop_reason, problem.answer)
-            transcript.answer, transcript.verdict = grade.answer, grade.verdict.reason
-            transcript.reward = float(grade.verdict.correct)
+            try:
+                found = await score(environment, Attempt(problem, transcript.steps, transcript.stop_reason))
+            except EnvironmentFailure as error:
+                transcript.stop_reason, transcript.error = StopReason.ENVIRONMENT_ERROR, str(error)
+                found = Score(0.0, f"no score ({transcript.stop_reason})")
+            transcript.answer, transcript.verdict, transcript.reward = found.answer, found.verdict, float(found.reward)
             return transcript
 
     async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -184,13 +189,12 @@ class ChatAuthor:
 @dataclass(slots=True)
 class _Dialogue:
     author: ChatAuthor
-    problem: Problem
     transcript: Transcript
-    tool: PythonTool
+    toolbox: Toolbox
+    tools: ToolSchemas
+    """What the server is told of them."""
     budget: Budget
     decoding: Decoding
-    tools: bool
-    """Whether the tool is offered."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     counted: int = 0
     """Tokens of the dialogue so far, as far as the server has counted them."""
@@ -227,7 +231,7 @@ class _Dialogue:
                     step.calls += [not_run(left.parsed, "the budget of calls is spent") for left in answer.calls[place:]]
                     return StopReason.CALL_BUDGET
                 step.calls.append(await self._call(call.parsed))
-            told = [turn_message(answer, self.author.calls, self.author.send_reasoning)]
+            told = [turn_message(answer, self.author.calls, self.author.send_reasoning, self.tools)]
             results = result_messages(answer, step.calls, self.author.calls)
             self.messages += told + results
             self.fresh += estimate(results)
@@ -235,11 +239,11 @@ class _Dialogue:
     def _open(self) -> None:
         writing = WRITINGS.get(self.author.calls)
         instructions = writing.instructions if writing is not None and self.tools else ""
-        system = "\n\n".join(text for text in (self.author.system, instructions) if text)
+        system = "\n\n".join(text for text in (self.author.system, self.transcript.system, instructions) if text)
         if system:
             self.messages.append({"role": "system", "content": system})
-        self.messages.append({"role": "user", "content": self.problem.prompt})
-        self.fresh = estimate([*self.messages, TOOL_SCHEMA] if self.tools else self.messages)
+        self.messages.append({"role": "user", "content": self.transcript.prompt})
+        self.fresh = estimate([*self.messages, *self.tools.functions])
 
     async def _turn(self, number: int, max_tokens: int) -> Answer:
         author, asked = self.author, self.used
@@ -282,7 +286,7 @@ class _Dialogue:
                 problem_id=transcript.problem_id,
                 sample=transcript.sample,
             )
-        return read_answer(author.server.address + PATH, answered, author.calls)
+        return read_answer(author.server.address + PATH, answered, author.calls, self.tools)
 
     def _body(self, number: int, max_tokens: int) -> dict[str, Any]:
         author = self.author
@@ -298,11 +302,11 @@ class _Dialogue:
         }
         writing = WRITINGS.get(author.calls)
         if self.tools and author.calls in ("tools", "harmony"):
-            body |= {"tools": [TOOL_SCHEMA], "tool_choice": "auto"}
+            body |= {"tools": self.tools.functions, "tool_choice": "auto"}
         elif self.tools and writing is not None and writing.stop:
             body["stop"] = list(writing.stop)
         body |= author.request
         return {key: value for key, value in body.items() if value is not None}
 
     async def _call(self, call: ParsedCall) -> ToolCall:
-        return await self.tool.run(call) if self.tools else not_run(call, "no tool is offered here")
+        return await self.toolbox.run(call) if self.tools else not_run(call, "no tool is offered here")

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aster.chat.qwen3 import ParsedCall, read_arguments, whole_characters
+from aster.chat.qwen3 import read_arguments
+from aster.chat.tools import PYTHON, ParsedCall, ToolSchemas, whole_characters
 from aster.chat.writing import split_thinking
 from aster.chat.writings import WRITINGS, without_marks
 from aster.errors import one_line
@@ -16,7 +17,6 @@ from aster.types import ToolCall
 
 Calls = Literal["tools", "code", "fenced", "harmony"]
 SendReasoning = Literal["auto", "reasoning_content", "reasoning", "no"]
-TOOL = "python"
 _NAME = re.compile(r"[^A-Za-z0-9_-]")
 BYTES_A_TOKEN = 3
 """For an estimate, before a server has counted: English and LaTeX have three to four."""
@@ -28,7 +28,7 @@ class AskedCall:
 
     parsed: ParsedCall
     id: str
-    name: str = TOOL
+    name: str = "python"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Answer:
     """Where the server put the reasoning."""
 
 
-def read_answer(where: str, body: dict[str, Any], calls: Calls) -> Answer:
+def read_answer(where: str, body: dict[str, Any], calls: Calls, tools: ToolSchemas = PYTHON) -> Answer:
     """Read a chat completion; Failure where it is none, or an empty one. What the model did wrong is in the calls' errors."""
     try:
         choice = body["choices"][0]
@@ -59,7 +59,7 @@ def read_answer(where: str, body: dict[str, Any], calls: Calls) -> Answer:
         thinking = whole_characters(message[name]) if name else ""
         usage = body.get("usage") or {}
         prompt_tokens, completion_tokens = (_count(usage.get(key)) for key in ("prompt_tokens", "completion_tokens"))
-        asked = [_asked(call, number) for number, call in enumerate(message.get("tool_calls") or [])]
+        asked = [_asked(call, number, tools) for number, call in enumerate(message.get("tool_calls") or [])]
     except (LookupError, TypeError, AttributeError):
         raise unusable(where, body) from None
     if reason == "content_filter":
@@ -86,7 +86,7 @@ def read_answer(where: str, body: dict[str, Any], calls: Calls) -> Answer:
     return Answer(thinking, text, raw, asked, reason, prompt_tokens, completion_tokens, name or "reasoning_content")
 
 
-def turn_message(answer: Answer, calls: Calls, send: SendReasoning) -> dict[str, Any]:
+def turn_message(answer: Answer, calls: Calls, send: SendReasoning, tools: ToolSchemas = PYTHON) -> dict[str, Any]:
     """The turn told back to the server, as the next request holds it."""
     if calls in ("code", "fenced"):
         message: dict[str, Any] = {"role": "assistant", "content": answer.raw}
@@ -94,7 +94,11 @@ def turn_message(answer: Answer, calls: Calls, send: SendReasoning) -> dict[str,
         message = {"role": "assistant", "content": answer.text}
         if answer.calls:
             message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments(call.parsed.code)}}
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": arguments(tools.arguments_of(call.parsed))},
+                }
                 for call in answer.calls
             ]
     if send != "no" and answer.thinking and calls not in ("code", "fenced"):
@@ -112,9 +116,9 @@ def result_messages(answer: Answer, results: list[ToolCall], calls: Calls) -> li
     ]
 
 
-def arguments(code: str) -> str:
-    """The one argument as the API has it: a text of JSON. Templates parse it, so even what was malformed is sent whole."""
-    return json.dumps({"code": code}, ensure_ascii=False)
+def arguments(given: dict[str, Any]) -> str:
+    """A call's arguments as the API has them: a text of JSON. Templates parse it, so even what was malformed is sent whole."""
+    return json.dumps(given, ensure_ascii=False)
 
 
 def estimate(messages: list[dict[str, Any]]) -> int:
@@ -122,15 +126,16 @@ def estimate(messages: list[dict[str, Any]]) -> int:
     return sum(len(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")) for message in messages) // BYTES_A_TOKEN
 
 
-def _asked(call: dict[str, Any], number: int) -> AskedCall:
+def _asked(call: dict[str, Any], number: int, tools: ToolSchemas) -> AskedCall:
     function = call["function"]
     name, given = function.get("name"), function.get("arguments")
     text = given if isinstance(given, str) else "" if given is None else json.dumps(given)
     identity = call["id"] if isinstance(call.get("id"), str) and call["id"] else f"call_{number}"
-    if name == TOOL:
-        return AskedCall(read_arguments(whole_characters(text)), identity)
     shown = _NAME.sub("_", str(name))[:64] or "unnamed"
-    error = f"there is no tool named {shown}; the one tool is {TOOL}, with the text argument code"
+    if name and tools.find(name) is not None:
+        return AskedCall(read_arguments(whole_characters(text), tools, str(name)), identity, shown)
+    known = " or ".join(tool.name for tool in tools.tools) or "none"
+    error = f"there is no tool named {shown}; there is {known}"
     return AskedCall(ParsedCall(whole_characters(text), error), identity, shown)
 
 

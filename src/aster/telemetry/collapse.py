@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aster.terminal import say
+
 BASELINE_STEPS = 5
 WINDOW_STEPS = 5
 SUSTAINED_STEPS = 5
@@ -55,3 +57,20 @@ def collapse_alarm(
                 f"from {level:.2f} over the first {baseline} steps"
             )
     return None
+
+
+class CollapseWatch:
+    """Says once, while a run goes on, that the alarm has gone off."""
+
+    def __init__(self, calls_per_step: Sequence[float]) -> None:
+        """``calls_per_step``: of the steps that are done already."""
+        self._calls = list(calls_per_step)
+        self._told = collapse_alarm(self._calls) is not None
+
+    def see(self, calls: float) -> None:
+        """One more step."""
+        self._calls.append(calls)
+        message = None if self._told else collapse_alarm(self._calls)
+        if message is not None:
+            self._told = True
+            say(f"rl: {message}")

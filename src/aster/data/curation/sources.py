@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aster.chat import Qwen3Dialect
-from aster.config import cold_start_name
+from aster.config import ColdStart, cold_start_name, read_cold_start
 from aster.data.rendering import transcribe
 from aster.data.sets import ENDINGS, parse_line, read_lines
 from aster.data.text import run_tokenizer
@@ -81,14 +81,15 @@ def remembered(problems: Mapping[str, Mapping[str, Any]], problem_id: str) -> Pr
 def author_of(run: RunFolder, stage: str) -> str:
     """Who wrote a stage's trajectories: the teacher of the cold start, or the run's own model. They do not say it."""
     recipe = run.recipe
+    path, cold_start, synthesis = str(recipe["model"]["path"]), read_cold_start(recipe["cold_start"]), recipe["synthesize"]
     if stage not in ("synthesize", "curate"):
-        return recipe.model.path
-    if recipe.cold_start_set is None and recipe.synthesize.teacher == "policy":
-        return recipe.model.path
-    if recipe.cold_start_set is None and recipe.synthesize.teacher == "endpoint":
-        # The recipe need not name the model where the server has one alone.
-        return recipe.synthesize.model or str((run.summary("synthesize") or {}).get("author", ""))
-    return cold_start_name(recipe.cold_start)
+        return path
+    if isinstance(cold_start, ColdStart) and synthesis["teacher"] == "policy":
+        return path
+    if isinstance(cold_start, ColdStart) and synthesis["teacher"] == "endpoint":
+        # The recipe need not name the model where the server has only one.
+        return str(synthesis["model"] or (run.summary("synthesize") or {}).get("author", ""))
+    return cold_start_name(cold_start)
 
 
 def _in_run(path: Path) -> tuple[RunFolder, str, list[Path]]:

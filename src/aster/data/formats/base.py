@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from aster.chat.qwen3 import ParsedCall
+from aster.chat.tools import ParsedCall
 from aster.chat.writings import Exchange
 from aster.jsonl import Row
 from aster.transcript import Step, Transcript

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from aster.chat.qwen3 import TOOL_SCHEMA, ParsedCall, parse_calls, whole_characters
+from aster.chat.qwen3 import TOOL_SCHEMA, parse_calls
+from aster.chat.tools import ParsedCall, whole_characters
 from aster.chat.writing import split_thinking
 from aster.data.formats.base import Layout, Unreadable, blank, finish, read_call, result
 from aster.data.formats.extra import exact, ours, restore, with_extra

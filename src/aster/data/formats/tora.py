@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aster.chat.qwen3 import AssistantTurn, ParsedCall
+from aster.chat.tools import AssistantTurn, ParsedCall
 from aster.chat.writings import FENCED, Exchange
 from aster.data.formats.base import Layout, Unreadable, add_exchanges, blank, finish
 from aster.jsonl import Row

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig
 from aster.engines.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.engines.local.adapters import Adapters
 from aster.engines.local.loading import BROKEN, context_of, load_model, load_tokenizer, make_dialect, require_context, resolve
@@ -32,7 +32,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        recipe: Recipe,
+        config: EngineConfig,
         path: Path | None = None,
         *,
         optimizer: bool = False,
@@ -42,7 +42,7 @@ class LocalEngine:
         """Load ``path`` (a checkpoint; default: the recipe's model), with its optimizer's state if asked. ``capacity`` is the
         longest sequence to sample, in tokens; ``overlapped``: turns are sampled while the model is trained. UserError where it
         cannot be loaded."""
-        settings = recipe.model
+        settings = config.model
         keep_freed_memory()
         self._pool = ThreadPoolExecutor(1, "aster-policy")
         self._sampling_pool = ThreadPoolExecutor(1, "aster-sampler") if overlapped else self._pool
@@ -54,15 +54,15 @@ class LocalEngine:
         self.tokenizer: Any = load_tokenizer(source)
         self.dialect = make_dialect(self.tokenizer)
         self.adapters: Adapters | None = None
-        if recipe.policy.lora_rank:
+        if config.policy.lora_rank:
             self.model: Any = load_model(source, settings)
-            self.adapters = Adapters(self.model, recipe.policy, recipe.seed)
+            self.adapters = Adapters(self.model, config.policy, config.seed)
             if path is not None:
                 self.adapters.load(path)
         else:
             self.model = load_model(path or source, settings)
         self.trainer = LocalTrainer(self.model)
-        self._rollout = recipe.rollout
+        self._rollout = config.rollout
         self._sampler: LocalSampler | None = None
         if path is not None and optimizer:
             self._load_optimizer(path)

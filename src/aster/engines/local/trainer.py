@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aster.algorithms.losses import clipped_policy_loss, cross_entropy, merge_metrics
+from aster.algorithms.base import LossTokens
+from aster.algorithms.losses import merge_metrics
 from aster.engines.base import AdamStep, Loss, TrainingSample
 from aster.engines.local.attention import PackedLayout
 from aster.engines.local.memory import PeakMemory
@@ -35,8 +36,8 @@ class Packed:
     """(M,) flat positions whose hidden state predicts a trained token."""
     targets: Tensor
     """(M,)"""
-    scales: Tensor
-    """(M,)"""
+    weights: Tensor
+    """(M,) advantages, or the weights of SFT"""
     old_logprobs: Tensor | None
     """(M,)"""
     sampler_logprobs: Tensor | None
@@ -45,26 +46,21 @@ class Packed:
     """Trained tokens of each sample."""
 
 
-def trained_positions(sample: TrainingSample) -> list[int]:
-    """Positions whose token is trained. The first token has nothing before it and is never trained."""
-    return [index for index, flag in enumerate(sample.loss_mask) if flag and index > 0]
-
-
 def pack(samples: list[TrainingSample], device: torch.device) -> Packed:
     """Lay samples side by side."""
     predicting: list[int] = []
     targets: list[int] = []
-    scales: list[float] = []
+    weights: list[float] = []
     old: list[float] = []
     sampled: list[float] = []
     counts: list[int] = []
     offset = 0
     for sample in samples:
-        positions = trained_positions(sample)
+        positions = sample.trained_positions
         counts.append(len(positions))
         predicting += [offset + position - 1 for position in positions]
         targets += [sample.token_ids[position] for position in positions]
-        scales += [sample.scale] * len(positions)
+        weights += sample.trained_weights
         if sample.old_logprobs is not None:
             old += sample.old_logprobs
         if sample.sampler_logprobs is not None:
@@ -84,7 +80,7 @@ def pack(samples: list[TrainingSample], device: torch.device) -> Packed:
         token_ids=torch.tensor([[token for sample in samples for token in sample.token_ids]], device=device),
         predicting=torch.tensor(predicting, dtype=torch.long, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device),
-        scales=floats(scales),
+        weights=floats(weights),
         old_logprobs=floats(old) if old else None,
         sampler_logprobs=floats(sampled) if sampled else None,
         counts=counts,
@@ -138,7 +134,7 @@ class LocalTrainer:
         return found
 
     def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
-        """Add the gradient of the summed loss. The caller leaves out samples without trained tokens or with scale 0."""
+        """Add the gradient of the summed loss. The caller leaves out samples without trained tokens or with weights of 0."""
         if not self._accumulating:
             self._memory.restart()
             self._accumulating = True
@@ -146,20 +142,9 @@ class LocalTrainer:
         for indices in microbatches(samples, self.microbatch_tokens):
             packed = pack([samples[index] for index in indices], self.device)
             logprobs, entropy = self.logprobs(packed)
-            if loss.kind == "cross_entropy":
-                value, metrics = cross_entropy(logprobs, packed.scales)
-            else:
-                old = logprobs.detach() if packed.old_logprobs is None else packed.old_logprobs
-                value, metrics = clipped_policy_loss(
-                    logprobs,
-                    old,
-                    old if packed.sampler_logprobs is None else packed.sampler_logprobs,
-                    packed.scales,
-                    clip_low=loss.clip_low,
-                    clip_high=loss.clip_high,
-                    dual_clip=loss.dual_clip,
-                    importance_cap=loss.importance_cap,
-                )
+            old = logprobs.detach() if packed.old_logprobs is None else packed.old_logprobs
+            sampler = old if packed.sampler_logprobs is None else packed.sampler_logprobs
+            value, metrics = loss(LossTokens(logprobs, old, sampler, packed.weights, packed.counts))
             value.backward()
             parts.append({**metrics, "loss": float(value.detach()), "entropy_sum": float(entropy.sum())})
         return merge_metrics(parts)

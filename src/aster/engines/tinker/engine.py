@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinker import types
 from tinker.lib.retry_handler import RetryConfig
 
-from aster.config.recipe import Recipe
+from aster.config import EngineConfig
 from aster.engines.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.engines.local.loading import context_in, load_tokenizer, make_dialect, resolve
 from aster.engines.tinker.samples import Reduction, grad_norm, make_request, measure, trained
@@ -33,42 +34,42 @@ PROBE_TOKENS = 8
 class TinkerEngine:
     """Implements :class:`aster.engines.Policy`. Made by :meth:`connect`."""
 
-    def __init__(self, recipe: Recipe, service: Service, base_model: str, tokenizer: Any) -> None:
-        self._settings = recipe.policy
-        self._seed = derive(recipe.seed, "lora") % SEEDS
+    def __init__(self, config: EngineConfig, service: Service, base_model: str, tokenizer: Any) -> None:
+        self._settings = config.policy
+        self._seed = derive(config.seed, "lora") % SEEDS
         self._service = service
         self._base_model = base_model
         self._training: Any = None
         self._sampling: Any = None
         self._samples = False
         self._reduction: Reduction = "sum"
-        self._in_flight = asyncio.Semaphore(recipe.rollout.slots)
+        self._in_flight = asyncio.Semaphore(config.rollout.slots)
         self._saved: dict[Path, str] = {}
         self.dialect = make_dialect(tokenizer)
 
     @classmethod
     async def connect(
-        cls, recipe: Recipe, path: Path | None = None, *, optimizer: bool = False, capacity: int | None = None
+        cls, config: EngineConfig, path: Path | None = None, *, optimizer: bool = False, capacity: int | None = None
     ) -> TinkerEngine:
         """The recipe's base model, or the state that the checkpoint ``path`` points to, with its optimizer's if asked.
 
         ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. UserError where there is no
         server, or it does not have the model, or the model's context is shorter."""
-        settings = recipe.policy
-        source = resolve(recipe.model.path, weights=False)
+        settings = config.policy
+        source = resolve(config.model.path, weights=False)
         tokenizer = load_tokenizer(source)
         service = Service(settings.base_url, settings.patience_seconds)
         policy: TinkerEngine | None = None
         try:
             models = await service.connect()
-            base_model = choose_model(recipe, source, [model.model_name or "" for model in models])
+            base_model = choose_model(config, source, [model.model_name or "" for model in models])
             longest = [model.max_context_length for model in models if model.model_name == base_model] + [context_in(source)]
             most = min((found for found in longest if found), default=None)  # None: neither the server nor the model says
             if capacity is not None and most is not None and capacity > most:
                 raise UserError(
                     f"limits.context_tokens: {capacity} is more than the {most} tokens of the model's context; lower it"
                 )
-            policy = cls(recipe, service, base_model, tokenizer)
+            policy = cls(config, service, base_model, tokenizer)
             await policy._attach(path, optimizer)
             policy._samples = capacity is not None
             await policy.refresh_sampler()
@@ -161,12 +162,9 @@ class TinkerEngine:
     async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
         """Add the gradient of the summed loss. Where ``ppo`` gets samples without old log-probabilities, it takes a forward
         pass first: the truncated importance weights need them."""
-        if loss.kind == "ppo" and any(sample.old_logprobs is None for sample in samples):
+        if loss.name != "cross_entropy" and any(sample.old_logprobs is None for sample in samples):
             old = await self.forward(samples)
-            samples = [
-                TrainingSample(s.token_ids, s.loss_mask, s.scale, s.sampler_logprobs, s.old_logprobs or logprobs)
-                for s, logprobs in zip(samples, old, strict=True)
-            ]
+            samples = [replace(s, old_logprobs=s.old_logprobs or logprobs) for s, logprobs in zip(samples, old, strict=True)]
         request = make_request(samples, loss, self._reduction)
         answer = await self._pass("a gradient", samples, request.loss_fn, request.config, request.inputs, backward=True)
         return measure(samples, self._logprobs(samples, answer), loss)
@@ -279,19 +277,19 @@ class TinkerEngine:
         await self._service.close()
 
 
-def choose_model(recipe: Recipe, source: Path, served: list[str]) -> str:
+def choose_model(config: EngineConfig, source: Path, served: list[str]) -> str:
     """The server's name for the recipe's model. UserError where it has none."""
-    wanted = recipe.policy.base_model
+    wanted = config.policy.base_model
     if wanted:
         found = [name for name in served if name == wanted]
     else:
-        exact = [name for name in served if name in (recipe.model.path, str(source))]
+        exact = [name for name in served if name in (config.model.path, str(source))]
         found = exact or [name for name in served if last_part(name) == source.name]
     if len(found) == 1:
         return found[0]
-    field, value = ("policy.base_model", wanted) if wanted else ("model.path", recipe.model.path)
+    field, value = ("policy.base_model", wanted) if wanted else ("model.path", config.model.path)
     raise UserError(
-        f"{field}: the Tinker server at {recipe.policy.base_url} serves {', '.join(served) or 'no model'}, not {value}; "
+        f"{field}: the Tinker server at {config.policy.base_url} serves {', '.join(served) or 'no model'}, not {value}; "
         "start it with that base model, or give the name it uses as policy.base_model"
     )
 

@@ -2,10 +2,10 @@
 
 A sample of T tokens becomes one datum of T - 1 places: place p predicts token p + 1 from the tokens up to p.
 
-The API's losses are sums over tokens, as ours are, so a sample's ``scale`` is sent as it stands. SkyRL's JAX backend takes the
+The API's losses are sums over tokens, as ours are, so a sample's weights are sent as they are. SkyRL's JAX backend takes the
 mean over each sequence's weights instead, and of that the mean over the sequences of an optimizer step
-(``reduction="sequence_mean"``). There the scale is multiplied by the sample's trained tokens and the number of samples, which
-makes the gradient the sum's again. It holds for one ``forward_backward`` a step: of several it is the mean, weighted by
+(``reduction="sequence_mean"``). There the weights are multiplied by the sample's trained tokens and the number of samples,
+which makes the gradient the sum's again. It holds for one ``forward_backward`` a step: of several it is the mean, weighted by
 their samples. A weight that is the same for a whole sequence cancels out of that backend's cross-entropy, so the cold start is
 sent as CISPO whose ratio is clipped to exactly 1: its gradient is that of the weighted log-likelihood.
 
@@ -16,16 +16,20 @@ ratio has passed it keeps its gradient; ``dual_clipped`` counts such tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from aster.algorithms.losses import LOG_RATIO_BOUND, clipped_policy_loss, cross_entropy
-from aster.engines.base import Loss, TrainingSample
-from aster.engines.local.trainer import trained_positions
+from aster.algorithms.base import Loss, LossTokens
+from aster.algorithms.losses import LOG_RATIO_BOUND
+from aster.errors import UserError
+from aster.types import TrainingSample
 
+REMOTE = ("ppo", "cispo")
+"""Losses of ours that the API has."""
 Reduction = Literal["sum", "sequence_mean"]
 
 
@@ -40,19 +44,27 @@ class Request:
 
 def trained(sample: TrainingSample, logprobs: list[float]) -> list[float]:
     """Of log-probabilities by place (T - 1 of them) those of the trained tokens."""
-    return [logprobs[position - 1] for position in trained_positions(sample)]
+    return [logprobs[position - 1] for position in sample.trained_positions]
 
 
 def make_request(samples: list[TrainingSample], loss: Loss, reduction: Reduction) -> Request:
     """The samples as the API wants them. For ``ppo`` every sample has its old log-probabilities."""
-    if loss.kind == "cross_entropy":
+    if loss.name == "cross_entropy":
         return _cross_entropy(samples, reduction)
+    if loss.function is not None or loss.name not in REMOTE:
+        raise UserError(
+            f"rl.algorithm: a Tinker server computes the losses {', '.join(REMOTE)}, not {loss.name}; use policy.kind=local, "
+            "or an algorithm with one of these"
+        )
     inputs = []
     for sample in samples:
-        positions = trained_positions(sample)
+        positions = sample.trained_positions
         assert sample.old_logprobs is not None
-        scale = sample.scale * _factor(sample, len(samples), reduction)
-        advantages = [scale * weight for weight in importance_weights(sample, loss.importance_cap)]
+        factor = _factor(sample, len(samples), reduction)
+        corrections = importance_weights(sample, loss.settings.get("importance_cap", math.inf))
+        advantages = [
+            weight * factor * correction for weight, correction in zip(sample.trained_weights, corrections, strict=True)
+        ]
         inputs.append(
             {
                 "logprobs": _spread(sample, positions, sample.old_logprobs),
@@ -60,15 +72,20 @@ def make_request(samples: list[TrainingSample], loss: Loss, reduction: Reduction
                 **_mask(sample, positions, reduction),
             }
         )
-    clip = {"clip_low_threshold": 1.0 - loss.clip_low, "clip_high_threshold": 1.0 + loss.clip_high}
-    return Request("ppo", clip, inputs)
+    clip = {
+        "clip_low_threshold": 1.0 - loss.settings["clip_low"],
+        "clip_high_threshold": 1.0 + loss.settings["clip_high"],
+    }
+    return Request(loss.name, clip, inputs)
 
 
 def _cross_entropy(samples: list[TrainingSample], reduction: Reduction) -> Request:
     inputs = []
     for sample in samples:
-        positions = trained_positions(sample)
-        weights = _spread(sample, positions, [sample.scale * _factor(sample, len(samples), reduction)] * len(positions))
+        positions = sample.trained_positions
+        weights = _spread(
+            sample, positions, [weight * _factor(sample, len(samples), reduction) for weight in sample.trained_weights]
+        )
         if reduction == "sum":
             inputs.append({"weights": weights})
         else:
@@ -81,7 +98,7 @@ def _cross_entropy(samples: list[TrainingSample], reduction: Reduction) -> Reque
 
 def importance_weights(sample: TrainingSample, cap: float) -> list[float]:
     """w = min(exp(old - sampler), cap) of each trained token; 1 where there is nothing to correct for."""
-    positions = trained_positions(sample)
+    positions = sample.trained_positions
     if sample.sampler_logprobs is None or sample.old_logprobs is None:
         return [1.0] * len(positions)
     sampler = torch.tensor([sample.sampler_logprobs[position] for position in positions])
@@ -92,7 +109,7 @@ def importance_weights(sample: TrainingSample, cap: float) -> list[float]:
 
 def _factor(sample: TrainingSample, samples: int, reduction: Reduction) -> float:
     """What undoes the server's means."""
-    return 1.0 if reduction == "sum" else float(len(trained_positions(sample)) * samples)
+    return 1.0 if reduction == "sum" else float(len(sample.trained_positions) * samples)
 
 
 def _mask(sample: TrainingSample, positions: list[int], reduction: Reduction) -> dict[str, list[float]]:
@@ -116,29 +133,21 @@ def measure(samples: list[TrainingSample], logprobs: list[list[float]], loss: Lo
     that a teacher wrote say nothing about the policy's entropy.
     """
     new = _flat(logprobs)
-    scales = _flat([[sample.scale] * len(found) for sample, found in zip(samples, logprobs, strict=True)])
-    if loss.kind == "cross_entropy":
-        value, metrics = cross_entropy(new, scales)
+    weights = _flat([sample.trained_weights for sample in samples])
+    lengths = [len(found) for found in logprobs]
+    if loss.name == "cross_entropy":
+        value, metrics = loss(LossTokens(new, new, new, weights, lengths))
         return {**metrics, "loss": float(value)}
     old = _flat([sample.old_logprobs or [] for sample in samples])
     sampler = _flat(
         [
             (sample.old_logprobs or [])
             if sample.sampler_logprobs is None
-            else [sample.sampler_logprobs[position] for position in trained_positions(sample)]
+            else [sample.sampler_logprobs[position] for position in sample.trained_positions]
             for sample in samples
         ]
     )
-    value, metrics = clipped_policy_loss(
-        new,
-        old,
-        sampler,
-        scales,
-        clip_low=loss.clip_low,
-        clip_high=loss.clip_high,
-        dual_clip=loss.dual_clip,
-        importance_cap=loss.importance_cap,
-    )
+    value, metrics = loss(LossTokens(new, old, sampler, weights, lengths))
     return {**metrics, "loss": float(value), "entropy_sum": float(-new.sum())}
 
 
