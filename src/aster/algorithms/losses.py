@@ -90,24 +90,124 @@ def clipped_policy_loss(
     negative = advantages < 0
     bound = -advantages * dual_clip
     bounded = torch.where(negative, torch.minimum(bound, clipped), clipped)
-    raw_importance = (old_logprobs - sampler_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-    importance = raw_importance.clamp(max=importance_cap).detach()
-    loss = (importance * bounded).sum()
-    with torch.no_grad():
-        acted = clipped > plain
-        values = [
-            (acted & ~negative).sum(),
-            (acted & negative).sum(),
-            (negative & (clipped > bound)).sum(),
-            (raw_importance > importance_cap).sum(),
-            (ratio - 1.0 - log_ratio).sum(),
-            importance.sum(),
-            ratio.min() if ratio.numel() else ratio.new_ones(()),
-            ratio.max() if ratio.numel() else ratio.new_ones(()),
-        ]
-        # One transfer from the device instead of one a metric.
-        numbers = torch.stack([value.double() for value in values]).tolist()
-    return loss, {"tokens": float(logprobs.numel()), **dict(zip(POLICY_METRICS, numbers, strict=True))}
+    importance, raw_importance = _importance(old_logprobs, sampler_logprobs, importance_cap)
+    acted = clipped > plain
+    dual_clipped = negative & (clipped > bound)
+    metrics = _metrics(
+        ratio, log_ratio, acted & ~negative, acted & negative, dual_clipped, raw_importance > importance_cap, importance
+    )
+    return (importance * bounded).sum(), metrics
+
+
+def gspo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    advantages: Tensor,
+    lengths: list[int],
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    importance_cap: float = 2.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """GSPO's loss (arXiv 2507.18071): the ratio is that of a whole sequence, and so is the clip.
+
+        s_i  = exp(mean over the sequence's tokens of (n - o))
+        r_t  = sg[s_i] exp(n_t - sg[n_t])          GSPO-token (equation 14): its value is s_i, and tokens may have advantages
+        loss = sum(w * max(-A r, -A clamp(r, 1 - clip_low, 1 + clip_high)))
+
+    sg stops the gradient. ``lengths``: trained tokens of each sequence, which stand side by side; their sum is N. The rest, and
+    the metrics, are as for :func:`clipped_policy_loss`; ratios are those of sequences, counted once a token.
+
+    Deviations: the mean is over the tokens of the batch, where the paper takes it over each sequence and then over sequences;
+    w, the truncated importance weight, is not in the paper.
+    """
+    _same_length(logprobs, old_logprobs, sampler_logprobs, advantages)
+    if sum(lengths) != logprobs.numel():
+        raise ValueError(f"the lengths add up to {sum(lengths)}, and there are {logprobs.numel()} tokens")
+    difference = (logprobs - old_logprobs).detach()
+    means = [part.mean() for part in difference.split(lengths) if part.numel()]
+    counts = torch.tensor([length for length in lengths if length], device=logprobs.device)
+    of_sequence = torch.stack(means).repeat_interleave(counts) if means else difference
+    log_ratio = of_sequence.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    ratio = log_ratio.exp() * (logprobs - logprobs.detach()).exp()
+    plain = -advantages * ratio
+    clipped = torch.maximum(plain, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high))
+    importance, raw_importance = _importance(old_logprobs, sampler_logprobs, importance_cap)
+    negative = advantages < 0
+    acted = clipped > plain
+    none = torch.zeros_like(negative)
+    metrics = _metrics(ratio, log_ratio, acted & ~negative, acted & negative, none, raw_importance > importance_cap, importance)
+    return (importance * clipped).sum(), metrics
+
+
+def cispo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float = 1.0,
+    clip_high: float = 4.0,
+    importance_cap: float = 2.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """CISPO's loss (MiniMax-M1, arXiv 2506.13585, equation 4): the ratio is clipped, and every token keeps its gradient.
+
+        loss = -sum(w * sg[clamp(r, 1 - clip_low, 1 + clip_high)] * A * n)
+
+    sg stops the gradient. ``clip_low`` 1 is no bound from below, as in the paper. ``clipped_high`` and ``clipped_low`` count
+    tokens whose weight was bounded; the rest, and the metrics, are as for :func:`clipped_policy_loss`.
+
+    Deviation: w, the truncated importance weight, is not in the paper.
+    """
+    _same_length(logprobs, old_logprobs, sampler_logprobs, advantages)
+    log_ratio = (logprobs - old_logprobs).detach().clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    ratio = log_ratio.exp()
+    weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    importance, raw_importance = _importance(old_logprobs, sampler_logprobs, importance_cap)
+    none = torch.zeros_like(ratio, dtype=torch.bool)
+    metrics = _metrics(
+        ratio,
+        log_ratio,
+        ratio > 1.0 + clip_high,
+        ratio < 1.0 - clip_low,
+        none,
+        raw_importance > importance_cap,
+        importance,
+    )
+    return -(importance * weight * advantages * logprobs).sum(), metrics
+
+
+def _importance(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """The truncated importance weights, and the same before they are cut; without gradient."""
+    raw = (old_logprobs - sampler_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().detach()
+    return raw.clamp(max=cap), raw
+
+
+@torch.no_grad()
+def _metrics(
+    ratio: Tensor,
+    log_ratio: Tensor,
+    clipped_high: Tensor,
+    clipped_low: Tensor,
+    dual_clipped: Tensor,
+    capped: Tensor,
+    importance: Tensor,
+) -> dict[str, float]:
+    """The metrics of :data:`POLICY_METRICS`, and ``tokens``."""
+    values = [
+        clipped_high.sum(),
+        clipped_low.sum(),
+        dual_clipped.sum(),
+        capped.sum(),
+        (ratio - 1.0 - log_ratio).sum(),
+        importance.sum(),
+        ratio.min() if ratio.numel() else ratio.new_ones(()),
+        ratio.max() if ratio.numel() else ratio.new_ones(()),
+    ]
+    # One transfer from the device instead of one a metric.
+    numbers = torch.stack([value.double() for value in values]).tolist()
+    return {"tokens": float(ratio.numel()), **dict(zip(POLICY_METRICS, numbers, strict=True))}
 
 
 def merge_metrics(parts: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -145,5 +245,15 @@ def _ppo(tokens: LossTokens, **settings: Any) -> tuple[Tensor, dict[str, float]]
     return clipped_policy_loss(tokens.logprobs, tokens.old_logprobs, tokens.sampler_logprobs, tokens.advantages, **settings)
 
 
-LOSSES: dict[str, LossFunction] = {"cross_entropy": _supervised, "ppo": _ppo}
+def _gspo(tokens: LossTokens, **settings: Any) -> tuple[Tensor, dict[str, float]]:
+    return gspo_loss(
+        tokens.logprobs, tokens.old_logprobs, tokens.sampler_logprobs, tokens.advantages, tokens.lengths, **settings
+    )
+
+
+def _cispo(tokens: LossTokens, **settings: Any) -> tuple[Tensor, dict[str, float]]:
+    return cispo_loss(tokens.logprobs, tokens.old_logprobs, tokens.sampler_logprobs, tokens.advantages, **settings)
+
+
+LOSSES: dict[str, LossFunction] = {"cross_entropy": _supervised, "ppo": _ppo, "gspo": _gspo, "cispo": _cispo}
 """By the names that engines know them by."""
