@@ -12,7 +12,6 @@ from aster.engines.opening import open_engine
 from aster.environments.opening import make_environment
 from aster.environments.problems import evaluation_problems
 from aster.evaluation import outcome, summarize
-from aster.pipeline import stages_of
 from aster.rollout import Decoding, RolloutContext, make_jobs
 from aster.rollout.attempts import attempt_all
 from aster.run import RunFolder, write_json, write_trajectories
@@ -28,7 +27,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     problems = evaluation_problems(recipe.problems, recipe.evaluate.problems)
     folder.remember_problems(problems)
     summaries: dict[str, dict[str, object]] = {}
-    expected = [name for name in recipe.evaluate.policies if name == "base" or name in stages_of(recipe)]
+    expected = [name for name in recipe.evaluate.policies if name == "base" or name in recipe.stages]
     for name in expected:
         checkpoint = None if name == "base" else final_checkpoint(folder, name)
         if name != "base" and checkpoint is None:

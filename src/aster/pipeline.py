@@ -18,28 +18,19 @@ from aster.terminal import say
 from aster.types import FAULTS
 from aster_sandbox import SandboxFailure, SettingsError
 
-STAGES = ("synthesize", "curate", "sft", "rl", "evaluate", "report")
 NEEDS = {"curate": "synthesize", "sft": "curate", "rl": "sft", "evaluate": "rl"}
-COLD_START_STAGES = ("synthesize", "curate", "sft")
-
-
-def stages_of(recipe: Recipe) -> list[str]:
-    """The stages a recipe has: no cold start without SFT, and nothing to synthesize where a set is given."""
-    if recipe.cold_start_set is not None:
-        return [name for name in STAGES if name != "synthesize"]
-    return [name for name in STAGES if recipe.has_sft or name not in COLD_START_STAGES]
 
 
 def run_all(recipe: Recipe, folder: RunFolder) -> None:
     """Every stage that is not finished, then the table."""
     reopen_synthesis(recipe, folder)
-    pending = [name for name in stages_of(recipe) if folder.summary(name) is None]
+    pending = [name for name in recipe.stages if folder.summary(name) is None]
     if pending and pending[-1] != "report":
         pending.append("report")  # one was written before the run had ended
     if not pending:
         say(f"{folder.path}: this run is finished; nothing to do (delete the folder or choose another --run to run it again)")
     else:
-        if pending != stages_of(recipe) or (folder.path / pending[0]).exists():
+        if pending != recipe.stages or (folder.path / pending[0]).exists():
             say(f"{folder.path}: resuming at stage {pending[0]}")
         check_inputs(recipe, pending)
         folder.begin()
@@ -53,10 +44,10 @@ def run_all(recipe: Recipe, folder: RunFolder) -> None:
 
 def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
     """One stage alone. UserError where the one before it has not finished."""
-    if name not in stages_of(recipe):
+    if name not in recipe.stages:
         raise UserError(f"{name}: cold start {cold_start_name(recipe.cold_start)} has no such stage")
     needed = NEEDS.get(name)
-    if needed in stages_of(recipe) and folder.summary(str(needed)) is None:
+    if needed in recipe.stages and folder.summary(str(needed)) is None:
         if name != "evaluate":
             raise UserError(f"{name}: the stage {needed} has not finished in {folder.path}; run it first (aster {needed} ...)")
         say(f"evaluate: {needed} has not finished; evaluating what there is")

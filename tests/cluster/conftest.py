@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aster.lab.build import BASE_MODEL
+from aster.config.engine import BASE_MODEL
 from tests.cluster.server import ENVIRONMENT, Server
 
 

@@ -14,12 +14,12 @@ import pytest
 
 from aster.algorithms.grpo import Grpo
 from aster.config import EngineConfig, Model, Policy, Rollout
+from aster.config.engine import BASE_MODEL
 from aster.engines import AdamStep, Completion, SamplingParams
 from aster.engines.endpoint import EndpointEngine
 from aster.engines.opening import open_engine
 from aster.errors import UserError
 from aster.http import ServerError
-from aster.lab.build import BASE_MODEL
 from aster.lab.tokenizer import build_tokenizer
 from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.types import Problem, StopReason, Trajectory

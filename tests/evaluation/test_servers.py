@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from aster.config import Policy, Rollout, Sandbox
+from aster.config.engine import BASE_MODEL
 from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import Request, evaluate
 from aster.evaluation.settings import Settings
-from aster.lab.build import BASE_MODEL
 from aster.report.evaluation_page import write_evaluation_page
 from aster.run import read_json
 from aster.types import Problem

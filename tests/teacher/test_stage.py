@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from aster.chat import Qwen3Dialect
+from aster.config.engine import BASE_MODEL
 from aster.config.file import load_recipe
 from aster.data.curation.sources import Source
 from aster.data.sets import iterate_set
 from aster.engines.local.loading import load_tokenizer
 from aster.errors import UserError
-from aster.lab.build import BASE_MODEL
 from aster.run import RunFolder, drop_torn_line, read_json, read_json_lines, read_trajectories
 from aster.seeds import derive
 from aster.types import StopReason

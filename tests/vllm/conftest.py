@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from aster.config import Model, Policy, Rollout
+from aster.config.engine import BASE_MODEL
 from aster.config.recipe import Recipe
 from aster.engines.opening import open_engine
 from aster.engines.vllm import VllmEngine
-from aster.lab.build import BASE_MODEL
 from tests.stages.conftest import coin_model, coin_problems, commands, tiny
 
 __all__ = ["coin_model", "coin_problems", "commands", "tiny"]

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from aster.config import Model, Policy, Rollout
+from aster.config.engine import BASE_MODEL
 from aster.config.recipe import Recipe
 from aster.engines import Completion, SamplingParams, TrainingSample
 from aster.engines.base import Engine as AnyPolicy
 from aster.engines.opening import open_engine
 from aster.environments import PythonMath, PythonTool
-from aster.lab.build import BASE_MODEL
 from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.run import RunFolder, read_json, read_trajectories
 from aster.types import Budget, Problem, StopReason

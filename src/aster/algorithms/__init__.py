@@ -9,8 +9,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from aster.algorithms.base import Algorithm, Group, Loss, LossFunction, LossTokens, is_equal, to_samples
+from aster.algorithms.base import Algorithm, Group, Loss, is_equal, to_samples
 from aster.algorithms.grpo import Grpo
+from aster.algorithms.tokens import LossFunction, LossTokens
 from aster.doors import build, load
 from aster.errors import UserError
 
@@ -32,7 +33,8 @@ def make_algorithm(use: str, arguments: Mapping[str, Any], fields: Mapping[str, 
     if inspect.isfunction(target):
         # A loss of the user's, with GRPO's advantages.
         return Grpo(normalize_std=fields["normalize_std"], loss=Loss(target.__name__, dict(arguments), target))
-    read = getattr(target, "recipe_fields", ())
+    taken = inspect.signature(target).parameters if inspect.isclass(target) else {}
+    read = [name for name in getattr(target, "recipe_fields", ()) if name in taken]
     ignored = next((name for name, value in fields.items() if name not in read and value != defaults[name]), None)
     if ignored is not None:
         raise UserError(f"rl.{ignored}: the algorithm {use} does not read it; give its own settings in rl.algorithm.arguments")

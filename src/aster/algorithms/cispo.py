@@ -1,7 +1,7 @@
 """CISPO: GRPO's advantages, with clipped ratios as weights of the policy gradient (algorithms/losses.py: ``cispo_loss``).
 
 No token loses its gradient. The default bounds a ratio at 5 from above and not from below; MiniMax-M1 tuned the upper bound
-only. """
+only."""
 
 from __future__ import annotations
 

@@ -39,6 +39,6 @@ class Grpo:
         """PPO's clipped loss, or the one that was given."""
         return self._loss
 
-    def advantages(self, group: Group) -> Sequence[float]:
+    def advantages(self, group: Group) -> Sequence[float | Sequence[float]]:
         """One for each trajectory: its reward against the group's mean."""
         return [float(each) for each in group_advantages([trajectory.reward for trajectory in group], self.normalize_std)]

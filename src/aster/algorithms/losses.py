@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aster.algorithms.base import LossFunction, LossTokens
+from aster.algorithms.tokens import LossFunction, LossTokens
 
 LOG_RATIO_BOUND = 20.0
 """exp() of a larger difference could overflow in the gradient; verl bounds it so."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from aster.config.section import FREE, Free, Positive, PositiveFloat, Section
 from aster_sandbox import Settings
+
+BASE_MODEL = Path(__file__).parents[1] / "lab" / "base_model"
+"""The embedded base model, which ``model.path: lab`` names."""
 
 
 class Model(Section):

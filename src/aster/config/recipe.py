@@ -15,6 +15,9 @@ from aster.config.section import Section
 from aster.config.synthesis import Synthesize
 from aster.config.training import Rl, Sft
 
+STAGES = ("synthesize", "curate", "sft", "rl", "evaluate", "report")
+COLD_START_STAGES = ("synthesize", "curate", "sft")
+
 
 class Recipe(Section):
     """One run of the method."""
@@ -58,6 +61,13 @@ class Recipe(Section):
     def has_sft(self) -> bool:
         """Whether there is a cold start to train on."""
         return self.cold_start not in WITHOUT_SFT
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages of a run, in order: no cold start without SFT, and nothing to synthesize where a set is given."""
+        if self.cold_start_set is not None:
+            return [name for name in STAGES if name != "synthesize"]
+        return [name for name in STAGES if self.has_sft or name not in COLD_START_STAGES]
 
     @property
     def cold_start_set(self) -> str | None:

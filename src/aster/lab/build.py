@@ -35,7 +35,6 @@ from aster.seeds import derive
 from aster.teacher.lab_experts import text_only
 from aster.terminal import Progress
 
-BASE_MODEL = Path(__file__).parent / "base_model"
 """The shipped model."""
 BATCH_TOKENS = 8192
 MUON_RATE = 0.02

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from aster.chat import Qwen3Dialect
 from aster.config import Model
+from aster.config.engine import BASE_MODEL
 from aster.engines.local.attention import IMPLEMENTATION
 from aster.errors import UserError
 
@@ -35,8 +36,6 @@ def resolve(path: str, *, weights: bool = True) -> Path:
     """The folder or GGUF file that ``model.path`` names. UserError where there is none, or where ``weights`` are wanted and the
     folder has none."""
     if path == "lab":
-        from aster.lab.build import BASE_MODEL
-
         found = BASE_MODEL
     elif path.startswith("package:"):
         found = _packaged(path.removeprefix("package:"))

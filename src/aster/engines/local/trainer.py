@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aster.algorithms.base import LossTokens
 from aster.algorithms.losses import merge_metrics
+from aster.algorithms.tokens import LossTokens
 from aster.engines.base import AdamStep, Loss, TrainingSample
 from aster.engines.local.attention import PackedLayout
 from aster.engines.local.memory import PeakMemory

@@ -23,8 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from aster.algorithms.base import Loss, LossTokens
+from aster.algorithms.base import Loss
 from aster.algorithms.losses import LOG_RATIO_BOUND
+from aster.algorithms.tokens import LossTokens
 from aster.errors import UserError
 from aster.types import TrainingSample
 
