@@ -9,6 +9,7 @@ tensors, one entry for each trained token, and sums over them: advantages are di
 from typing import Any
 
 from aster.algorithms import Group, Grpo, LossTokens
+from aster.algorithms.advantages import group_advantages
 from aster.types import CallStatus
 
 
@@ -27,10 +28,11 @@ class TurnCredit(Grpo):
 
     def advantages(self, group: Group) -> list[list[float]]:
         found = []
-        for trajectory, advantage in zip(group, super().advantages(group), strict=True):
-            tokens = [advantage] * len(trajectory.token_ids)
+        advantages = group_advantages([trajectory.reward for trajectory in group])
+        for trajectory, advantage in zip(group, advantages, strict=True):
+            tokens = [float(advantage)] * len(trajectory.token_ids)
             for turn in trajectory.turns:
                 if any(call.status is not CallStatus.OK for call in turn.calls):
-                    tokens[turn.start : turn.end] = [advantage - self.penalty] * (turn.end - turn.start)
+                    tokens[turn.start : turn.end] = [float(advantage) - self.penalty] * (turn.end - turn.start)
             found.append(tokens)
         return found

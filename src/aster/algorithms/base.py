@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from aster.algorithms.tokens import LossFunction, LossTokens
+from aster.doors import blame, place_of
 from aster.errors import UserError
 from aster.types import FAULTS, TrainingSample, Trajectory
 
@@ -40,10 +41,19 @@ class Loss:
     """Computes it here. None: the one of that name in :data:`aster.algorithms.losses.LOSSES`."""
 
     def __call__(self, tokens: LossTokens) -> tuple[Tensor, dict[str, float]]:
-        """The loss and its metrics."""
+        """The loss and its metrics. UserError where a function of the user's fails, or gives something else."""
         from aster.algorithms.losses import LOSSES
 
-        return (self.function or LOSSES[self.name])(tokens, **self.settings)
+        if self.function is None:
+            return LOSSES[self.name](tokens, **self.settings)
+        expected = "loss(tokens: LossTokens, **settings) -> (a scalar tensor, metrics with 'tokens' among them)"
+        try:
+            found = self.function(tokens, **self.settings)
+        except Exception as error:
+            raise UserError(f"rl.algorithm: {blame(error, expected)}") from error
+        if not (isinstance(found, tuple) and len(found) == 2 and getattr(found[0], "ndim", None) == 0 and "tokens" in found[1]):
+            raise UserError(f"rl.algorithm: {place_of(self.function)}: gave {found!r:.80}; expected {expected}")
+        return found
 
 
 class Algorithm(Protocol):
@@ -64,7 +74,12 @@ def to_samples(groups: Sequence[Group], algorithm: Algorithm, batch_tokens: int)
     the whole batch. Groups whose advantages are all 0 give none. UserError where the algorithm gives too few or no numbers."""
     samples: list[TrainingSample] = []
     for group in map(healthy, groups):
-        advantages = algorithm.advantages(group) if group else []
+        try:
+            advantages = algorithm.advantages(group) if group else []
+        except Exception as error:
+            raise UserError(
+                f"rl.algorithm: {blame(error, 'a number for each trajectory, or for each of its tokens')}"
+            ) from error
         _check(algorithm, group, advantages)
         if all(not any(each) if isinstance(each, Sequence) else not each for each in advantages):
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,9 +30,12 @@ class Model(Section):
 
 
 class Policy(Section):
-    kind: Literal["local", "tinker"] = "local"
+    kind: Annotated[str, Field(pattern=r"^(local|tinker|.+:.+)$")] = "local"
     """Who samples and trains. ``local``: the model in this process, on one device. ``tinker``: a server that speaks the Tinker
-    API, such as SkyRL's on a cluster; ``model.path`` then gives the tokenizer and the length of the context alone."""
+    API, such as SkyRL's on a cluster; ``model.path`` then gives only the tokenizer and the length of the context. An engine of
+    yours: ``module:name`` or ``file.py:name``."""
+    arguments: dict[str, Any] = {}
+    """What an engine of yours is opened with."""
     sampler: Literal["local", "vllm", "endpoint"] = "local"
     """Local alone: who samples. ``local``: the sampler in this process. ``vllm``: vLLM on the same GPU, its weights refreshed
     after each step. ``endpoint``: an OpenAI-compatible completions server that takes and gives token ids; its weights stay."""
@@ -67,6 +70,10 @@ class Policy(Section):
         if self.kind == "tinker":
             self._check_tinker()
             return self
+        if self.kind != "local":
+            return self
+        if self.arguments:
+            raise ValueError("arguments: only an engine of yours takes them (kind: file.py:name)")
         if self.base_url and not re.fullmatch(r"https?://[^\s/]+(/v1)?/?", self.base_url):
             raise ValueError(f"base_url: {self.base_url}: must be an address such as http://10.0.0.5:8000")
         if self.sampler == "endpoint" and not self.base_url:

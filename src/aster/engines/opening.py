@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from aster.config import EngineConfig
+from aster.doors import blame, load, place_of
 from aster.engines.base import Engine
 from aster.errors import UserError
 
@@ -36,6 +38,8 @@ async def open_engine(
                 "'aster-tir[tinker]')"
             ) from None
         policy = await TinkerEngine.connect(config, checkpoint, optimizer=optimizer, capacity=capacity)
+    elif config.policy.kind != "local":
+        policy = await _own(config, checkpoint, optimizer=optimizer, capacity=capacity, overlapped=overlapped)
     elif config.policy.sampler == "endpoint":
         from aster.engines.endpoint import EndpointEngine
 
@@ -52,3 +56,26 @@ async def open_engine(
         yield policy
     finally:
         await policy.close()
+
+
+async def _own(config: EngineConfig, checkpoint: Path | None, **how: Any) -> Engine:
+    """An engine of the user's. UserError where it cannot be opened, or lacks what an engine needs."""
+    opener = load(config.policy.kind, {}, "policy.kind")
+    expected = "an async function (config, checkpoint, *, optimizer, capacity, overlapped, **arguments) -> an Engine"
+    try:
+        engine = await opener(config, checkpoint, **how, **config.policy.arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"policy.kind: {place_of(opener)}: {blame(error, expected)}") from error
+    missing = [name for name in NEEDED if not hasattr(engine, name)]
+    if missing:
+        raise UserError(f"policy.kind: {place_of(opener)}: gave {type(engine).__name__} without {', '.join(missing)}")
+    return cast("Engine", engine)
+
+
+NEEDED = (
+    *("dialect", "open", "sample", "release"),
+    *("forward", "forward_backward", "optim_step", "save", "pause_sampler", "refresh_sampler", "close"),
+)
+"""What :class:`~aster.engines.base.Engine` has."""

@@ -110,12 +110,13 @@ def opening(environment: Environment, problem: Problem) -> tuple[str, str]:
     expected = "at most one system message, then one user message: {'role': ..., 'content': ...}"
     try:
         messages = environment.prompt(problem)
-        roles, texts = [message["role"] for message in messages], [message["content"] for message in messages]
     except Exception as error:
         raise UserError(f"environment: {blame(error, f'prompt gives {expected}')}") from error
+    fits = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    roles, texts = ([message.get(key) for message in messages] if fits else [] for key in ("role", "content"))
     if roles not in (["user"], ["system", "user"]) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"environment: {place_of(type(environment).prompt)}: gave {messages!r:.200}; expected {expected}")
-    return texts[-1], texts[0] if len(texts) == 2 else ""
+    return str(texts[-1]), str(texts[0]) if len(texts) == 2 else ""
 
 
 async def score(environment: Environment, attempt: Attempt) -> Score:
