@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,11 +12,9 @@ from typing import IO
 import yaml
 
 from aster.config.recipe import Recipe
+from aster.process import start
 from aster.run import RunFolder, replacing, writing
 from aster.terminal import say
-
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)
 
 
 class Beside:
@@ -46,10 +43,9 @@ class Beside:
             command = [sys.executable, "-m", "aster", "run", str(file), "--run", str(path)]
             with writing(path):
                 log = open(path.with_suffix(".log"), "ab")
-            # In a group of its own: Ctrl-C in the terminal is for the main run, which passes it on, once.
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, preexec_fn=_die_with_parent
-            )
+            # Ctrl-C in the terminal is for the main run, which passes it on, once. A killed main run takes this one with it at
+            # once, so that its folder is free when the main run is started again.
+            process = start(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             self.running.append((name, process, log))
             say(f"beside: cold start {name} runs in {path} (log: {path.with_suffix('.log')})")
         return self
@@ -70,8 +66,3 @@ class Beside:
             process.send_signal(signal.SIGINT)
             process.wait()
             log.close()
-
-
-def _die_with_parent() -> None:
-    """In the child: be killed when the main run is. At once, so that its folder is free when the main run is started again."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
