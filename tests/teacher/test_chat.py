@@ -14,10 +14,11 @@ import pytest
 from aster.chat.qwen3 import TOOL_SCHEMA
 from aster.environments import PythonMath
 from aster.errors import UserError
+from aster.money import Prices
 from aster.rollout import Decoding
 from aster.teacher.chat import ChatAuthor
 from aster.teacher.failures import FAILURES, TeacherGone, failure_of
-from aster.teacher.spending import LimitReached, Prices, Spending
+from aster.teacher.spending import LimitReached, Spending
 from aster.transcript import Transcript
 from aster.types import Budget, CallStatus, Problem, StopReason
 from tests.shop_fixture import Shop
@@ -293,7 +294,7 @@ def test_the_key_comes_from_the_environment(shop: Shop, teacher: FakeTeacher, mo
 
 def test_every_answered_request_is_counted_once_over_all_starts(shop: Shop, teacher: FakeTeacher, tmp_path: Path) -> None:
     ledger = tmp_path / "requests.jsonl"
-    prices = Prices(prompt=2.0, completion=10.0)
+    prices = Prices(read=2.0, written=10.0)
     found = one(shop, teacher, spending=Spending(prices, ledger=ledger))
     assert found.usage is not None
     tokens = (found.usage.prompt_tokens, found.usage.completion_tokens)
@@ -308,7 +309,7 @@ def test_every_answered_request_is_counted_once_over_all_starts(shop: Shop, teac
 
 def test_the_limit_is_never_exceeded_by_requests_side_by_side(shop: Shop, teacher: FakeTeacher) -> None:
     """Each request may cost up to 2,048 tokens of 1,000 a million; they wait for one another, and stop short of the limit."""
-    spending = Spending(Prices(completion=1000.0), limit=3.0)
+    spending = Spending(Prices(written=1000.0), limit=3.0)
 
     async def main() -> list[Transcript | BaseException]:
         async with ChatAuthor(teacher.address, spending=spending) as author:

@@ -28,7 +28,7 @@ from aster.rollout import Decoding, Job
 from aster.run import RunFolder, append_line, drop_torn_line, write_trajectories
 from aster.teacher.chat import ChatAuthor
 from aster.teacher.failures import failure_of
-from aster.teacher.spending import LimitReached, Prices, Spending
+from aster.teacher.spending import LimitReached, Spending
 from aster.terminal import Progress, say
 from aster.transcript import Transcript
 from aster.types import FAULTS
@@ -86,8 +86,8 @@ async def teach(
     # Before anything is paid for: the student must be able to read it.
     dialect = make_dialect(load_tokenizer(resolve(model_path, weights=False))).with_tools(environment.schemas)
     path = folder.path / "synthesize" / "transcripts.jsonl"
-    prices = Prices(settings.prices.prompt, settings.prices.completion)
-    spending = Spending(prices, settings.max_cost, folder.path / "synthesize" / "requests.jsonl")
+    ledger = folder.path / "synthesize" / "requests.jsonl"
+    spending = Spending(settings.prices.per_million(), settings.max_cost, ledger, field="synthesize.max_cost")
     author = ChatAuthor(
         settings.base_url,
         settings.model,
@@ -167,10 +167,10 @@ class _Work:
         made = f"{len(self.tally.keys)} of {total} attempts are on disk"
         if isinstance(self.ended, LimitReached):
             if self.settings.finish_at_limit and self.tally.keys:
-                say(f"synthesize.max_cost: {self.ended}; {made}, and the stage ends with them")
+                say(f"{self.ended}; {made}, and the stage ends with them")
                 return
             raise UserError(
-                f"synthesize.max_cost: {self.ended}; {made}; give the same command with a higher limit to go on, or with "
+                f"{self.ended}; {made}; give the same command with a higher limit to go on, or with "
                 "synthesize.finish_at_limit=true to use what is there"
             )
         raise UserError(f"{self.ended}; {made}; the same command goes on from there")
@@ -195,8 +195,8 @@ class _Work:
         while not self.spending.may_start(self.tally.mean_cost, self.under_way):
             if not self.under_way:
                 self.ended = self.ended or LimitReached(
-                    f"the limit of {self.spending.limit:g} leaves no room for one more attempt: {self.spending.spent:.4g} is "
-                    f"spent, and an attempt costs {self.tally.mean_cost:.4g}"
+                    f"{self.spending.field}: the limit of {self.spending.limit:g} leaves no room for one more attempt: "
+                    f"{self.spending.spent:.4g} is spent, and an attempt costs {self.tally.mean_cost:.4g}"
                 )
                 return False
             self.one_ended.clear()

@@ -263,8 +263,8 @@ class _Dialogue:
         completion = answer.completion_tokens if answer.completion_tokens is not None else estimate([texts])
         if None in (answer.prompt_tokens, answer.completion_tokens) and author.spending.limit is not None:
             raise UserError(
-                f"{author.field}: the server does not say how many tokens a turn had, so a limit cannot be kept; "
-                "take max_cost away"
+                f"{author.spending.field}: the server at {author.server.address} does not say how many tokens a turn had, so "
+                "the limit cannot be kept; remove it, or use another server"
             )
         self.first_prompt = self.first_prompt or prompt
         self.written += completion
