@@ -65,7 +65,7 @@ class VllmServer:
 
     def __init__(self, command: list[str], environment: dict[str, str], socket: Path, log: Path) -> None:
         self.command, self.environment, self.socket, self.log = command, environment, socket, log
-        self.http = Server("http://vllm", socket=socket)
+        self.http = Server("http://vllm", socket=socket, field="policy.sampler")
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
