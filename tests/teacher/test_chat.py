@@ -1,4 +1,4 @@
-"""A teacher behind a chat server: what it is asked, what is kept, and everything that goes wrong with its name."""
+"""A teacher behind a chat server: its requests, its transcripts, and the name of everything that can fail."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ ENDS = {
 
 def test_every_failure_is_recorded_by_its_name_and_the_batch_goes_on(shop: Shop, teacher: FakeTeacher) -> None:
     assert set(ENDS.values()) == set(FAILURES)
-    # These end as their time does. Beside them, with as little, one that does well may fail on a machine that stands still.
+    # These use up their time, in a batch of their own: with so little time a good attempt may fail too, on a slow machine.
     late = ["slow", "busy"]
     parts = [part for name in ENDS if name not in late for part in (name, "")]
     found = attempts(shop, teacher, [problem(part, n) for n, part in enumerate(parts)], concurrency=len(parts))
@@ -310,7 +310,7 @@ def test_every_answered_request_is_counted_once_over_all_starts(shop: Shop, teac
 
 
 def test_the_limit_is_never_exceeded_by_requests_side_by_side(shop: Shop, teacher: FakeTeacher) -> None:
-    """Each request may cost up to 2,048 tokens of 1,000 a million; they wait for one another, and stop short of the limit."""
+    """Each request may cost up to 2,048 tokens at 1,000 a million. They wait for one another, and stop before the limit."""
     spending = Spending(Prices(written=1000.0), limit=3.0)
 
     async def main() -> list[Transcript | BaseException]:

@@ -1,4 +1,4 @@
-"""The stage with a teacher behind a server, in real processes of the command line: on disk at once, killed, gone on with."""
+"""The stage with a teacher behind a server, in real processes of the command line: what is on disk, killed and resumed runs."""
 
 from __future__ import annotations
 
