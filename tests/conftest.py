@@ -16,7 +16,7 @@ from tests.shop_fixture import Shop
 from tests.stages.runs import preload
 
 preload()
-# What a shell starts in the background ignores Ctrl-C, and so do the children that tests send it to.
+# A shell's background processes ignore Ctrl-C, and so would the children that tests send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # No test asserts a time, and a machine may stand still for a while.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("no deadline")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """What shares something dear stays in one test process."""
+    """Tests that share something that takes long to make stay in one test process."""
     from tests.scheduling import Scheduling
 
     return Scheduling(config, log)

@@ -13,13 +13,13 @@ GATHER_SECONDS = 30.0
 
 @dataclass
 class Gauge:
-    """The requests under way at a server, as its clients have them: one has ended before its answer is sent."""
+    """Counts the requests under way at a server. A request has ended before its answer is sent."""
 
     gather: int = 0
-    """The first requests wait until so many are under way, however slow whoever sends them is; but not for ever."""
+    """The first requests wait until so many are under way, at most :data:`GATHER_SECONDS`."""
     now: int = 0
     most: int = 0
-    """That were ever under way at once."""
+    """The most that were under way at once."""
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
@@ -39,7 +39,7 @@ class Gauge:
 
 @contextmanager
 def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Serve on a free port, a thread a connection; yields the address. Its end waits for no connection."""
+    """Serve on a free port, with a thread for each connection; yields the address. It ends without waiting for connections."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.block_on_close = False

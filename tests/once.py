@@ -1,4 +1,4 @@
-"""What several test processes need and one of them makes."""
+"""Files that one test process makes for all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A path that is made once in a run of the tests, by whichever process asks first; the others wait. Nobody changes it."""
+    """A path that is made once in a run of the tests, by the process that asks first. No test changes it."""
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent

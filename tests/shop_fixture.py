@@ -1,4 +1,4 @@
-"""What the ``shop`` fixture hands to tests."""
+"""What the ``shop`` fixture gives to tests."""
 
 from __future__ import annotations
 

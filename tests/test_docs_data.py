@@ -1,8 +1,8 @@
-"""Every command of docs/data.md, run in order in one folder with small files of the names that the page uses, and with the
-scripted fake in the place of the teacher's server.
+"""Every command of docs/data.md, run in order in one folder. The folder has small files with the names that the page uses; the
+scripted fake stands in for the teacher's server.
 
-A command stands in an indented block under a line ``<!-- run -->``. A page's new commands need no change here but, where they
-read files that no earlier command wrote, a file in :func:`prepare`.
+A command stands in an indented block under a line ``<!-- run -->``. New commands of the page need a change here only where they
+read files that no earlier command wrote: :func:`prepare` writes those.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def commands() -> list[list[str]]:
 
 
 def prepare(folder: Path, teacher: str) -> None:
-    """What the page takes for granted: files of problems, a teacher's set, other sets, recipes."""
+    """Write what the page expects to be there: files of problems, a teacher's set, other sets, recipes."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""The one reader of rows: what is broken comes in its place, and each caller makes of it what it must."""
+"""Rows of JSON lines: a broken one stands in its place, and each caller decides what to do about it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from aster.data.formats.importing import import_set
 from aster.data.problems import load_problems
 from aster.data.sets import iterate_set
-from aster.errors import UserError
 from aster.jsonl import Broken, json_line_rows, lines_of, unbroken
+from tests.refusals import refused
 
 GOOD = {"prompt": "1?", "answer": "1", "messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]}
 BROKEN = {
@@ -45,33 +45,32 @@ def test_a_broken_row_comes_in_its_place_and_the_rest_is_read(name: str, tmp_pat
 @pytest.mark.parametrize("reason", BROKEN)
 def test_problems_stop_at_a_broken_row_and_an_import_counts_it(reason: str, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", json.dumps(GOOD).encode(), BROKEN[reason], json.dumps(GOOD).encode())
-    with pytest.raises(UserError) as caught:
+    with refused(f"{path}, line 2") as caught:
         load_problems(path)
-    assert str(caught.value).startswith(f"{path}, line 2: {reason}: ")
+    assert reason in str(caught.value)
     report = import_set(path, "messages", tmp_path / "set.jsonl")
     assert (report.attempts, dict(report.unreadable), report.examples[reason]) == (2, {reason: 1}, ["line 2"])
 
 
-# An archive has the time in it: without names of their own the tests would have others in every process.
+# An archive contains the time, so tests named after its content would have other names in every process.
 @pytest.mark.parametrize(
     "content",
     [gzip.compress(b"{}")[:10] + b"\xff" * 20, gzip.compress(b"{}" * 5000)[:-9], b"{}"],
-    ids=["spoilt", "cut short", "no archive"],
+    ids=["damaged", "cut short", "no archive"],
 )
-def test_a_damaged_archive_is_one_line_to_whoever_reads_it(content: bytes, tmp_path: Path) -> None:
+def test_every_reader_refuses_a_damaged_archive_by_its_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)
     for read in (lambda: list(lines_of(path)), lambda: list(iterate_set(path)), lambda: import_set(path, "tora", path)):
-        with pytest.raises(UserError) as caught:
+        with refused(str(path)):
             read()
-        assert str(caught.value).startswith(f"{path}: cannot be read: ")
 
 
 @pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
-def test_what_python_will_not_parse_is_a_broken_row(line: bytes, tmp_path: Path) -> None:
+def test_a_line_that_python_cannot_parse_is_a_broken_row(line: bytes, tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", line)
     assert [getattr(row, "reason", None) for _, row in json_line_rows(path)] == ["not JSON"]
-    with pytest.raises(UserError, match=r"set\.jsonl, line 1: not a transcript \(not JSON: cannot be read: "):
+    with refused(f"{path}, line 1"):
         list(iterate_set(path))
 
 

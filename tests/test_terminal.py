@@ -1,4 +1,4 @@
-"""Progress: plain lines without a terminal, a live bar on one, nothing on stdout."""
+"""Progress: plain lines without a terminal, a live bar on one, nothing on stdout. Tables: plain text in columns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from aster import terminal as progress
-from aster.terminal import Progress, say
+from aster import terminal
+from aster.terminal import Progress, aligned, say
 
 
 def test_first_and_last_lines_are_plain_and_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +62,16 @@ def test_nothing_to_do_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")]
 )
 def test_time_left_is_written_as_a_clock(seconds: float, text: str) -> None:
-    assert progress._clock(seconds) == text
+    assert terminal._clock(seconds) == text
+
+
+def test_a_table_has_its_first_column_on_the_left_and_the_others_on_the_right() -> None:
+    assert aligned([("name", "k"), ("a longer one", "7"), ("b", "1,024")]) == [
+        "name              k",
+        "------------  -----",
+        "a longer one      7",
+        "b             1,024",
+    ]
 
 
 def test_a_terminal_gets_a_live_bar_that_nests_and_lets_lines_through() -> None:

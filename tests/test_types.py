@@ -12,7 +12,13 @@ from aster.types import Budget, CallStatus, StopReason, ToolCall, Trajectory
 
 any_text = st.text(st.characters(), max_size=12)  # lone surrogates too
 calls = st.builds(
-    ToolCall, code=any_text, status=st.sampled_from(CallStatus), output=any_text, seconds=st.floats(0, 1e4, allow_nan=False)
+    ToolCall,
+    code=any_text,
+    status=st.sampled_from(CallStatus),
+    output=any_text,
+    seconds=st.floats(0, 1e4, allow_nan=False),
+    tool=any_text,
+    arguments=st.none() | st.dictionaries(any_text, st.integers() | any_text, max_size=2),
 )
 
 
@@ -28,6 +34,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         reward=draw(st.floats(-1, 1)),
         verdict=draw(any_text),
         error=draw(any_text),
+        turn_rewards=draw(st.none() | st.lists(st.floats(-1, 1), max_size=3)),
         seconds=draw(st.floats(0, 1e6)),
     )
     for _ in range(draw(st.integers(0, 4))):

@@ -1,8 +1,8 @@
-"""Other cold starts, run beside the main one in processes of their own, so that the contrast is seen at no extra time."""
+"""Runs other cold starts at the same time as the main one, each in a process of its own, so that a comparison takes no extra
+time."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,15 +13,13 @@ from typing import IO
 import yaml
 
 from aster.config.recipe import Recipe
+from aster.process import start
 from aster.run import RunFolder, replacing, writing
 from aster.terminal import say
 
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)
-
 
 class Beside:
-    """Starts ``recipe.beside`` where cores are free; ends them with the main run."""
+    """The runs of ``recipe.beside``, as a context manager: started where cores are free, interrupted when the main run ends."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe, self.folder = recipe, folder
@@ -29,7 +27,7 @@ class Beside:
 
     @staticmethod
     def folders(recipe: Recipe, folder: RunFolder) -> list[tuple[str, Path]]:
-        """The cold starts beside this one and their run folders."""
+        """The other cold starts and their run folders."""
         names = [name for name in dict.fromkeys(recipe.beside) if name != recipe.cold_start]
         return [(str(name), folder.path / "beside" / str(name)) for name in names]
 
@@ -37,7 +35,7 @@ class Beside:
         free = len(os.sched_getaffinity(0)) - 1
         for name, path in self.folders(self.recipe, self.folder):
             if len(self.running) >= free:
-                say(f"beside: no core is free for cold start {name}; run it alone with cold_start={name}")
+                say(f"beside: no core is free for cold start {name}; run it by itself with cold_start={name}")
                 continue
             settings = self.recipe.model_dump(mode="json") | {"cold_start": name, "beside": []}
             file = path.with_suffix(".yaml")
@@ -46,16 +44,15 @@ class Beside:
             command = [sys.executable, "-m", "aster", "run", str(file), "--run", str(path)]
             with writing(path):
                 log = open(path.with_suffix(".log"), "ab")
-            # In a group of its own: Ctrl-C in the terminal is for the main run, which passes it on, once.
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, preexec_fn=_die_with_parent
-            )
+            # Ctrl-C in the terminal is for the main run, which passes it on once. A killed main run takes this one
+            # with it, because this one's folder must be free when the main run is started again.
+            process = start(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             self.running.append((name, process, log))
             say(f"beside: cold start {name} runs in {path} (log: {path.with_suffix('.log')})")
         return self
 
     def wait(self) -> None:
-        """Wait for them; one that failed is said, and does not stop the main run."""
+        """Wait until they have ended. One that failed is reported and does not stop the main run."""
         for name, process, log in self.running:
             if process.poll() is None:
                 say(f"beside: waiting for cold start {name}")
@@ -70,8 +67,3 @@ class Beside:
             process.send_signal(signal.SIGINT)
             process.wait()
             log.close()
-
-
-def _die_with_parent() -> None:
-    """In the child: be killed when the main run is. At once, so that its folder is free when the main run is started again."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

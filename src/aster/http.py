@@ -1,4 +1,4 @@
-"""Requests to a model's server, sent again where it is busy or gone, and never for longer than a limit."""
+"""The HTTP client for models' servers: a request is sent again where the server is busy or away, within a time limit."""
 
 from __future__ import annotations
 
@@ -15,41 +15,40 @@ import httpx2
 from aster.errors import UserError, one_line
 
 PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Seconds before each new attempt at a request that met no server or an error of its own; after them it has failed."""
+"""Seconds before each new attempt where no server answered, or where it had an error of its own. After the last attempt the
+request has failed."""
 BUSY = frozenset({429, 503})
-"""Statuses that say: later. They are asked again until the request's time is over."""
+"""Statuses of a busy server. The request is sent again until its time is over."""
 LONGEST_PAUSE = 30.0
-"""Seconds between two attempts at a busy server that does not say when to come back."""
+"""The most seconds between two attempts at a busy server that does not say when to ask again."""
 CONNECT_SECONDS = 10.0
 REQUEST_TIMEOUT = 408
-"""A status below 500 that speaks of the server's trouble, not of the request's."""
+"""A status below 500 whose cause is the server, not the request."""
 
 Trouble = Literal["timeout", "rate_limited", "connection_lost", "server_error", "malformed_body", "refused"]
-"""Why there was no answer: late; busy all the time; no connection, or one that was cut; an error of the server's own; an answer
-that is no JSON object; a request that it will not serve."""
+"""Why there was no answer: the time was over; the server was busy all the time; there was no connection, or it broke; the
+server had an error of its own; the answer is no JSON object; the server refused the request."""
 
 
 class ServerError(Exception):
-    """A server did not do what it was asked."""
+    """A request has failed."""
 
     def __init__(self, message: str, status: int | None = None, kind: Trouble = "malformed_body") -> None:
-        """``status``: the HTTP status of its last answer; None where there was none."""
+        """``status``: the HTTP status of the last answer; None where there was no answer."""
         super().__init__(message)
         self.status = status
         self.kind: Trouble = kind
 
 
 class Server:
-    """One server, by its address or by a Unix socket."""
+    """One server, at an address or behind a Unix socket. Close it with :meth:`close`."""
 
-    def __init__(
-        self, address: str, key: str | None = None, socket: Path | None = None, field: str = "policy.base_url"
-    ) -> None:
-        """``address``: for instance ``http://10.0.0.5:8000``, with or without ``/v1``. UserError, which names the recipe's
-        ``field``, where it is none."""
+    def __init__(self, address: str, key: str | None = None, *, socket: Path | None = None, field: str) -> None:
+        """``address``: for instance ``http://10.0.0.5:8000``, with or without ``/v1``. ``key``: sent as a bearer token.
+        ``field``: the recipe's field or the option with the address. UserError, which names it, where it is no address."""
         self.address = address.rstrip("/").removesuffix("/v1")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Callers bound what is under way; a second bound here would let requests wait in silence.
+        # Callers limit the requests under way. A second limit here would let requests wait on the server's time.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0)
         transport = httpx2.AsyncHTTPTransport(limits=limits, uds=None if socket is None else str(socket), trust_env=False)
         timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
@@ -58,14 +57,15 @@ class Server:
                 base_url=self.address, headers=headers, transport=transport, timeout=timeout, trust_env=False
             )
         except httpx2.InvalidURL as error:
-            raise UserError(f"{field}: {self.address} is no address ({error}); mend it") from None
+            raise UserError(f"{field}: {self.address} is no address ({error}); write it as in http://10.0.0.5:8000") from None
 
     async def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float, insist: bool = True
     ) -> dict[str, Any]:
-        """The answer to a request, all attempts at it within ``seconds``. ServerError where there is none.
+        """The JSON object that a request is answered with; empty for an answer without a body.
 
-        ``insist=False``: one attempt alone, unless the server is busy."""
+        ``seconds``: for all attempts at the request together. ``insist=False``: a second attempt is made only where the server
+        is busy. ServerError where there is no such answer."""
         content = None if body is None else json.dumps(body).encode("ascii")
         headers = {} if body is None else {"Content-Type": "application/json"}
         failures = refusals = 0
@@ -112,7 +112,7 @@ class Server:
 
 
 def _parsed(response: httpx2.Response) -> dict[str, Any] | None:
-    """The JSON object of an answer, empty where its body is; None where it is none."""
+    """The JSON object of an answer, empty for an empty body; None where it is anything else."""
     if not response.content:
         return {}
     try:
@@ -123,13 +123,13 @@ def _parsed(response: httpx2.Response) -> dict[str, Any] | None:
 
 
 def _pause(response: httpx2.Response, refusals: int) -> float:
-    """Seconds until a busy server is asked again: never before its Retry-After."""
+    """Seconds until a busy server is asked again; never less than its Retry-After."""
     own = min(LONGEST_PAUSE, PAUSES[0] * 2 ** min(refusals, 16)) * random.uniform(0.8, 1.2)
     return max(own, _retry_after(response) * random.uniform(1.0, 1.1))
 
 
 def _retry_after(response: httpx2.Response) -> float:
-    """The header in seconds, which it gives as a number or as a date; 0 where it says nothing that can be read."""
+    """The seconds of the header Retry-After, a number or a date; 0 where it is missing or cannot be read."""
     text = response.headers.get("Retry-After", "").strip()
     if text.replace(".", "", 1).isdecimal():
         return float(text)
@@ -143,7 +143,7 @@ def _retry_after(response: httpx2.Response) -> float:
 
 
 def _detail(response: httpx2.Response) -> str:
-    """The server's reason, in one line."""
+    """The reason that the server gives, in one line."""
     try:
         body = response.json()
     except ValueError:

@@ -1,7 +1,7 @@
-"""The one reader of JSON lines, plain or compressed, and of Parquet: rows, one at a time, with where each stands.
+"""Reads rows from JSON lines, plain or compressed, and from Parquet, one at a time and each with its place in the file.
 
-A row that cannot be read is no exception: it comes as :class:`Broken` in its place. What is made of it is the caller's: who
-needs every row stops (:func:`unbroken`), who reads somebody else's set counts it by its reason and goes on.
+A row that cannot be read does not raise: a :class:`Broken` stands in its place. A caller that needs every row stops there
+(:func:`unbroken`); one that reads somebody else's set may count it by its reason and go on.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from aster.errors import UserError, one_line
 
 BATCH = 256
-"""Rows of a Parquet file in memory at once: sets of solutions have tens of kilobytes in each."""
+"""Rows of a Parquet file in memory at once. In sets of solutions a row has tens of kilobytes."""
 _MARK = b"\xef\xbb\xbf"
-"""What some editors put before UTF-8."""
+"""The byte order mark that some editors write before UTF-8."""
 
 Row = dict[str, Any]
 Found = TypeVar("Found")
@@ -27,19 +27,19 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """What stands where a row should."""
+    """A row that cannot be read."""
 
     reason: str
-    """A few words, by which such rows are counted."""
+    """A few words, the same for all rows with this fault, so that they can be counted."""
     detail: str
-    """What is wrong with this one."""
+    """What is wrong with this row."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
 
 
 def unbroken(path: Path | str, rows: Iterable[tuple[str, Found | Broken]]) -> Iterator[tuple[str, Found]]:
-    """The rows as they come. UserError at the first broken one, with its place in ``path``."""
+    """The rows, each with its place. UserError at the first broken one, with its place in ``path``."""
     for place, row in rows:
         if isinstance(row, Broken):
             raise UserError(f"{path}, {place}: {row}")
@@ -47,9 +47,9 @@ def unbroken(path: Path | str, rows: Iterable[tuple[str, Found | Broken]]) -> It
 
 
 def lines_of(path: Path, what: str = "file") -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers from 1; decompressed where its name ends in ``.gz``.
+    """The lines of a file that are not blank, with their numbers from 1. A file whose name ends in ``.gz`` is decompressed.
 
-    UserError where it is missing (``what`` says what is) or cannot be read.
+    UserError where the file is missing (``what`` is what the message calls it) or cannot be read.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
@@ -64,32 +64,32 @@ def lines_of(path: Path, what: str = "file") -> Iterator[tuple[int, bytes]]:
 
 
 def json_line_rows(path: Path) -> Iterator[tuple[str, Row | Broken]]:
-    """The row of each line that is not blank. UserError as :func:`lines_of`."""
+    """The row of each line that is not blank, with its place (``line 3``). UserError as in :func:`lines_of`."""
     for number, line in lines_of(path):
         yield f"line {number}", parse_row(line)
 
 
 def parse_row(line: bytes) -> Row | Broken:
-    """The JSON object in a line."""
+    """The JSON object in a line, or what is wrong with the line."""
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
         return Broken("not UTF-8", f"{error.reason} at byte {error.start + 1} of the line; save the file as UTF-8")
     except json.JSONDecodeError as error:
         return Broken("not JSON", f"{error.msg} at column {error.colno}")
-    except (RecursionError, ValueError) as error:  # nested too deep, a number too long
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number with too many digits
         return Broken("not JSON", f"cannot be read: {one_line(error)}")
     return as_row(value)
 
 
 def as_row(value: Any) -> Row | Broken:
-    """A JSON value, where it is an object."""
+    """A JSON value as a row: it must be an object."""
     return value if isinstance(value, dict) else Broken("no JSON object", f"a {kind_of(value)}; every row must be one {{...}}")
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of a ``.parquet`` file, a few at a time. UserError where it is broken."""
-    # Costs 0.2 s and a good deal of memory, and most runs read no parquet.
+    """The rows of a ``.parquet`` file, each with its place (``row 3``). UserError where the file cannot be read."""
+    # The import takes 0.2 s and much memory, and most runs read no Parquet.
     import pyarrow
     import pyarrow.parquet
 
@@ -105,6 +105,6 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The kind of a JSON value, as a word for messages."""
     names = {"dict": "object", "str": "text", "int": "number", "float": "number", "bool": "truth value", "NoneType": "null"}
     return names.get(type(value).__name__, type(value).__name__)

@@ -1,4 +1,4 @@
-"""Seeds that belong to what they seed, never to an order of execution."""
+"""Seeds that depend on what they are for, never on the order in which things run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive(*parts: int | str) -> int:
-    """A 63-bit seed from the parts (run seed, stage, step, problem id, sample ...), the same on every machine."""
+    """A 63-bit seed from its parts (run seed, stage, step, problem id, sample ...). It is the same on every machine."""
     text = "\x1f".join(str(part) for part in parts)
-    # Ids and topics of other sets may hold half a surrogate pair.
+    # Problem ids and topics from imported sets may contain half a surrogate pair.
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1

@@ -1,21 +1,26 @@
-"""What a long stage shows while it works: a live bar on a terminal, plain lines elsewhere. All of it goes to stderr."""
+"""What people read on a terminal: messages, the progress of long work, tables in plain text.
+
+Messages and progress go to stderr, as a live bar on a terminal and as plain lines elsewhere.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import rich.progress
 
 LINE_SECONDS = 5.0
-"""Without a terminal, at most one line in so many seconds, besides the first and the last."""
+"""Without a terminal, seconds between two lines of progress; the first and the last are always printed."""
 
 _bars: rich.progress.Progress | None = None
-"""The live display, shared by nested Progress objects: a terminal holds one."""
+"""The live display. A terminal has room for one only, so nested Progress objects share it."""
 _nested = 0
+"""How many share it."""
 
 
 def say(text: str) -> None:
@@ -26,13 +31,23 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-class Progress:
-    """Progress of ``total`` units of work, as a context manager.
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines, from its rows of cells: the first column left-aligned, the others right-aligned, a rule below the first
+    row."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(_pad(cell, width, column) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
 
-    ``done`` units were done before (a resumed stage); they count as done but not in the rate.
-    """
+
+class Progress:
+    """The progress of ``total`` units of work, as a context manager."""
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        """``done`` units were done before (a resumed stage); they count as done but not in the rate."""
         self.title = title
         self.total = total
         self.unit = unit
@@ -60,7 +75,7 @@ class Progress:
             self._print()
 
     def advance(self, count: int = 1, **shown: float | str) -> None:
-        """Count units as done. ``shown`` are the latest values to show by name; a name not given keeps its last value."""
+        """Count units as done. ``shown``: values to show, by name; a name that is not given keeps its last value."""
         self.done += count
         self._shown |= shown
         if self._task is not None and _bars is not None:
@@ -69,7 +84,7 @@ class Progress:
             self._print()
 
     def _status(self) -> str:
-        """Rate, time left and the shown values."""
+        """The rate, the time left and the values to show."""
         parts = []
         fresh = self.done - self._before
         elapsed = time.monotonic() - self._began
@@ -82,7 +97,7 @@ class Progress:
 
     def _print(self) -> None:
         line = f"{self.title}: {self.done}/{self.total} {self.unit}"
-        # The rate alone does not make a line new: the last one is not printed twice.
+        # The last line is not printed twice because of another rate.
         if line == self._printed:
             return
         self._printed, self._printed_at = line, time.monotonic()
@@ -95,7 +110,7 @@ def _on_terminal() -> bool:
 
 
 def _join_bars() -> rich.progress.Progress:
-    """The shared live display, started by the first to join."""
+    """The shared live display; the first to join starts it."""
     global _bars, _nested
     if _bars is None:
         from rich.console import Console
@@ -125,8 +140,12 @@ def _leave_bars() -> None:
         _bars = None
 
 
+def _pad(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column == 0 else cell.rjust(width)
+
+
 def _number(value: float | str) -> str:
-    """Three significant digits; from 1,000 on whole numbers."""
+    """Three significant digits; a whole number from 1,000 on."""
     if isinstance(value, str):
         return value
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

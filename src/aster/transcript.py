@@ -1,8 +1,8 @@
-"""A trajectory as text: what teachers, imported sets and curation share, whatever model wrote it.
+"""An attempt as text, whatever model wrote it: the form that teachers, imported sets and curation work with.
 
-A :class:`~aster.types.Trajectory` is tokens of one model. A transcript is the same dialogue before any tokenizer: a
-student's dialect renders it into tokens (:mod:`aster.data.rendering`). A *set* is a ``.jsonl`` or ``.jsonl.gz`` file of
-transcripts, one a line.
+A :class:`~aster.types.Trajectory` is tokens of one model. A transcript is the same dialogue before any tokenizer; a student's
+dialect renders it as tokens (:mod:`aster.data.rendering`). A *set* is a ``.jsonl`` or ``.jsonl.gz`` file of transcripts, one
+per line.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ class Step:
     thinking: str = ""
     """Reasoning before the text and the calls."""
     text: str = ""
-    """What the turn says outside its thinking and its calls."""
+    """The turn's text outside its thinking and its calls."""
     calls: list[ToolCall] = field(default_factory=list)
     """Its calls in order, each with the output the model saw. Empty in the turn that answers."""
     tokens: int | None = None
-    """Tokens the model wrote in this turn, as its own tokenizer or its server counted them; None where nobody did."""
+    """Tokens the model wrote in this turn, counted by its own tokenizer or its server; None where they were not counted."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What an attempt cost at the teacher's."""
+    """What an attempt cost."""
 
     prompt_tokens: int = 0
     """Tokens read, over all requests (a dialogue of n turns is read n times)."""
     completion_tokens: int = 0
     """Tokens written, reasoning included."""
     cost: float = 0.0
-    """Money, in the currency of the prices that were given; 0 where none were."""
+    """Money, in the currency of the prices; 0 without prices."""
 
 
 @dataclass(slots=True)
@@ -48,23 +48,23 @@ class Transcript:
     sample: int
     """Which of the attempts at the problem this is."""
     prompt: str
-    """What the user asked, without system text and tool schema."""
+    """The user's message, without system text and tool schema."""
     expected: str = ""
-    """The known answer; empty where the set does not say."""
+    """The known answer; empty where the set does not have it."""
     steps: list[Step] = field(default_factory=list)
     stop_reason: StopReason | None = None
     answer: str | None = None
-    """What was given as the final answer, or None."""
+    """The final answer that was given, or None."""
     reward: float | None = None
-    """1 right, 0 wrong; None where nobody has verified it."""
+    """1 right, 0 wrong, or what the environment gives; None where it has not been scored."""
     verdict: str = ""
-    """How the verifier came to the reward."""
+    """How the reward came about, in words."""
     error: str = ""
-    """For ``engine_error`` and ``sandbox_error``: what happened."""
+    """For a ``stop_reason`` in :data:`aster.types.FAULTS`: what happened."""
     seconds: float = 0.0
     seed: int = 0
     system: str = ""
-    """System text of the dialogue, tools apart."""
+    """The dialogue's system text, without the tools."""
     setup: str = ""
     """Python that ran in the session before the first call."""
     author: str = ""

@@ -1,4 +1,4 @@
-"""The shared words: Problem, Budget, StopReason, ToolCall, Turn, Trajectory. No torch here.
+"""The types that the whole package shares: Problem, Budget, StopReason, ToolCall, Turn, Trajectory. No torch here.
 
 Shape legend used across the package:
 
@@ -7,7 +7,7 @@ Shape legend used across the package:
     B  sequences of one batch          K  samples per problem (the group of GRPO)
     L  longest sequence of a batch     V  vocabulary
 
-Tokens are the truth: a trajectory is the flat list ``token_ids``; everything textual is a view of spans of it.
+A trajectory is the flat list ``token_ids``; all text is decoded from spans of it, and never encoded again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class StopReason(enum.StrEnum):
-    """Why a trajectory ended. Closed: every trajectory ends with exactly one of these."""
+    """Why a trajectory ended. Every trajectory ends with exactly one of these."""
 
     ANSWERED = "answered"
     """The assistant ended a turn without calling a tool."""
     TOKEN_BUDGET = "token_budget"
-    """The context, or the tokens of one turn, ran out."""
+    """The context is full, or a turn reached its limit of tokens."""
     CALL_BUDGET = "call_budget"
-    """The tool was asked once more than the budget allows."""
+    """The assistant called a tool after the budget of calls was used up."""
     TURN_BUDGET = "turn_budget"
-    """The assistant took as many turns as the budget allows without ending."""
+    """The assistant took as many turns as the budget allows, and did not answer."""
     TIME_BUDGET = "time_budget"
-    """The trajectory's wall-clock seconds ran out."""
+    """The time for the trajectory is over."""
     ENGINE_ERROR = "engine_error"
     """The policy's engine failed; ``Trajectory.error`` says how."""
     SANDBOX_ERROR = "sandbox_error"
@@ -43,7 +43,7 @@ class StopReason(enum.StrEnum):
 
 
 FAULTS = frozenset({StopReason.ENGINE_ERROR, StopReason.SANDBOX_ERROR, StopReason.ENVIRONMENT_ERROR})
-"""Ends that say nothing about the policy."""
+"""The reasons that say nothing about the policy."""
 
 
 class CallStatus(enum.StrEnum):
@@ -51,10 +51,10 @@ class CallStatus(enum.StrEnum):
 
     OK = "ok"
     ERROR = "error"
-    """The code raised."""
+    """The code raised an exception."""
     TIMEOUT = "timeout"
     CRASHED = "crashed"
-    """The interpreter died under the code."""
+    """The interpreter died while it ran the code."""
     MALFORMED = "malformed"
     """The call could not be parsed; no code ran."""
 
@@ -68,7 +68,8 @@ class Problem:
     answer: str
     source: str = ""
     setup: str = ""
-    """Python that runs in the session before the first cell (the lab's *hunt* hides its oracle here). Never shown."""
+    """Python that runs in the session before the first cell (the lab's *hunt* defines its oracle here). The model never sees
+    it."""
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,9 +89,9 @@ class Budget:
     """Seconds from the first sampling to the end; checked between turns."""
 
     def before_turn(self, room: int, turns: int, seconds: float) -> StopReason | None:
-        """Why no further turn begins, or None: the one place for these checks and their order.
+        """Why no further turn may begin, or None. Every loop makes these checks here, so their order is the same.
 
-        ``room``: tokens that the context has left. ``turns``: how many were taken. ``seconds``: since the first began.
+        ``room``: tokens left in the context. ``turns``: turns taken. ``seconds``: since the first turn began.
         """
         if room <= 0:
             return StopReason.TOKEN_BUDGET
@@ -112,9 +113,10 @@ class TrainingSample:
     """SFT weight or advantage of the trained tokens, divided by the trained tokens of the global batch: one number for all of
     them, or T numbers."""
     sampler_logprobs: list[float] | None = None
-    """Under the sampler, at every position (0.0 where not sampled). None: not corrected for."""
+    """Log-probabilities under the sampler, at every position (0.0 where not sampled). None: no correction for the sampler."""
     old_logprobs: list[float] | None = None
-    """Under the trainer before the batch's first step, at the trained positions only, in order. None: the present ones."""
+    """Log-probabilities under the trainer before the batch's first step, at the trained positions only, in order. None: those
+    of the current weights."""
 
     @property
     def trained_positions(self) -> list[int]:
@@ -147,7 +149,7 @@ class ToolCall:
 
     @classmethod
     def of_cell(cls, cell: CellResult) -> ToolCall:
-        """A call, from the cell that it became in the sandbox."""
+        """The call that a cell of the sandbox was."""
         return cls(cell.code, CallStatus(cell.status.value), cell.output, cell.seconds)
 
 
@@ -156,7 +158,7 @@ class Turn:
     """A span ``token_ids[start:end]`` of a trajectory."""
 
     role: str
-    """``prompt``, ``assistant`` (sampled) or ``tool`` (templated)."""
+    """``prompt``, ``assistant`` (sampled) or ``tool`` (written by the template)."""
     start: int
     end: int
     calls: list[ToolCall] = field(default_factory=list)
@@ -179,7 +181,7 @@ class Trajectory:
     turns: list[Turn] = field(default_factory=list)
     stop_reason: StopReason | None = None
     answer: str | None = None
-    """What the policy gave as its final answer, or None."""
+    """The final answer that the policy gave, or None."""
     reward: float = 0.0
     verdict: str = ""
     """How the reward came about, in words."""
@@ -190,7 +192,7 @@ class Trajectory:
     """A reward for each assistant turn, where the environment gives them."""
 
     def append(self, role: str, token_ids: list[int], logprobs: list[float] | None = None) -> Turn:
-        """Append a turn. ``logprobs`` (same length) are given for sampled tokens alone and set the mask to 1."""
+        """Append a turn. ``logprobs`` (same length) are given for sampled tokens only, and set their mask to 1."""
         if logprobs is not None and len(logprobs) != len(token_ids):
             raise ValueError(f"{len(token_ids)} tokens but {len(logprobs)} logprobs")
         turn = Turn(role, len(self.token_ids), len(self.token_ids) + len(token_ids))
@@ -207,17 +209,17 @@ class Trajectory:
 
     @property
     def tool_calls(self) -> int:
-        """Interaction density: the number of tool calls whose code ran (malformed ones did not)."""
+        """Interaction density: the number of tool calls whose code ran. That of malformed ones did not."""
         return sum(call.status is not CallStatus.MALFORMED for call in self.calls)
 
     @property
     def sampled_tokens(self) -> int:
-        """Tokens the policy sampled."""
+        """The number of tokens that the policy sampled."""
         return sum(self.loss_mask)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; log-probabilities keep six decimals."""
-        # Not asdict of the whole: it copies token by token, which takes longer than the JSON itself.
+        # Not asdict of the whole trajectory: it copies token by token, which takes longer than writing the JSON.
         record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         record["turns"] = [dataclasses.asdict(turn) for turn in self.turns]
         record["logprobs"] = [round(value, 6) for value in self.logprobs]
@@ -225,7 +227,8 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Trajectory:
-        """The inverse of :meth:`to_json`. Raises KeyError or TypeError where a field is missing or unknown."""
+        """The inverse of :meth:`to_json`. KeyError, TypeError or ValueError where a field is missing, unknown or has no such
+        value."""
         turns = [
             Turn(**{**turn, "calls": [ToolCall(**{**c, "status": CallStatus(c["status"])}) for c in turn["calls"]]})
             for turn in record["turns"]

@@ -6,8 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from aster.config import EngineConfig, Model, Policy, Rollout
 from aster.engines.local.engine import LocalEngine
 from aster.engines.opening import open_engine
 from aster.errors import UserError
+from tests.processes import running, wait_until
 
 FAKE = """#!{python}
 # A fake Python with a vLLM that {what}.
@@ -135,22 +134,6 @@ asyncio.run(main())
     pid, weights = (tmp_path / "pids").read_text().split()
     wait_until(lambda: not running(int(pid)), 60)
     assert not Path(weights).parent.exists()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait for it; it fails where that takes longer."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_without_sampling_nothing_is_started(lab_folder: Path) -> None:

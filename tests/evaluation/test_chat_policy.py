@@ -12,7 +12,9 @@ from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import Request, evaluate
 from aster.evaluation.settings import Settings
+from aster.money import Prices
 from aster.report.show import show
+from aster.transcript import Transcript
 from aster.types import Problem
 from tests.teacher.fake_teacher import FakeTeacher, serving
 
@@ -47,6 +49,17 @@ def test_without_the_tool_none_is_offered(tmp_path: Path) -> None:
         found = evaluate(given, alone, Request(tmp_path / "out", Rollout(slots=4)))
         assert not any("tools" in body for body in teacher.asked)
     assert (found["attempts"], found["tool_calls"], found["accuracy"]) == (1, 0.0, 0.0)
+
+
+def test_the_cost_is_counted_as_a_teacher_s_is(tmp_path: Path) -> None:
+    with serving(FakeTeacher()) as teacher:
+        request = Request(tmp_path / "out", Rollout(slots=4), prices=Prices(read=2.0, written=50.0))
+        found = evaluate(settings(teacher), PROBLEMS, request)
+    used = [attempt.usage for attempt in EvaluationFolder.load(tmp_path / "out").attempts() if isinstance(attempt, Transcript)]
+    bills = [(usage.cost, usage.prompt_tokens, usage.completion_tokens) for usage in used if usage is not None]
+    assert len(bills) == 4
+    assert all(cost == pytest.approx((2 * read + 50 * written) / 1e6) for cost, read, written in bills)
+    assert found["totals"]["cost"] == pytest.approx(sum(cost for cost, _, _ in bills))
 
 
 def test_nobody_there_is_one_line(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from aster.evaluation import Outcome, Prices, compare, majority, outcome, pass_at_k, summarize
+from aster.evaluation import Outcome, compare, majority, outcome, pass_at_k, summarize
 from aster.evaluation.outcomes import TurnCost
+from aster.money import Prices
 from aster.transcript import Step, Transcript, Usage
 from aster.types import CallStatus, StopReason, ToolCall, Trajectory
 from tests.evaluation.made import made

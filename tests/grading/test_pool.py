@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from aster.grading import pool
 from aster.grading.worker import compare
+from tests.processes import running, wait_until
 
 TOWER = "9^{9^{9^9}}"
 EQUAL = (True, "math-verify: equal")
@@ -75,19 +75,6 @@ def test_several_threads_get_their_own_answers() -> None:
     assert [verdict[0] for verdict in verdicts] == [n % 2 == 0 for n in range(1, 25)]
 
 
-def _gone(process: int) -> bool:
-    """Whether it has ended within 30 s (an ended process whose new parent does not reap it counts)."""
-    for _ in range(300):
-        try:
-            with open(f"/proc/{process}/stat") as stat:
-                if stat.read().rsplit(")", 1)[1].split()[0] == "Z":
-                    return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
 PARENT = """
 import sys, threading, time
 from aster.grading import pool
@@ -109,7 +96,7 @@ def test_workers_end_with_their_parent(work: str, end: str) -> None:
         if end == "killed":
             parent.kill()
     assert len(workers) == 1
-    assert _gone(workers[0])
+    wait_until(lambda: not running(workers[0]))
 
 
 def test_a_forked_child_asks_a_worker_of_its_own() -> None:

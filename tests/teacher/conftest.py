@@ -1,4 +1,4 @@
-"""The scripted fake teacher, serving; and requests that do not wait between attempts."""
+"""A scripted fake teacher that serves, and requests that do not wait between attempts."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A scripted fake in the place of a teacher's server, behind real HTTP on loopback. What it plays, the problem's text says.
+"""A scripted fake of a teacher's server, behind real HTTP on loopback. The problem's text says which part it plays.
 
-A problem reads ``What is A*B? [PART]``. The good teacher reasons, computes in one call, looks at the variable in the next, and
-answers with what the tool gave back: so its answers are right only where its calls really ran, in one session.
+A problem reads ``What is A*B? [PART]``. The good teacher reasons, computes in one call, prints the variable in the next, and
+answers with the tool's output. So its answers are right only where its calls really ran, in one session.
 
-It calls through the API, or writes its calls in its text (``FakeTeacher.writes``), as a server does that takes nothing out: the
-text ends where the request's ``stop`` says, else the model goes on and makes up the result; and marks of Harmony are there only
-where the request asks for special tokens.
+It calls through the API, or writes its calls in its text (``FakeTeacher.writes``), like a server that parses nothing: the text
+ends where the request's ``stop`` says, else the model goes on and invents the result; the marks of Harmony are there only where
+the request asks for special tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESULTS = {"code": "<interpreter>\n(.*?)\n</interpreter>", "fenced": "```output\
 
 @dataclass
 class Reply:
-    """What goes out."""
+    """An HTTP answer."""
 
     status: int = 200
     body: bytes = b""
@@ -42,7 +42,7 @@ class Reply:
 
 @dataclass
 class FakeTeacher:
-    """What it plays; every field may be changed while it serves."""
+    """The server's settings and what it was asked. Every setting may be changed while it serves."""
 
     models: dict[str, int | None] = field(default_factory=lambda: {"teacher": None})
     key: str = ""
@@ -54,7 +54,7 @@ class FakeTeacher:
     dead: bool = False
     """Closes every connection without an answer."""
     counts: tuple[str, ...] = ("prompt_tokens", "completion_tokens")
-    """Of what it tells the number."""
+    """The token counts that it reports."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     played: Counter[str] = field(default_factory=Counter)
@@ -85,14 +85,14 @@ class FakeTeacher:
         return Reply(body=json.dumps(answer | ({"usage": told} if told else {})).encode())
 
     def results(self, messages: list[dict[str, Any]]) -> list[str]:
-        """What the tool gave back, as this teacher is told it."""
+        """The tool's outputs, in the form in which this teacher gets them."""
         if self.writes in RESULTS:
             told = "\n".join(m["content"] for m in messages[1:] if m["role"] == "user")
             return re.findall(RESULTS[self.writes], told, re.DOTALL)
         return [m["content"] for m in messages if m["role"] == "tool"]
 
     def spelled(self, message: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-        """The message as text alone, as a server sends it that takes nothing out."""
+        """The message as text only, as sent by a server that parses nothing."""
         thinking, content = message[self.reasoning_field], message["content"]
         codes = [json.loads(call["function"]["arguments"])["code"] for call in message["tool_calls"]]
         if self.writes == "harmony":

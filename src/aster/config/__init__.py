@@ -12,7 +12,7 @@ from aster.config.engine import EngineConfig, ForceTool, Model, Policy, Rollout,
 from aster.config.environment import Algorithm, Environment, Named, Tool
 from aster.config.evaluation import Evaluate, EvaluateLimits
 from aster.config.section import Section
-from aster.config.synthesis import Prices, Synthesize
+from aster.config.synthesis import Synthesize, TokenPrices
 from aster.config.training import Adam, Rl, RlStage, Sft, SftStage
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "Model",
     "Named",
     "Policy",
-    "Prices",
     "Problems",
     "Rl",
     "RlStage",
@@ -41,6 +40,7 @@ __all__ = [
     "Sft",
     "SftStage",
     "Synthesize",
+    "TokenPrices",
     "Tool",
     "cold_start_name",
     "read_cold_start",

@@ -49,7 +49,7 @@ def validate_recipe(data: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
+        raise UserError(f"{where}: {_explain(error)}", field=_field_of(error)) from None
 
 
 def apply_override(data: dict[str, Any], text: str) -> None:
@@ -110,6 +110,15 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "value_error":  # of a whole section: its own message names the field
         return f"section {path!r}: {message}"
     return f"field {path!r}: {message} (got {_short(first.get('input'))})"
+
+
+def _field_of(error: ValidationError) -> str:
+    """The field that :func:`_explain` writes about, dotted."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    if first["type"] == "value_error":  # of a whole section
+        parts.append(first["msg"].removeprefix("Value error, ").partition(": ")[0])
+    return ".".join(parts)
 
 
 def _short(value: Any) -> str:

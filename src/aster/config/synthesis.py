@@ -9,15 +9,20 @@ from pydantic import Field, model_validator
 
 from aster.config.data import Limits
 from aster.config.section import FREE, Positive, PositiveFloat, Raised, Section
+from aster.money import Prices
 
 
-class Prices(Section):
+class TokenPrices(Section):
     """Per million tokens, in any currency."""
 
     prompt: Annotated[float, Field(ge=0.0)] = 0.0
     """Of tokens read. A dialogue of n turns is read n times; a provider's discount for cached tokens is not counted."""
     completion: Annotated[float, Field(ge=0.0)] = 0.0
     """Of tokens written, reasoning included."""
+
+    def per_million(self) -> Prices:
+        """The same as :class:`aster.money.Prices`, which computes costs."""
+        return Prices(read=self.prompt, written=self.completion)
 
 
 ADDS = Raised(lambda section: section.teacher == "endpoint")
@@ -59,7 +64,7 @@ class Synthesize(Section):
     """Attempts under way at once."""
     request_seconds: Annotated[PositiveFloat, FREE] = 900.0
     """What one turn may take at the server, waiting and new attempts included, in seconds."""
-    prices: Annotated[Prices, FREE] = Prices()
+    prices: Annotated[TokenPrices, FREE] = TokenPrices()
     """What the server's tokens cost."""
     max_cost: Annotated[PositiveFloat | None, FREE] = None
     """No request is sent that could bring the cost above this; earlier starts of the run count. None: no limit."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from aster.data.problems import BOX_REQUEST, HUB, load_problems
 from aster.errors import UserError
-from aster.terminal import say
+from aster.terminal import aligned, say
 from aster.types import Problem
 
 VARIABLE = "ASTER_BENCHMARKS"
@@ -164,8 +164,6 @@ def local_copy(entry: Benchmark, folder: str | Path | None = None) -> Path | Non
 
 def describe(folder: str | Path | None = None) -> str:
     """The registry as a table, and below it what is known of each local copy."""
-    from aster.report.table import aligned
-
     rows = [("name", "title", "data set", "split", "columns", "licence", "problems", "sha256")]
     copies = []
     for entry in REGISTRY.values():

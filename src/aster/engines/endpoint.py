@@ -230,7 +230,7 @@ class EndpointEngine:
         tokenizer = load_tokenizer(resolve(config.model.path, weights=False))
         dialect = make_dialect(tokenizer)
         settings = config.policy
-        server = Server(settings.base_url, os.environ.get(KEY))
+        server = Server(settings.base_url, os.environ.get(KEY), field="policy.base_url")
         try:
             name = await probe(server, tokenizer, settings.model_name, capacity, f"policy.base_url: {server.address}")
         except BaseException:

@@ -25,11 +25,9 @@ proves that refreshing does. A server that has ended is started again with the w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -37,7 +35,6 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from aster import process as guard
 from aster.config import EngineConfig
 from aster.engines.base import AdamStep, Completion, Loss, SamplingParams, TrainingSample
 from aster.engines.endpoint import EndpointSampler, probe
@@ -46,6 +43,7 @@ from aster.engines.local.engine import LocalEngine
 from aster.engines.local.loading import context_of, require_context
 from aster.errors import UserError
 from aster.http import Server, ServerError
+from aster.process import end_group, start_group
 from aster.terminal import say
 
 NAME = "policy"
@@ -60,7 +58,6 @@ RESTARTS = 3
 CHECKED_TOKENS = 16
 APART = 0.25
 """Nats by which two engines' log-probabilities of a token may differ on average; in bfloat16 they differ by some hundredths."""
-GUARD = Path(guard.__file__)
 
 
 class VllmServer:
@@ -68,7 +65,7 @@ class VllmServer:
 
     def __init__(self, command: list[str], environment: dict[str, str], socket: Path, log: Path) -> None:
         self.command, self.environment, self.socket, self.log = command, environment, socket, log
-        self.http = Server("http://vllm", socket=socket)
+        self.http = Server("http://vllm", socket=socket, field="policy.sampler")
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
@@ -84,15 +81,14 @@ class VllmServer:
         self.socket.unlink(missing_ok=True)
         self.starts += 1
         self._output = open(self.log, "ab")  # noqa: SIM115 - stop() closes it
-        # In a group of its own: Ctrl-C in the terminal is for us. The guard sees to it that the group ends when we die.
-        guard = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), str(TERM_SECONDS), str(self.socket.parent)]
-        self._process = subprocess.Popen(
-            [*guard, *self.command],
+        self._process = start_group(
+            self.command,
+            seconds=TERM_SECONDS,
+            folder=self.socket.parent,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
-            process_group=0,
         )
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -113,12 +109,7 @@ class VllmServer:
         """End the process and what it started."""
         process, self._process = self._process, None
         if process is not None:
-            # The group outlives its leader where a child does; so it is killed in any case.
-            for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, None)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    await asyncio.to_thread(process.wait, seconds)
+            await asyncio.to_thread(end_group, process, TERM_SECONDS)
         if self._output is not None:
             self._output.close()
 

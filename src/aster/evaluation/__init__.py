@@ -2,7 +2,7 @@
 
 from aster.evaluation.comparison import Comparison, compare
 from aster.evaluation.estimate import Estimate, avg_at_k, mean_interval, pass_at_k
-from aster.evaluation.metrics import Prices, accuracy, summarize
+from aster.evaluation.metrics import accuracy, summarize
 from aster.evaluation.outcomes import Outcome, outcome, rewards_by_problem
 from aster.evaluation.voting import majority
 
@@ -10,7 +10,6 @@ __all__ = [
     "Comparison",
     "Estimate",
     "Outcome",
-    "Prices",
     "accuracy",
     "avg_at_k",
     "compare",

@@ -5,26 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from aster.evaluation.estimate import avg_at_k, mean_interval, pass_at_k
 from aster.evaluation.outcomes import Outcome, rewards_by_problem
 from aster.evaluation.voting import majority
+from aster.money import Prices
 from aster.seeds import derive
 from aster.types import FAULTS
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """Money per million tokens, in one currency."""
-
-    read: float
-    written: float
-
-    def cost(self, outcome: Outcome) -> float:
-        """What an attempt cost."""
-        return (self.read * outcome.read_tokens + self.written * outcome.sampled_tokens) / 1e6
 
 
 def accuracy(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
@@ -88,14 +77,16 @@ def _interval(values: Sequence[float], seed: int) -> dict[str, float]:
 
 
 def _totals(outcomes: Sequence[Outcome], prices: Prices | None) -> dict[str, float]:
+    written = sum(each.sampled_tokens for each in outcomes)
+    read = sum(each.read_tokens for each in outcomes)
     totals: dict[str, float] = {
-        "sampled_tokens": sum(each.sampled_tokens for each in outcomes),
-        "read_tokens": sum(each.read_tokens for each in outcomes),
+        "sampled_tokens": written,
+        "read_tokens": read,
         "tool_calls": sum(each.tool_calls for each in outcomes),
         "seconds": round(sum(each.seconds for each in outcomes), 3),
     }
     if prices is not None:
-        totals["cost"] = sum(map(prices.cost, outcomes))
+        totals["cost"] = prices.cost(read, written)
     return totals
 
 

@@ -17,6 +17,7 @@ from aster.environments import Environment
 from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.settings import Settings, policy_kind
+from aster.money import Prices
 from aster.rollout import Job, RolloutContext, Rollouts
 from aster.transcript import Transcript
 from aster.types import Trajectory
@@ -27,14 +28,14 @@ Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
 
 @asynccontextmanager
 async def open_attempts(
-    settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder
+    settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder, prices: Prices | None = None
 ) -> AsyncIterator[Start]:
     """The policy's :data:`Start`; its attempts are ended and the policy is closed at the end. UserError where it cannot be had.
 
-    The ``environment`` is open. The folder keeps the tokenizer where attempts are tokens, and the name of a served
-    model."""
+    The ``environment`` is open. The folder keeps the tokenizer where attempts are tokens, and the name of a served model. An
+    attempt by a chat endpoint has its cost at the ``prices`` on its transcript."""
     if settings.kind == "chat":
-        async with _chat(settings, rollout, environment, folder) as start:
+        async with _chat(settings, rollout, environment, folder, prices) as start:
             yield start
         return
     config = settings.engine_config(rollout)
@@ -61,16 +62,23 @@ def _start(rollouts: Rollouts, settings: Settings, job: Job) -> asyncio.Task[Tra
 
 @asynccontextmanager
 async def _chat(
-    settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder
+    settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder, prices: Prices | None
 ) -> AsyncIterator[Start]:
     """Attempts by an endpoint that takes and gives text."""
     from aster.teacher.chat import ChatAuthor
+    from aster.teacher.spending import Spending
 
     _, address = policy_kind(settings.policy)
     tasks: set[asyncio.Task[Transcript]] = set()
     async with AsyncExitStack() as stack:
         author = await stack.enter_async_context(
-            ChatAuthor(address, settings.model_name, concurrency=rollout.slots, field=f"--policy {settings.policy}")
+            ChatAuthor(
+                address,
+                settings.model_name,
+                concurrency=rollout.slots,
+                spending=Spending(prices),
+                field=f"--policy {settings.policy}",
+            )
         )
 
         folder.note(served=author.model)

@@ -12,9 +12,9 @@ from aster.config.file import apply_override, validate_recipe
 from aster.config.recipe import Recipe
 from aster.data.benchmarks import REGISTRY, checksum
 from aster.errors import UserError
-from aster.evaluation.metrics import Prices
 from aster.evaluation.run import LAB, Request, read_problems
 from aster.evaluation.settings import Settings, parse_shard, parse_tokens, policy_kind
+from aster.money import Prices
 from aster.terminal import say
 from aster.types import Problem
 

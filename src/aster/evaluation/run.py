@@ -21,10 +21,11 @@ from aster.data.problems import choose_problems
 from aster.errors import UserError, one_line
 from aster.evaluation.budgets import curves
 from aster.evaluation.folder import Attempt, EvaluationFolder
-from aster.evaluation.metrics import Prices, summarize
+from aster.evaluation.metrics import summarize
 from aster.evaluation.outcomes import Outcome, outcome
 from aster.evaluation.policies import open_attempts
 from aster.evaluation.settings import Settings, parse_shard
+from aster.money import Prices
 from aster.rollout import Job
 from aster.seeds import derive
 from aster.terminal import Progress, say
@@ -111,16 +112,21 @@ def _named(request: Request) -> dict[str, Any]:
     return {"label": request.label, "prices": None if prices is None else [prices.read, prices.written]}
 
 
+def _prices(folder: EvaluationFolder) -> Prices | None:
+    """What was given last; None where nothing was."""
+    noted = folder.about()["notes"].get("prices")
+    return Prices(*noted) if noted else None
+
+
 def conclude(folder: EvaluationFolder, jobs: Sequence[Job]) -> dict[str, Any]:
     """Read what is on disk, in the order of the jobs, and finish the folder."""
     outcomes = _on_disk(folder)
     ordered = [outcomes[job.problem.id, job.sample] for job in jobs]
     about = folder.about()
-    prices = Prices(*about["notes"]["prices"]) if about["notes"].get("prices") else None
     settings = folder.settings
     say("evaluate: computing intervals and votes")
     summary = {
-        **summarize(ordered, settings.seed, prices),
+        **summarize(ordered, settings.seed, _prices(folder)),
         "curves": curves(ordered, settings.seed, settings.context_tokens, settings.tool_calls),
         "settings": settings.model_dump(mode="json"),
         "notes": about["notes"],
@@ -186,7 +192,7 @@ async def _make(folder: EvaluationFolder, settings: Settings, rollout: Rollout, 
                 if isinstance(tool, PythonTool):
                     sandbox = tool.sandbox
                     folder.note(isolation=sandbox.level.value if isinstance(sandbox, Sandbox) else "of the service")
-            start = await stack.enter_async_context(open_attempts(settings, rollout, environment, folder))
+            start = await stack.enter_async_context(open_attempts(settings, rollout, environment, folder, _prices(folder)))
             with Progress("evaluate", total, "attempt", done=total - len(jobs)) as progress:
                 await _collect(folder, [start(job) for job in jobs], progress, first=len(jobs) == total)
         except SettingsError as error:

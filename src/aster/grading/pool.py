@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from aster.errors import UserError
+from aster.process import start
 
 START_SECONDS = 120.0
 """How long a worker may take to import Math-Verify, on a busy machine."""
@@ -39,15 +40,13 @@ class Worker:
         source = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)
         try:
-            self.process = subprocess.Popen(
+            self.process = start(
                 [sys.executable, "-P", "-m", "aster.grading.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 env=os.environ | {"PYTHONPATH": path},
-                # Ctrl-C in the terminal is for this process; the workers end when it does.
-                start_new_session=True,
             )
         except OSError as error:
             raise UserError(f"grading: cannot start a worker process: {error.strerror or error}") from error
@@ -70,7 +69,7 @@ class Worker:
 
     def ask(self, prediction: str, answer: str, seconds: float) -> tuple[bool, str]:
         """Whether the two are equal, and how that was found. WorkerLate or WorkerDied: the worker is no longer usable."""
-        request = {"prediction": prediction, "answer": answer, "seconds": seconds}
+        request = {"prediction": prediction, "answer": answer}
         try:
             self._requests.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:

@@ -1,10 +1,9 @@
 """The process in which Math-Verify runs: ``python -m aster.grading.worker``, JSON lines in and out.
 
-In: ``{"prediction": ..., "answer": ..., "seconds": ...}``. Out: ``{"ready": true}`` once, then one
-``{"correct": ..., "reason": ...}`` for each. The parent kills a worker that is late. A worker whose parent is gone ends by
-itself: an idle one sees the end of its input, or that it has another parent; a busy one is ended by the kernel's timer, whose
-default action needs no Python and so works in the midst of one endless arithmetic operation. That is also why Math-Verify's
-own time limits, which run a Python handler on the same signal, are turned off here.
+In: ``{"prediction": ..., "answer": ...}``. Out: ``{"ready": true}`` once, then one ``{"correct": ..., "reason": ...}`` for
+each. The parent kills a worker that is late, and the kernel kills one whose parent is gone (:mod:`aster.process`): both work in
+the middle of one endless arithmetic operation. Math-Verify's own time limits do not, because they run a Python handler; they
+are turned off here.
 """
 
 from __future__ import annotations
@@ -15,20 +14,12 @@ import logging
 import os
 import re
 import resource
-import select
-import signal
-from collections.abc import Iterator
+import sys
 from functools import lru_cache
 from typing import IO, Any
 
 MEMORY = 2 * 1024**3
 """Bytes of address space. Big powers fill memory as fast as they burn time."""
-
-GRACE = 1.0
-"""Seconds after the time limit at which a worker that nobody killed ends itself."""
-
-IDLE_CHECK = 5.0
-"""Seconds between looks at whether the parent still lives. Needed where the parent forked: then the pipe stays open."""
 
 AGREEMENT = 1e-5
 """Largest relative difference of two numbers that Math-Verify may call equal. It rounds to six decimals, and chops what is
@@ -116,23 +107,6 @@ def _differ(first: Any, second: Any) -> bool:
     return bool(largest.is_finite and Abs(one - other) > AGREEMENT * largest)
 
 
-def _requests() -> Iterator[bytes]:
-    """The lines of the standard input, until it ends or the parent is gone."""
-    parent, left = os.getppid(), b""
-    while True:
-        line, newline, rest = left.partition(b"\n")
-        if newline:
-            left = rest
-            yield line
-        elif select.select([0], [], [], IDLE_CHECK)[0]:
-            part = os.read(0, 65536)
-            if not part:
-                return
-            left += part
-        elif os.getppid() != parent:
-            return
-
-
 def main() -> None:
     """Serve until the input ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -149,14 +123,12 @@ def main() -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     os.dup2(2, 1)
-    for line in _requests():
+    for line in sys.stdin.buffer:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, request["seconds"] + GRACE)
         try:
             correct, reason = compare(request["prediction"], request["answer"])
         except Exception as error:  # noqa: BLE001 - the input is whatever a policy wrote
             correct, reason = False, f"math-verify: {type(error).__name__}"
-        signal.setitimer(signal.ITIMER_REAL, 0)
         _write(replies, {"correct": correct, "reason": reason})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aster.evaluation.published import BENCHMARKS, published_on
-from aster.report.table import aligned
+from aster.terminal import aligned
 
 if TYPE_CHECKING:
     from aster.evaluation.comparison import Comparison

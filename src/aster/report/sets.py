@@ -13,8 +13,8 @@ from markupsafe import Markup
 from aster import __version__
 from aster.data.curation.chain import Funnel
 from aster.data.curation.contamination import Hit
-from aster.report.table import aligned
 from aster.run import replacing
+from aster.terminal import aligned
 
 ROWS: tuple[tuple[str, str, str], ...] = (
     ("trajectories", "trajectories", "{:,}"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from aster.terminal import aligned
 
 POLICIES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
 """The policies of a run in order, and how they are called in tables."""
@@ -35,18 +37,3 @@ def _cells(result: Mapping[str, Any]) -> tuple[str, str, str, str]:
         str(result["problems"]),
         f"{result['tool_calls']:.2f}",
     )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines: the first column left, the others right, and a rule below the first row."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(_pad(cell, width, column) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return lines
-
-
-def _pad(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 else cell.rjust(width)

@@ -1,11 +1,11 @@
-"""Synthesize with a teacher behind a server: attempts as text, one by one on disk, then as the student's tokens.
+"""Synthesize with a teacher behind a server: attempts are kept as text, one by one, and then rendered as the student's tokens.
 
-    synthesize/transcripts.jsonl    every finished attempt, a line each, appended as it ends
+    synthesize/transcripts.jsonl    every finished attempt, a line each, appended when it ends
     synthesize/requests.jsonl       tokens and cost of every answered request
-    synthesize/trajectories/        the attempts in the student's dialect, in the order of the problems: what later stages read
+    synthesize/trajectories/        the attempts in the student's dialect, in the order of the problems, for later stages
 
-A run that is killed has lost the attempts under way, and repeats none that is on disk. One that has reached its limit of money,
-or has made all attempts, goes on when more is asked: an attempt is its problem, its number and its seed, and hangs on no limit.
+A run that is killed loses the attempts under way and repeats none that is on disk. A run that has reached its limit of money,
+or has made all attempts, goes on when the recipe asks for more, because an attempt depends only on problem, number and seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aster.rollout import Decoding, Job
 from aster.run import RunFolder, append_line, drop_torn_line, write_trajectories
 from aster.teacher.chat import ChatAuthor
 from aster.teacher.failures import failure_of
-from aster.teacher.spending import LimitReached, Prices, Spending
+from aster.teacher.spending import LimitReached, Spending
 from aster.terminal import Progress, say
 from aster.transcript import Transcript
 from aster.types import FAULTS
@@ -36,14 +36,14 @@ from aster.types import FAULTS
 CHUNK = 64
 """Trajectories per file."""
 FAILED_IN_ROW = 20
-"""Attempts that fail one after another, none going well between, before the stage gives up: going on would only use them up."""
+"""Attempts that may fail one after another. Then the stage gives up, because it would only use up the other attempts."""
 
 Key = tuple[str, int]
 
 
 @dataclass(slots=True)
 class Tally:
-    """What has been made."""
+    """The attempts that are on disk, counted."""
 
     keys: set[Key] = field(default_factory=set)
     correct: int = 0
@@ -53,15 +53,15 @@ class Tally:
     failed_in_row: int = 0
     last_error: str = ""
     author: str = ""
-    """The model, by the name under which the server has it."""
+    """The model, by the name under which it is served."""
 
     @property
     def mean_cost(self) -> float:
-        """Of an attempt."""
+        """The mean cost of an attempt."""
         return self.cost / max(1, len(self.keys))
 
     def add(self, transcript: Transcript) -> None:
-        """One more attempt."""
+        """Count one more attempt."""
         self.keys.add((transcript.problem_id, transcript.sample))
         self.author = transcript.author
         self.correct += transcript.reward == 1.0
@@ -82,12 +82,12 @@ async def teach(
 ) -> None:
     """Make the attempts that are missing, then render all for the student at ``model_path``. ``source`` names the problems.
 
-    UserError where the teacher is gone or the limit of money is reached."""
-    # Before anything is paid for: the student must be able to read it.
+    UserError where the teacher is gone, the limit of money is reached, or every attempt failed."""
+    # First, so that nothing is paid for that the student cannot read.
     dialect = make_dialect(load_tokenizer(resolve(model_path, weights=False))).with_tools(environment.schemas)
     path = folder.path / "synthesize" / "transcripts.jsonl"
-    prices = Prices(settings.prices.prompt, settings.prices.completion)
-    spending = Spending(prices, settings.max_cost, folder.path / "synthesize" / "requests.jsonl")
+    ledger = folder.path / "synthesize" / "requests.jsonl"
+    spending = Spending(settings.prices.per_million(), settings.max_cost, ledger, field="synthesize.max_cost")
     author = ChatAuthor(
         settings.base_url,
         settings.model,
@@ -141,7 +141,7 @@ async def teach(
 
 @dataclass(slots=True)
 class _Work:
-    """The attempts of one start of the stage."""
+    """Makes the attempts of one start of the stage."""
 
     settings: Synthesize
     author: ChatAuthor
@@ -152,11 +152,11 @@ class _Work:
     progress: Progress
     under_way: int = 0
     ended: UserError | None = None
-    """Why no new attempt begins."""
+    """Why no new attempt begins; None while they do."""
     one_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def make(self, jobs: list[Job], total: int) -> None:
-        """Make them all, or raise why not; every one that ended is on disk."""
+        """Make all of them. UserError where that is not possible; every attempt that has ended is on disk."""
         queue = iter(jobs)
         workers = min(self.settings.concurrency, len(jobs))
         async with asyncio.TaskGroup() as group:
@@ -167,10 +167,10 @@ class _Work:
         made = f"{len(self.tally.keys)} of {total} attempts are on disk"
         if isinstance(self.ended, LimitReached):
             if self.settings.finish_at_limit and self.tally.keys:
-                say(f"synthesize.max_cost: {self.ended}; {made}, and the stage ends with them")
+                say(f"{self.ended}; {made}, and the stage ends with them")
                 return
             raise UserError(
-                f"synthesize.max_cost: {self.ended}; {made}; give the same command with a higher limit to go on, or with "
+                f"{self.ended}; {made}; give the same command with a higher limit to go on, or with "
                 "synthesize.finish_at_limit=true to use what is there"
             )
         raise UserError(f"{self.ended}; {made}; the same command goes on from there")
@@ -184,19 +184,20 @@ class _Work:
             try:
                 await self._attempt(job)
             except UserError as error:
-                # The others may still end well: their requests are under way, or find room.
+                # The other attempts may still end well: their requests are under way, or fit under the limit.
                 self.ended = self.ended or error
             finally:
                 self.under_way -= 1
                 self.one_ended.set()
 
     async def _affordable(self) -> bool:
-        """Whether one more attempt is likely to be finished under the spending limit; waits for those under way to tell."""
+        """Whether the spending limit is likely to leave room for one more whole attempt. Waits for those under way while it is
+        not known."""
         while not self.spending.may_start(self.tally.mean_cost, self.under_way):
             if not self.under_way:
                 self.ended = self.ended or LimitReached(
-                    f"the limit of {self.spending.limit:g} leaves no room for one more attempt: {self.spending.spent:.4g} is "
-                    f"spent, and an attempt costs {self.tally.mean_cost:.4g}"
+                    f"{self.spending.field}: the limit of {self.spending.limit:g} leaves no room for one more attempt: "
+                    f"{self.spending.spent:.4g} is spent, and an attempt costs {self.tally.mean_cost:.4g}"
                 )
                 return False
             self.one_ended.clear()
@@ -232,8 +233,8 @@ class _Work:
 
 
 def _require_same_problems(source: str, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
-    """UserError where attempts were made at problems that are not asked now: there are fewer, or their file has changed, and
-    the attempts would be mixed with those at others."""
+    """UserError where attempts on disk are at problems that are not asked now: there are fewer, or their file has changed.
+    Attempts at two sets of problems would be mixed."""
     asked = {job.problem.id: job.problem.prompt for job in jobs}
     known = folder.problems()
     left_out = {name for name, _ in tally.keys if name not in asked}
@@ -241,28 +242,28 @@ def _require_same_problems(source: str, folder: RunFolder, jobs: list[Job], tall
         raise UserError(
             f"synthesize.problems: {len(left_out)} problems that have attempts are not among the {len(asked)} asked now, such "
             f"as {min(left_out)}: an earlier command asked for more, or {source} has changed since; give the higher number, "
-            "bring the file back or choose another --run"
+            "restore the file or choose another --run"
         )
-    # The run remembers the first text of an id.
+    # The run folder keeps the first text of an id.
     changed = {name for name, prompt in asked.items() if known[name]["prompt"] != prompt}
     if changed:
         raise UserError(
             f"{source}: has changed since this run began: {len(changed)} of its problems ask something else, such as "
-            f"{min(changed)}; bring the file back or choose another --run"
+            f"{min(changed)}; restore the file or choose another --run"
         )
 
 
 def _require_same_teacher(author: ChatAuthor, tally: Tally) -> None:
-    """UserError where a recipe that names no model meets another one than at first."""
+    """UserError where the recipe names no model and the server has another one than before."""
     if tally.author and author.model != tally.author:
         raise UserError(
             f"{author.field}: {author.server.address} serves {author.model}, and the attempts on disk are by {tally.author}; "
-            "give the address where that is served, or choose another --run"
+            "give the address where that model is served, or choose another --run"
         )
 
 
 def _made(path: Path, retry_failed: bool) -> Tally:
-    """The attempts on disk. With ``retry_failed`` those that failed are taken off it."""
+    """The attempts on disk. ``retry_failed``: those that failed are removed first."""
     drop_torn_line(path)
     tally = Tally()
     if not path.exists():
@@ -276,7 +277,7 @@ def _made(path: Path, retry_failed: bool) -> Tally:
 
 
 def _render(path: Path, jobs: list[Job], folder: RunFolder, dialect: Qwen3Dialect) -> None:
-    """The attempts on disk as the student's tokens, in the order of the problems; one file's worth of them in memory."""
+    """Write the attempts on disk as the student's tokens, in the order of the problems. Only one file's are in memory."""
     place: dict[Key, int] = {}
     with open(path, "rb") as stream:
         offset = 0

@@ -1,17 +1,18 @@
-"""A teacher behind any OpenAI-compatible chat endpoint, with our sandbox as its tool.
+"""A teacher behind any OpenAI-compatible chat endpoint, with the tools of an environment.
 
-:class:`ChatAuthor` writes :class:`~aster.transcript.Transcript`s: text, whatever tokens the teacher has. Its loop checks
-the budget in the order of :mod:`aster.rollout.loop`, the loop of token policies:
+:class:`ChatAuthor` makes attempts as text (:class:`~aster.transcript.Transcript`), whatever tokens the teacher has. Its loop
+checks the budget in the order of :mod:`aster.rollout.loop`, the loop of token policies:
 
     before a turn   context_tokens, turns, wall_seconds (:meth:`Budget.before_turn`)
     after it        the turn was cut, then tool_calls, call by call
 
-Tokens are counted by the server. Before it has counted a prompt, and for the newest outputs, their number is estimated; a
-server that refuses a request because the estimate was too low says what room there is, and is asked again once.
+The server counts the tokens. For what it has not counted yet, a first prompt or the newest outputs, their number is estimated.
+Where the estimate was too low and the server refuses the request, its message says how much room there is; then the request is
+sent once more.
 
-The reasoning of earlier turns is sent back, in the field in which it came: GPT-OSS loses its thread within a loop of calls
-without it. What fails is recorded on the transcript by name (:data:`aster.teacher.failures.FAILURES`). Raised are cancellation
-and UserErrors: a wrong key or model, a server that is gone, a spending limit that is reached.
+The reasoning of earlier turns is sent back, in the field in which it came, because GPT-OSS needs it within a loop of calls.
+Failures are recorded on the transcript by name (:data:`aster.teacher.failures.FAILURES`). Only cancellation and UserErrors are
+raised: a wrong key or model, a server that is gone, a spending limit that is reached.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ PATH = "/v1/chat/completions"
 
 
 class ChatAuthor:
-    """Attempts problems through one server. An asynchronous context manager, which looks whether the server is there."""
+    """Attempts problems through one server. An asynchronous context manager; entering it asks the server for its models."""
 
     def __init__(
         self,
@@ -68,15 +69,16 @@ class ChatAuthor:
         spending: Spending | None = None,
         field: str = "base_url",
     ) -> None:
-        """``model``: the name it serves; empty: the only one. ``system``: text put before every dialogue, which is no part of
-        the transcript. ``request``: more fields of a request; null takes one of ours away. At most ``concurrency`` attempts are
-        under way. ``field`` names the address in errors."""
+        """``model``: the name under which it is served; empty: the only one. ``system``: text before every dialogue, which is
+        not part of the transcript. ``request``: more fields of every request; None removes one of ours. At most ``concurrency``
+        attempts are under way, and a request with all its repetitions takes at most ``request_seconds``. ``field`` names the
+        address in errors."""
         self.server = Server(base_url, os.environ.get(KEY), field=field)
         self.model, self.calls, self.system, self.send_reasoning = model, calls, system, send_reasoning
         self.request = request or {}
         self.request_seconds, self.spending, self.field = request_seconds, spending or Spending(), field
         self.longest: int | None = None
-        """The server's context in tokens, where it tells."""
+        """The server's context in tokens; None where it does not say."""
         self._places = asyncio.Semaphore(concurrency)
 
     async def __aenter__(self) -> ChatAuthor:
@@ -141,7 +143,7 @@ class ChatAuthor:
             return transcript
 
     async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to a request. ServerError; UserError where no other request would fare better."""
+        """The server's answer to a request. ServerError where it failed, UserError where every other request would fail too."""
         try:
             return await self.server.ask("POST", PATH, body, seconds=self.request_seconds)
         except ServerError as error:
@@ -149,13 +151,13 @@ class ChatAuthor:
                 raise UserError(f"{self.field}: {error}; set the environment variable {KEY}") from None
             if error.status == 404:
                 raise UserError(f"{self.field}: {error}; correct the address or the model's name") from None
-            # One request that finds no server may be bad luck. Whether it is still there, the next one shows.
+            # One request may fail by chance. The next one shows whether the server is still there.
             if error.kind in ("connection_lost", "timeout") and not await self._alive():
                 raise TeacherGone(f"{self.field}: {self.server.address} no longer answers ({error})") from None
             raise
 
     async def _alive(self) -> bool:
-        """Whether the server answers at all, whatever it says."""
+        """Whether the server gives any answer."""
         try:
             await self.server.ask("GET", "/v1/models", seconds=PROBE_SECONDS, insist=False)
         except ServerError as error:
@@ -163,7 +165,7 @@ class ChatAuthor:
         return True
 
     async def _look(self) -> None:
-        """Find the model and its context, where the server lists them. UserError where it is not there."""
+        """Find the model and its context in the server's list, if it has one. UserError where there is no server or model."""
         where = f"{self.field}: {self.server.address}"
         try:
             answer = await self.server.ask("GET", "/v1/models", seconds=PROBE_SECONDS)
@@ -192,24 +194,24 @@ class _Dialogue:
     transcript: Transcript
     toolbox: Toolbox
     tools: ToolSchemas
-    """What the server is told of them."""
+    """The tools as the server is told of them."""
     budget: Budget
     decoding: Decoding
     messages: list[dict[str, Any]] = field(default_factory=list)
     counted: int = 0
-    """Tokens of the dialogue so far, as far as the server has counted them."""
+    """Tokens of the dialogue that the server has counted."""
     written: int = 0
-    """Tokens that the model wrote; some servers leave earlier reasoning out when they read the dialogue again."""
+    """Tokens that the model wrote. Some servers leave earlier reasoning out of the dialogue, and so out of their count."""
     first_prompt: int = 0
     fresh: int = 0
-    """Estimate of the tokens that it has not counted yet."""
+    """The estimate of the tokens that the server has not counted yet."""
 
     @property
     def used(self) -> int:
         return max(self.counted, self.first_prompt + self.written) + self.fresh
 
     async def run(self, began: float) -> StopReason:
-        """The loop. Failure and SandboxFailure are the caller's to record."""
+        """The loop, until the attempt ends. The caller records Failure, SandboxFailure and ToolFailure."""
         budget, transcript = self.budget, self.transcript
         self._open()
         while True:
@@ -263,8 +265,8 @@ class _Dialogue:
         completion = answer.completion_tokens if answer.completion_tokens is not None else estimate([texts])
         if None in (answer.prompt_tokens, answer.completion_tokens) and author.spending.limit is not None:
             raise UserError(
-                f"{author.field}: the server does not say how many tokens a turn had, so a limit cannot be kept; "
-                "take max_cost away"
+                f"{author.spending.field}: the server at {author.server.address} does not say how many tokens a turn had, so "
+                "the limit cannot be kept; remove it, or use another server"
             )
         self.first_prompt = self.first_prompt or prompt
         self.written += completion
@@ -279,7 +281,7 @@ class _Dialogue:
             usage = answered.get("usage")
             counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
             assert transcript.usage is not None
-            # Before it is read: an answer that cannot be used was paid for all the same.
+            # Counted before it is read, because an answer that cannot be used costs as much.
             author.spending.count(
                 transcript.usage,
                 *(count if isinstance(count, int) else 0 for count in counts),
@@ -296,7 +298,7 @@ class _Dialogue:
             "max_tokens": max_tokens,
             "temperature": self.decoding.temperature,
             "top_p": self.decoding.top_p,
-            # Of 31 bits: some servers take no more.
+            # 31 bits, because some servers take no more.
             "seed": derive(self.transcript.seed, "turn", number) & 0x7FFFFFFF,
             "stream": False,
         }

@@ -1,4 +1,4 @@
-"""What a teacher's server can do wrong, by name. A name begins :attr:`Transcript.error`, and reports count by it."""
+"""The failures of a teacher's server, by name. :attr:`Transcript.error` begins with the name, and reports count by it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from aster.transcript import Transcript
 from aster.types import FAULTS
 
 FAILURES = {
-    "timeout": "no answer to a request within the time it may take",
-    "rate_limited": "busy (429, 503) for as long as a request may take",
-    "connection_lost": "the connection broke, at every attempt",
-    "server_error": "an error of the server's own (5xx), at every attempt",
-    "malformed_body": "an answer that is no JSON, or no chat completion",
+    "timeout": "no answer to a request within its time",
+    "rate_limited": "the server was busy (429, 503) for all the time of a request",
+    "connection_lost": "the connection failed at every attempt",
+    "server_error": "the server had an error of its own (5xx) at every attempt",
+    "malformed_body": "the answer is not JSON, or not a chat completion",
     "empty_answer": "a turn without reasoning, text or calls",
-    "stripped_marks": "a turn of a Harmony model (GPT-OSS) whose marks the server took off: where its parts begin is lost",
+    "stripped_marks": "the server removed the marks between the parts of a turn of a Harmony model (GPT-OSS)",
     "content_filter": "the server withheld the turn",
-    "refused": "a request that the server will not serve (4xx)",
+    "refused": "the server refused the request (4xx)",
     "context_length": "the dialogue does not fit in the server's context; the attempt ends with token_budget",
 }
-"""Each ends its attempt, with ``engine_error`` unless it says otherwise. What a model does wrong ends nothing: a call with
+"""Each ends its attempt, with ``engine_error`` unless it says otherwise. A model's mistakes end no attempt: a call with
 malformed arguments or of an unknown tool gets an error as its result, and an endless loop of calls ends with call_budget."""
 
 _CONTEXT = re.compile(r"context[ _](?:length|window|size)|maximum context|max_model_len|too (?:long|large).*token", re.I | re.S)
@@ -33,7 +33,7 @@ _READ = re.compile(
 
 
 class Failure(Exception):
-    """An attempt cannot go on, by one of :data:`FAILURES`."""
+    """An attempt cannot go on. ``name`` is one of :data:`FAILURES`."""
 
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}")
@@ -41,11 +41,12 @@ class Failure(Exception):
 
 
 class TeacherGone(UserError):
-    """The server does not answer any more: no attempt can be made."""
+    """The server no longer answers, so no attempt can be made."""
 
 
 def failure_of(transcript: Transcript) -> str:
-    """The name of what ended the attempt, or of how it ended where no server did; empty where it ended well."""
+    """The name of the failure that ended an attempt, or its stop reason where something else than the server failed; empty
+    where nothing did."""
     name = transcript.error.partition(":")[0]
     if name in FAILURES:
         return name
@@ -53,15 +54,15 @@ def failure_of(transcript: Transcript) -> str:
 
 
 def failed(error: ServerError) -> Failure:
-    """The failure that a server's error is."""
+    """A server's error as a failure of the attempt."""
     if error.kind == "refused" and _CONTEXT.search(str(error)):
         return Failure("context_length", str(error))
     return Failure(error.kind, str(error))
 
 
 def room_told(error: ServerError) -> int | None:
-    """The tokens that a server says are left in its context after the prompt, read from its refusal; None where it does not
-    tell (vLLM and OpenAI do)."""
+    """The tokens left in the server's context after the prompt, read from the text of its refusal; None where it does not say
+    (vLLM and OpenAI do)."""
     longest, read = _LONGEST.search(str(error)), _READ.search(str(error))
     if longest is None or read is None:
         return None
@@ -69,5 +70,5 @@ def room_told(error: ServerError) -> int | None:
 
 
 def unusable(where: str, answer: Any) -> Failure:
-    """An answer that is JSON and no chat completion."""
+    """The failure for an answer that is JSON but no chat completion."""
     return Failure("malformed_body", f"{where}: the answer is no chat completion: {one_line(repr(answer))}")

@@ -1,16 +1,16 @@
-"""Scripted experts: the teachers of the lab. Each writes turns; the sandbox runs their code, and they read what came back.
+"""Scripted experts: the teachers of the lab. Each writes turns; the sandbox runs their code, and they read its output.
 
 An expert is a generator. It yields ``(thinking, code)`` and is sent the tool's output; it returns ``(thinking, answer)``.
-The thinking reuses the base model's own step format (``b:15+4``): a cold start in another format is not learned.
+The thinking has the base model's own step format (``b:15+4``), because SFT does not teach it another one.
 
     dense       one small cell a step; the state lives in the session (cold start ``aster``)
-    retool      reckons in the head, and has one or two of the calculations done by code, whose result it goes on with
+    retool      computes in its thinking, and has code do one or two of the calculations, whose result it goes on with
     demyagent   one or two larger cells that do the whole computation
     program     the whole computation as one program, in one call
-    text        the base model's way: all in the head (chain and coded alone)
+    text        the base model's way: everything in its thinking (only for ``chain`` and ``coded``)
 
-The sparse ones stand for sets of other papers, whose data is not here, and are fair to them: every call is needed for the
-answer. A call that only checked a known answer would lose for a reason that says nothing about density.
+The sparse experts represent sets of other papers, whose data is not here. The comparison is fair to them: every call is needed
+for the answer. Calls that only check a known answer would lose for a reason that says nothing about density.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Script = Generator[tuple[str, str], str, tuple[str, str]]
 Expert = Callable[[Walk, random.Random], Script]
 
 LOOP = "for i in range(20):\n c=ask(v)\n if c=='end':break\n v=eval(str(v)+R[c])\nv"
-"""The loop of a program that hunts: bounded, because a mistake in the rules never reaches the end."""
+"""The loop of a program that hunts. It is bounded, because with a mistake in the rules it would never reach the end."""
 
 
 def text_only(walk: Walk) -> tuple[str, str]:
     """The thinking and the answer of the text-only reasoner."""
-    lines, value = _reckon(walk.steps, walk.start)
+    lines, value = _compute(walk.steps, walk.start)
     return "\n".join(lines), str(value)
 
 
@@ -62,26 +62,26 @@ def program(walk: Walk, _rng: random.Random) -> Script:
 
 
 def retool(walk: Walk, rng: random.Random) -> Script:
-    """A chain: reckoned in the head but for one or two runs of steps, half of all, which are code; the reckoning goes on from
-    what the code gave. A hunt: one question by hand, its step in the head, then a program."""
+    """A chain: one or two runs of steps, together half of all, are code, the others are computed in the thinking, which goes on
+    from the code's result. A hunt: one question in a cell, its step in the thinking, then a program."""
     if walk.family == "hunt":
         value, name = _heard((yield "ask", f"v={walk.start}\nv,ask(v)"))
         operation: Operation = next(rule.operation for rule in walk.rules if rule.label == name)
-        reckoned = operation(value)
-        output = yield f"{name}:{value}{operation}={reckoned}", _hunting_program(reckoned, walk.rules)
+        computed = operation(value)
+        output = yield f"{name}:{value}{operation}={computed}", _hunting_program(computed, walk.rules)
         return "end", output
     value = walk.start
     done = 0
     for begin, end in _calculations(len(walk.steps), 2 if rng.random() < 0.5 else 1):
-        lines, value = _reckon(walk.steps[done:begin], value)
+        lines, value = _compute(walk.steps[done:begin], value)
         value = int((yield "\n".join(lines) or "run", _program(value, walk.steps[begin:end])))
         done = end
-    lines, value = _reckon(walk.steps[done:], value)
+    lines, value = _compute(walk.steps[done:], value)
     return "\n".join(lines) or "end", str(value)
 
 
 def demyagent(walk: Walk, rng: random.Random) -> Script:
-    """Two cells, the second of which goes on with what the first left in the session, or one. Nothing in the head."""
+    """One cell, or two, of which the second uses what the first left in the session. Nothing is computed in the thinking."""
     if walk.family == "hunt":
         asked = rng.random() < 0.5
         if asked:
@@ -102,7 +102,7 @@ EXPERTS: dict[ColdStart, Expert] = {
 
 
 def _calculations(steps: int, count: int) -> list[tuple[int, int]]:
-    """``count`` runs of steps (begin, end) that together hold half of the steps, the others before, between and after."""
+    """``count`` runs of steps (begin, end) that together hold half of the steps; the others lie before, between and after."""
     count = min(count, max(1, steps // 3))
     inside = max(count, (steps + 1) // 2)
     found, begin = [], 0
@@ -114,8 +114,8 @@ def _calculations(steps: int, count: int) -> list[tuple[int, int]]:
     return found
 
 
-def _reckon(steps: Sequence[Step], value: int) -> tuple[list[str], int]:
-    """Steps worked out in the head from a value, one a line (``b:15+4=19``), and the value they lead to."""
+def _compute(steps: Sequence[Step], value: int) -> tuple[list[str], int]:
+    """Steps computed in the thinking from a value, one a line (``b:15+4=19``), and their result."""
     lines = []
     for step in steps:
         operation = step.taken(value)
@@ -125,7 +125,7 @@ def _reckon(steps: Sequence[Step], value: int) -> tuple[list[str], int]:
 
 
 def _program(start: int | str, steps: Sequence[Step]) -> str:
-    """Lines that take ``steps`` from a value, or from the session's ``v``."""
+    """The code that does ``steps`` from a value, or from the session's ``v``."""
     lines = [f"v={start}"] if start != "v" else []
     for step in steps:
         line = f"v=v{step.operation}"

@@ -1,4 +1,4 @@
-"""The chat API's words: what is asked of a server for a turn, what its answer holds, and how a turn is told back to it."""
+"""Messages of the chat API: a server's answer is read into a turn, and a turn is written into the next request."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Calls = Literal["tools", "code", "fenced", "harmony"]
 SendReasoning = Literal["auto", "reasoning_content", "reasoning", "no"]
 _NAME = re.compile(r"[^A-Za-z0-9_-]")
 BYTES_A_TOKEN = 3
-"""For an estimate, before a server has counted: English and LaTeX have three to four."""
+"""For an estimate before a server has counted the tokens. English and LaTeX have three to four bytes a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskedCall:
-    """A call as the turn asked for it."""
+    """A call, as the turn asks for it."""
 
     parsed: ParsedCall
     id: str
@@ -33,23 +33,24 @@ class AskedCall:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One turn as a server gave it."""
+    """One turn, read from a server's answer."""
 
     thinking: str
     text: str
     raw: str
-    """The message's text as it came, for servers that must see it again."""
+    """The message's text unchanged, for servers that get it back as it was."""
     calls: list[AskedCall] = field(default_factory=list)
     finish_reason: str = "stop"
     prompt_tokens: int | None = None
-    """As the server counts them; None where it does not."""
+    """As the server counts them; None where it does not say."""
     completion_tokens: int | None = None
     reasoning_field: str = "reasoning_content"
-    """Where the server put the reasoning."""
+    """The message's field in which the reasoning came."""
 
 
 def read_answer(where: str, body: dict[str, Any], calls: Calls, tools: ToolSchemas = PYTHON) -> Answer:
-    """Read a chat completion; Failure where it is none, or an empty one. What the model did wrong is in the calls' errors."""
+    """Read a chat completion. Failure where it is none, or where the turn is empty, withheld or without its marks. Mistakes of
+    the model are in the calls' errors. ``where``: the address, for messages."""
     try:
         choice = body["choices"][0]
         message = choice["message"]
@@ -68,7 +69,7 @@ def read_answer(where: str, body: dict[str, Any], calls: Calls, tools: ToolSchem
         raise Failure(
             "stripped_marks",
             f"{where}: the text names Harmony's channels without their marks ({one_line(raw, 40)}...), so it cannot be read; "
-            "have the server take reasoning and calls out of the text (vLLM: --tool-call-parser openai), or leave the marks in "
+            "let the server parse reasoning and calls itself (vLLM: --tool-call-parser openai), or leave the marks in "
             "(request: {skip_special_tokens: false}) and set calls to harmony",
         )
     if calls == "tools":
@@ -80,14 +81,14 @@ def read_answer(where: str, body: dict[str, Any], calls: Calls, tools: ToolSchem
         within, text = turn.thinking, turn.content
         asked += [AskedCall(call, f"call_{number}") for number, call in enumerate(turn.calls, start=len(asked))]
     thinking = "\n\n".join(part.strip() for part in (thinking, within) if part.strip())
-    # A model that runs into its limit in mid-thought has said nothing yet, and that is no failure of the server's.
+    # A model that reaches its limit of tokens while it thinks has no text yet; that is no failure of the server.
     if not (thinking or text or asked) and reason != "length":
         raise Failure("empty_answer", f"{where}: a turn without reasoning, text or calls ({reason})")
     return Answer(thinking, text, raw, asked, reason, prompt_tokens, completion_tokens, name or "reasoning_content")
 
 
 def turn_message(answer: Answer, calls: Calls, send: SendReasoning, tools: ToolSchemas = PYTHON) -> dict[str, Any]:
-    """The turn told back to the server, as the next request holds it."""
+    """The turn as a message of the next request."""
     if calls in ("code", "fenced"):
         message: dict[str, Any] = {"role": "assistant", "content": answer.raw}
     else:
@@ -107,7 +108,7 @@ def turn_message(answer: Answer, calls: Calls, send: SendReasoning, tools: ToolS
 
 
 def result_messages(answer: Answer, results: list[ToolCall], calls: Calls) -> list[dict[str, Any]]:
-    """The outputs of the turn's calls, as the next request holds them."""
+    """The outputs of the turn's calls as messages of the next request."""
     if calls in ("code", "fenced"):
         return [{"role": "user", "content": WRITINGS[calls].results([result.output for result in results])}]
     return [
@@ -117,12 +118,13 @@ def result_messages(answer: Answer, results: list[ToolCall], calls: Calls) -> li
 
 
 def arguments(given: dict[str, Any]) -> str:
-    """A call's arguments as the API has them: a text of JSON. Templates parse it, so even what was malformed is sent whole."""
+    """A call's arguments as the API wants them: JSON in a string. Templates parse it, so a malformed call is sent as valid JSON
+    too."""
     return json.dumps(given, ensure_ascii=False)
 
 
 def estimate(messages: list[dict[str, Any]]) -> int:
-    """About how many tokens messages are, for a server that has not counted them."""
+    """An estimate of the tokens in messages that no server has counted yet."""
     return sum(len(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")) for message in messages) // BYTES_A_TOKEN
 
 
@@ -140,7 +142,7 @@ def _asked(call: dict[str, Any], number: int, tools: ToolSchemas) -> AskedCall:
 
 
 def _text(content: Any) -> str:
-    """A message's text: some servers give it in parts."""
+    """A message's text. Some servers send it in parts."""
     if content is None:
         return ""
     if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""A scripted expert in the place of a policy: it reads the tool's real output and writes the next turn."""
+"""A scripted expert as a policy: it reads the tool's real output and writes the next turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aster.types import Problem
 
 
 class ScriptedTeacher:
-    """A Sampler for one attempt at one lab problem. An output the expert cannot read is a ValueError, recorded by the loop."""
+    """A Sampler for one attempt at one lab problem. ValueError where the expert cannot read an output; the loop records it."""
 
     def __init__(self, expert: Expert, problem: Problem, seed: int, dialect: Qwen3Dialect) -> None:
         self.dialect = dialect
@@ -19,14 +19,14 @@ class ScriptedTeacher:
         self.began = False
 
     def open(self, sequence: str) -> None:
-        """Nothing to prepare."""
+        """Does nothing: there is nothing to prepare."""
 
     def release(self, sequence: str) -> None:  # noqa: ARG002 - one teacher, one sequence
-        """Let the script go."""
+        """End the script."""
         self.script.close()
 
     async def sample(self, token_ids: list[int], params: SamplingParams) -> Completion:
-        """The expert's next turn; log-probabilities are zero, for nobody sampled it."""
+        """The expert's next turn. Its log-probabilities are zero, because it was not sampled."""
         try:
             if self.began:
                 thinking, code = self.script.send(self._heard(token_ids))
