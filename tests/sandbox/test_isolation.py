@@ -61,7 +61,7 @@ def test_a_sandbox_has_the_level_that_its_recipe_names(level: Any, capfd: pytest
         async with Sandbox(Settings(isolation=level, preload=[])) as sandbox:
             return sandbox.level
 
-    supervisor._say_once.cache_clear()
+    supervisor._print_once.cache_clear()
     assert asyncio.run(main()) == level
     assert ("NOT ISOLATED" if level == "rlimits" else level) in capfd.readouterr().err
 

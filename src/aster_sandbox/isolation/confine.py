@@ -13,7 +13,7 @@ import sys
 from resource import setrlimit  # by name: the zygote replaces the module's for cells
 
 from aster_sandbox.isolation import landlock, namespaces, seccomp
-from aster_sandbox.isolation.guard import remove_tree, stand_guard
+from aster_sandbox.isolation.guard import remove_tree, start_guard
 from aster_sandbox.isolation.levels import Level, Plan
 from aster_sandbox.isolation.syscalls import (
     CAP_DAC_READ_SEARCH,
@@ -45,7 +45,7 @@ def enter_zygote(plan: Plan, supervisor: int) -> Plan:
     """
     if plan.processors:
         os.sched_setaffinity(0, plan.processors)
-    guard = stand_guard(supervisor, plan.root, plan.groups)
+    guard = start_guard(supervisor, plan.root, plan.groups)
     # A cell that begins does not break in on the supervisor, which has the next ones to send.
     with contextlib.suppress(OSError):  # some containers forbid it, and a process of the idle class may not leave that
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -57,7 +57,7 @@ def enter_zygote(plan: Plan, supervisor: int) -> Plan:
         plan = _with_users(plan)
     os.close(guard)
     if plan.seccomp:
-        seccomp.prepared(_more_denied(plan))
+        seccomp.cached_program(_extra_denied(plan))
     return plan
 
 
@@ -124,10 +124,10 @@ def confine_session(plan: Plan, scratch: str) -> None:
     if ruleset is not None:
         ruleset.enforce()
     if plan.seccomp:
-        seccomp.install(_more_denied(plan))
+        seccomp.install(_extra_denied(plan))
 
 
-def _more_denied(plan: Plan) -> tuple[str, ...]:
+def _extra_denied(plan: Plan) -> tuple[str, ...]:
     """The system calls that reach the host's files and services where those are in sight and Landlock does not guard them."""
     if plan.level is Level.NAMESPACES:
         return ()

@@ -53,7 +53,7 @@ class Cradle:
         return int(pid)
 
 
-def rock() -> Cradle:  # noqa: RET503 - _serve never returns
+def start_cradle() -> Cradle:  # noqa: RET503 - _serve never returns
     """Fork. The parent becomes the cradle, and never returns; it ends, and all in its process namespace with it, when the child
     does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -19,13 +19,13 @@ from typing import NoReturn
 from aster_sandbox.cgroups import remove_groups
 from aster_sandbox.isolation.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 
-BURY_SECONDS = 10.0
+KILL_SECONDS = 10.0
 """How long the guard fights processes that go on forking."""
 STRAY_SECONDS = 2.0
 """How long the zygote fights what a runner left behind, before it goes back to serving."""
 
 
-def stand_guard(supervisor: int, root: str, groups: str) -> int:
+def start_guard(supervisor: int, root: str, groups: str) -> int:
     """Fork. The parent becomes the guard and never returns; the child returns and dies with it.
 
     Returns the guard's pidfd. ``supervisor`` is the caller's parent; a caller whose parent it is not any more ends. ``root``
@@ -75,7 +75,7 @@ def close_all_but(*kept: int) -> None:
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
-def kill_all_below(seconds: float = BURY_SECONDS) -> None:
+def kill_all_below(seconds: float = KILL_SECONDS) -> None:
     """Kill and reap all descendants of this process, which must be their subreaper."""
     _kill(lambda: _below(lambda _pid, _session: True), seconds)
 
@@ -155,17 +155,17 @@ def remove_tree(path: str) -> None:
     """
     count = itertools.count()
     prefix = f".{secrets.token_hex(8)}-"
-    _open_up(path)
+    _make_writable(path)
     removed = True
     while removed:
         removed = False
         for entry in _entries(path):
             with contextlib.suppress(OSError):
                 if entry.is_dir(follow_symlinks=False):
-                    _open_up(entry.path)
+                    _make_writable(entry.path)
                     for inner in _entries(entry.path):
                         if inner.is_dir(follow_symlinks=False):
-                            _open_up(inner.path)  # to move a directory is to write to it
+                            _make_writable(inner.path)  # to move a directory is to write to it
                             os.rename(inner.path, os.path.join(path, f"{prefix}{next(count)}"))
                         else:
                             os.unlink(inner.path)
@@ -177,7 +177,7 @@ def remove_tree(path: str) -> None:
         os.rmdir(path)
 
 
-def _open_up(directory: str) -> None:
+def _make_writable(directory: str) -> None:
     with contextlib.suppress(OSError):
         os.chmod(directory, 0o700)
 

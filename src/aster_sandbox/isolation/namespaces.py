@@ -13,7 +13,7 @@ import signal
 import stat
 from pathlib import Path
 
-from aster_sandbox.isolation.cradle import Cradle, rock
+from aster_sandbox.isolation.cradle import Cradle, start_cradle
 from aster_sandbox.isolation.guard import die_with, mirror
 from aster_sandbox.isolation.levels import Plan
 from aster_sandbox.isolation.syscalls import (
@@ -92,7 +92,7 @@ def enter(plan: Plan, parent_pidfd: int) -> None:
         mirror(child)
     die_with(own)
     os.close(own)
-    _cradle = rock()
+    _cradle = start_cradle()
     _own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     _build_root(plan, _open_trees(plan) if trees is None else trees)
     libc.sethostname(HOST_NAME, len(HOST_NAME))

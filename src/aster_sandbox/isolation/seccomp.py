@@ -49,7 +49,7 @@ DENIED = (
     *("swapon", "swapoff", "acct", "syslog", "quotactl", "quotactl_fd", "nfsservctl", "iopl", "ioperm", "vhangup"),
     *("settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "sethostname", "setdomainname"),
 )
-ONLY_ONESELF = ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr")
+ONLY_SELF = ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr")
 """Calls whose first argument is a process: 0, the caller, is allowed."""
 SOCKETS = ("socket",)
 """Without them there are connected pairs alone. A socket could reach a service that listens in the file system, and Landlock
@@ -100,7 +100,7 @@ def install(more: tuple[str, ...] = ()) -> None:
 
     It needs no_new_privs, or CAP_SYS_ADMIN.
     """
-    code = prepared(more)
+    code = cached_program(more)
     filter_program = _FilterProgram(len(code) // 8, code)
     if libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), ctypes.byref(filter_program), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP) failed")
@@ -120,7 +120,7 @@ def program(more: tuple[str, ...] = ()) -> bytes:
     lines += _jump("clone3", "unknown")  # its flags are out of a filter's reach; the C library then takes clone
     lines += _jump("clone", "clone") + _jump("ioctl", "ioctl") + _jump("setpriority", "setpriority") + _jump("fcntl", "fcntl")
     lines += _jump("socket", "socket") + _jump("socketpair", "socketpair")
-    for name in ONLY_ONESELF:
+    for name in ONLY_SELF:
         lines += _jump(name, "oneself")
     lines += [
         _Instruction(_RETURN, _ALLOW),
@@ -152,7 +152,7 @@ def program(more: tuple[str, ...] = ()) -> bytes:
 
 
 @functools.cache
-def prepared(more: tuple[str, ...]) -> bytes:
+def cached_program(more: tuple[str, ...]) -> bytes:
     """The same, assembled once: to be called in the zygote, for all its sessions."""
     return program(more)
 
