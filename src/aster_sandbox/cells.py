@@ -21,7 +21,7 @@ from aster_sandbox.traces import CELL, line_in, message, short_traceback
 
 BETWEEN_STATEMENTS = frozenset("\n\r;:")
 """Source without these is at most one statement."""
-GENTLE = 2
+SINGLE_INTERRUPTS = 2
 """So many interrupts of a cell come alone. Each later one repeats itself at every step of the interpreter, so that what
 swallows it (``except: pass`` in a loop) meets it again at once, also where it has no handler around itself."""
 _trip = ctypes.pythonapi.PyErr_SetInterruptEx
@@ -37,7 +37,7 @@ class CellTimeout(KeyboardInterrupt):
     __module__ = "builtins"
 
 
-class Surroundings(Protocol):
+class CellProcess(Protocol):
     """What an interpreter needs of the process it is in."""
 
     def report(self, text: str) -> None:
@@ -50,11 +50,11 @@ class Surroundings(Protocol):
         """Lift that limit: the cell's code has ended, and there must be memory and stack to report a MemoryError. Called once
         or more."""
 
-    def gave_way(self) -> None:
+    def reporting(self) -> None:
         """The cell has ended by an interrupt; its report comes."""
 
 
-def _works(loop: asyncio.AbstractEventLoop) -> bool:
+def _is_usable(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether an event loop can still run: a cell may have closed it, or the descriptors that it needs."""
     try:
         if (selector := getattr(loop, "_selector", None)) is not None:
@@ -69,7 +69,7 @@ def _works(loop: asyncio.AbstractEventLoop) -> bool:
 class Interpreter:
     """A namespace and the way cells run in it."""
 
-    def __init__(self, namespace: dict[str, Any], surroundings: Surroundings, timeout_text: str = "") -> None:
+    def __init__(self, namespace: dict[str, Any], surroundings: CellProcess, timeout_text: str = "") -> None:
         self.namespace = namespace
         self.finished = -1
         """Of the last cell, where it was interrupted: how many of its statements had ended when the first interrupt came."""
@@ -77,11 +77,11 @@ class Interpreter:
         """And the line in which the next of them begins."""
         self.exit_status = 0
         """What a program would end with that ended as the last cell did."""
-        self._surroundings = surroundings
+        self._process = surroundings
         self._timeout_text = timeout_text
         self._interruptible = False
         self._interrupts = 0
-        self._met: dict[tuple[CodeType, int], int] = {}
+        self._interrupted_at: dict[tuple[CodeType, int], int] = {}
         """Where the later interrupts found the interpreter, and how often."""
         self._name = ""
         self._awaited: Any = None
@@ -96,9 +96,9 @@ class Interpreter:
             self.line = self._line_reached(frame)
         self._interrupts += 1
         error = CellTimeout(self._timeout_text)
-        if self._interrupts > GENTLE and frame is not None:
+        if self._interrupts > SINGLE_INTERRUPTS and frame is not None:
             place = frame.f_code, frame.f_lasti
-            times = self._met[place] = self._met.get(place, 0) + 1
+            times = self._interrupted_at[place] = self._interrupted_at.get(place, 0) + 1
             # The interpreter looks for signals after each call that its bytecode makes, so a call written here would be
             # interrupted by its own effect before the line after it. One that an iterator makes is not. And every second one in
             # the same place passes: Python 3.12 takes the jump at the end of an ``except`` for a part of the ``try`` before it,
@@ -127,8 +127,8 @@ class Interpreter:
         """Run a cell, or its first ``limit`` statements. Writes the traceback of an error. Raises nothing."""
         self.finished, self.line = -1, 0
         self._interrupts = self.exit_status = 0
-        if self._met:
-            self._met.clear()
+        if self._interrupted_at:
+            self._interrupted_at.clear()
         self._awaited = None
         self._name = f"{CELL}{number}>"
         kind = Kind.OK
@@ -144,14 +144,14 @@ class Interpreter:
                 self._interruptible = False
                 settrace(None)
                 setprofile(None)
-                self._surroundings.raise_memory()
+                self._process.raise_memory()
                 kind = self._ended_by(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt in the last moment, or an exception that cannot be shown
             self._interruptible = False
             kind = Kind.ERROR
             self.exit_status = 1
-            self._surroundings.report(f"{message(error)} (its traceback cannot be shown)\n")
-        self._surroundings.raise_memory()
+            self._process.report(f"{message(error)} (its traceback cannot be shown)\n")
+        self._process.raise_memory()
         if not self._interrupts:
             return kind
         self._count_finished(source)
@@ -162,7 +162,7 @@ class Interpreter:
             return self._exit(error)
         self.exit_status = 1
         if self._interrupts:
-            self._surroundings.gave_way()
+            self._process.reporting()
         else:
             self._interruptible = True  # what an exception says of itself may take for ever
         try:
@@ -172,7 +172,7 @@ class Interpreter:
         except Exception:  # noqa: BLE001 - a cell may have spoilt what writes tracebacks: the error itself is what counts
             text = f"{message(error)} (its traceback cannot be shown)\n"
         self._interruptible = False
-        self._surroundings.report(text)
+        self._process.report(text)
         return Kind.ERROR
 
     def _execute(self, source: str, limit: int) -> None:
@@ -180,7 +180,7 @@ class Interpreter:
         waits = 0
         for unit in units:
             waits |= unit.co_flags & CO_COROUTINE
-        self._surroundings.lower_memory()
+        self._process.lower_memory()
         if waits:
             self._await(units)
         else:
@@ -248,7 +248,7 @@ class Interpreter:
 
     def _await(self, units: list[CodeType]) -> None:
         """Run top-level ``await`` on one event loop for all cells, so that tasks and queues outlive their cell."""
-        if self._loop is None or not _works(self._loop):
+        if self._loop is None or not _is_usable(self._loop):
             self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         context = copy_context()
@@ -292,5 +292,5 @@ class Interpreter:
         if stop.code is None or stop.code == 0:
             return Kind.OK
         self.exit_status = stop.code & 0xFF if isinstance(stop.code, int) else 1
-        self._surroundings.report(f"{stop.code}\n" if not isinstance(stop.code, int) else f"SystemExit: {stop.code}\n")
+        self._process.report(f"{stop.code}\n" if not isinstance(stop.code, int) else f"SystemExit: {stop.code}\n")
         return Kind.ERROR

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING
 
 from aster_sandbox.errors import SandboxFailure, SettingsError
-from aster_sandbox.hosts import LONGEST_SECONDS, LOOK_SECONDS, Host, HostLost, Patience
+from aster_sandbox.hosts import HEALTH_SECONDS, LONGEST_SECONDS, Host, HostLost, Patience
 from aster_sandbox.interface import check_environment
 from aster_sandbox.remote import RemoteSession
 from aster_sandbox.session import REPLAY_FACTOR
@@ -39,8 +39,8 @@ class SandboxClient:
         self._settings = settings
         self._hosts = [Host(address, token) for address in dict.fromkeys(addresses)]
         self._sessions: set[RemoteSession] = set()
-        self._looking: asyncio.Task[None] | None = None
-        self._errands: set[asyncio.Task[None]] = set()
+        self._health_checks: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> SandboxClient:
         try:
@@ -48,15 +48,15 @@ class SandboxClient:
         except BaseException:
             await self._close_hosts()
             raise
-        self._looking = asyncio.create_task(self._look())
+        self._health_checks = asyncio.create_task(self._watch_health())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        if self._health_checks is not None:
+            self._health_checks.cancel()
+            await asyncio.gather(self._health_checks, return_exceptions=True)
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
-        await asyncio.gather(*self._errands, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self._close_hosts()
 
     async def open(self, seed: int = 0, setup: str = "", environment: Mapping[str, str] | None = None) -> RemoteSession:
@@ -78,12 +78,12 @@ class SandboxClient:
     def hosts_by_load(self) -> list[Host]:
         """The services that answer, the emptiest first."""
         return sorted(
-            (host for host in self._hosts if host.healthy and host.vetted), key=lambda host: (host.load, random.random())
+            (host for host in self._hosts if host.healthy and host.checked), key=lambda host: (host.load, random.random())
         )
 
-    def nobody(self) -> SandboxFailure:
+    def no_answer_error(self) -> SandboxFailure:
         """What to raise where no service answers."""
-        troubles = "; ".join(f"{host.address}: {host.trouble or 'no answer'}" for host in self._hosts)
+        troubles = "; ".join(f"{host.address}: {host.last_error or 'no answer'}" for host in self._hosts)
         return SandboxFailure(f"no sandbox service answers ({troubles})")
 
     def forget(self, session: RemoteSession) -> None:
@@ -94,24 +94,24 @@ class SandboxClient:
         """A session was forked."""
         self._sessions.add(session)
 
-    def send_away(self, work: Awaitable[None]) -> None:
+    def run_in_background(self, work: Awaitable[None]) -> None:
         """Do something whose result nobody waits for."""
         task = asyncio.ensure_future(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _check(self) -> None:
         """Wait for one service to answer; SettingsError where one refuses our token or is set otherwise than the recipe."""
         patience = Patience(min(ENTER_SECONDS, self.give_up_seconds))
-        while not any(await asyncio.gather(*(host.look() for host in self._hosts))):
+        while not any(await asyncio.gather(*(host.check_health() for host in self._hosts))):
             if patience.over:
-                raise self.nobody()
+                raise self.no_answer_error()
             await asyncio.sleep(0.3)
         for host in self._hosts:
             if host.healthy:
-                await self._vet(host)
+                await self._check_settings(host)
 
-    async def _vet(self, host: Host) -> None:
+    async def _check_settings(self, host: Host) -> None:
         """Ask a host that answers for its settings, before it is used."""
         try:
             reply = await host.ask("GET", "/v1/settings")
@@ -134,19 +134,19 @@ class SandboxClient:
                 )
         seconds, host.replay_seconds = float(reply.body["cell_seconds"]), float(reply.body["replay_seconds"])
         host.longest_seconds = LONGEST_SECONDS + 2 * (REPLAY_FACTOR * seconds + host.replay_seconds)
-        host.vetted = True
+        host.checked = True
 
-    async def _look(self) -> None:
+    async def _watch_health(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            await asyncio.gather(*(self._look_at(host) for host in self._hosts))
+            await asyncio.sleep(HEALTH_SECONDS)
+            await asyncio.gather(*(self._check_host(host) for host in self._hosts))
 
-    async def _look_at(self, host: Host) -> None:
-        if await host.look() and not host.vetted:
+    async def _check_host(self, host: Host) -> None:
+        if await host.check_health() and not host.checked:
             try:
-                await self._vet(host)
+                await self._check_settings(host)
             except SettingsError as error:
-                host.trouble = str(error)  # the others go on; where there are none, the failure says this
+                host.last_error = str(error)  # the others go on; where there are none, the failure says this
 
     async def _close_hosts(self) -> None:
         await asyncio.gather(*(host.close() for host in self._hosts))

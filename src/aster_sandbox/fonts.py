@@ -1,7 +1,7 @@
 """matplotlib's list of the machine's fonts. To make it takes seconds, so it is made once and kept in the user's cache folder.
 
 A running sandbox has a copy of its own, which its sessions may read: ``make_list``. Each of them has a folder for matplotlib
-with a link to that: ``give_list``."""
+with a link to that: ``link_list``."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def make_list(folder: str, environment: Mapping[str, str]) -> None:
     _write(Path(folder, name), content)
 
 
-def place_of_list(scratch: str) -> str:
+def config_folder(scratch: str) -> str:
     """A session's folder for matplotlib: beside its working directory."""
     return os.path.join(os.path.dirname(scratch), FOLDER)
 
 
-def give_list(folder: str, scratch: str) -> str:
+def link_list(folder: str, scratch: str) -> str:
     """Make a session's folder for matplotlib, with a link to the list in ``folder``. Returns its path."""
-    place = place_of_list(scratch)
+    place = config_folder(scratch)
     os.makedirs(place, 0o700, exist_ok=True)
     for name in os.listdir(folder):
         with contextlib.suppress(FileExistsError):

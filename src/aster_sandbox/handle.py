@@ -25,7 +25,7 @@ SILENT_SECONDS = 30.0
 FULL_SECONDS = 0.002
 """Between two tries to send where the zygote has not read yet what was sent."""
 STOP_SECONDS = 10.0
-BURY_SECONDS = 15.0
+KILL_SECONDS = 15.0
 """How long the guard may take to end what a killed zygote left behind."""
 MOST_DESCRIPTORS = 64
 """Beside one packet of the zygote's, at the most."""
@@ -43,7 +43,7 @@ class NoRoom(Exception):
     """The machine is short of memory or processes for the moment."""
 
 
-class Expecting(Protocol):
+class ForkListener(Protocol):
     """Who asked for a runner."""
 
     def on_forked(self, pidfd: int) -> None:
@@ -67,11 +67,11 @@ class ZygoteHandle:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._runners: dict[int, Expecting] = {}
-        self._owed: set[int] = set()
+        self._runners: dict[int, ForkListener] = {}
+        self._expected: set[int] = set()
         """Runners of which the zygote has to tell something: that they are forked, or that they are gone."""
         self._watch: asyncio.TimerHandle | None = None
-        self._burial: asyncio.Task[None] | None = None
+        self._reaping: asyncio.Task[None] | None = None
         self._queue = asyncio.Lock()
         self._loop.add_reader(connection, self._on_readable)
 
@@ -103,16 +103,16 @@ class ZygoteHandle:
         try:
             await asyncio.wait_for(asyncio.shield(handle._ready), START_SECONDS)
         except (ZygoteLost, TimeoutError):
-            handle.condemn()
-            await handle.buried()
+            handle.kill()
+            await handle.wait_dead()
             log_text = (root / LOG).read_text(errors="replace").strip()[-2000:]
             last = log_text.rpartition("\n")[2]
             if last.startswith("sandbox."):  # a setting's name: what the user can do is in that line
                 raise SettingsError(last) from None
             raise SandboxFailure(f"the sandbox's parent process did not come up:\n{log_text}") from None
         except asyncio.CancelledError:
-            handle.condemn()
-            await handle.buried()
+            handle.kill()
+            await handle.wait_dead()
             raise
         return handle
 
@@ -121,7 +121,7 @@ class ZygoteHandle:
         """The zygote's, as this process sees it."""
         return pid_of(self.pidfd) if self.alive and self.pidfd is not None else None
 
-    async def fork(self, number: int, name: str, descriptors: list[int], runner: Expecting) -> None:
+    async def fork(self, number: int, name: str, descriptors: list[int], runner: ForkListener) -> None:
         """Ask for a runner, in turn, and do not wait for it. ``number`` names it from here on. Raises ZygoteLost."""
         packet = json.dumps({"op": "fork", "id": number, "name": name}).encode()
         async with self._queue:
@@ -134,16 +134,16 @@ class ZygoteHandle:
                 except BlockingIOError:
                     await asyncio.sleep(FULL_SECONDS)
                 except OSError:
-                    self.condemn()
+                    self.kill()
         self._runners[number] = runner
-        self._owe(number)
+        self._expect_message(number)
 
     def expect_end(self, number: int) -> None:
         """A runner was killed: the zygote must say that it is gone."""
         if self.alive and number in self._runners:
-            self._owe(number)
+            self._expect_message(number)
 
-    def condemn(self) -> None:
+    def kill(self) -> None:
         """Kill the zygote, and all below it: it hangs, or its connection ended. Its runners hear of it when all are dead."""
         if not self.alive:
             return
@@ -161,17 +161,17 @@ class ZygoteHandle:
         if not self._ready.done():
             self._ready.set_exception(ZygoteLost())
             self._ready.exception()  # nobody may be waiting: that is no error
-        self._burial = self._loop.create_task(self._bury())
+        self._reaping = self._loop.create_task(self._reap())
 
-    async def buried(self) -> None:
+    async def wait_dead(self) -> None:
         """Wait until all below a condemned zygote is dead."""
-        if self._burial is not None:
-            await asyncio.shield(self._burial)
+        if self._reaping is not None:
+            await asyncio.shield(self._reaping)
 
-    async def _bury(self) -> None:
+    async def _reap(self) -> None:
         # In a thread: with many sessions this takes seconds.
         try:
-            await asyncio.to_thread(self._process.wait, BURY_SECONDS)  # the guard ends when all below it is dead
+            await asyncio.to_thread(self._process.wait, KILL_SECONDS)  # the guard ends when all below it is dead
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
@@ -182,7 +182,7 @@ class ZygoteHandle:
     async def stop(self) -> None:
         """End the zygote in order: it kills and reaps all below it first."""
         if not self.alive:
-            await self.buried()
+            await self.wait_dead()
             return
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
@@ -190,8 +190,8 @@ class ZygoteHandle:
             await asyncio.wait_for(asyncio.to_thread(self._process.wait, STOP_SECONDS), STOP_SECONDS + 1)
         except (subprocess.TimeoutExpired, TimeoutError):
             self._process.kill()
-        self.condemn()
-        await self.buried()
+        self.kill()
+        await self.wait_dead()
 
     def _on_readable(self) -> None:
         while self.alive:
@@ -202,7 +202,7 @@ class ZygoteHandle:
             except OSError:
                 data = b""
             if not data:
-                self.condemn()
+                self.kill()
                 return
             self._take(json.loads(data), descriptors)
 
@@ -213,32 +213,32 @@ class ZygoteHandle:
                 self._ready.set_result(None)
             case {"forked": [*numbers]}:
                 for number, pidfd in zip(numbers, descriptors, strict=True):
-                    self._owed.discard(number)
+                    self._expected.discard(number)
                     self._runners[number].on_forked(pidfd)
             case {"failed": int(number), "errno": int(error_number), "reason": str(reason)}:
-                self._owed.discard(number)
-                self._runners.pop(number).on_failed(_no_process(error_number, reason))
+                self._expected.discard(number)
+                self._runners.pop(number).on_failed(_fork_error(error_number, reason))
             case {"gone": [*ended]}:
                 for number, status in ended:
-                    self._owed.discard(number)
+                    self._expected.discard(number)
                     self._runners.pop(number).on_gone(status)
             case _:
                 raise SandboxFailure(f"unknown message from the sandbox's parent process: {message}")
-        self._look_out()
+        self._restart_watchdog()
 
-    def _owe(self, number: int) -> None:
-        self._owed.add(number)
+    def _expect_message(self, number: int) -> None:
+        self._expected.add(number)
         if self._watch is None or self._watch.cancelled():
-            self._look_out()
+            self._restart_watchdog()
 
-    def _look_out(self) -> None:
+    def _restart_watchdog(self) -> None:
         """Give the zygote time for its next sign of life."""
         if self._watch is not None:
             self._watch.cancel()
-        self._watch = self._loop.call_later(SILENT_SECONDS, self.condemn) if self._owed and self.alive else None
+        self._watch = self._loop.call_later(SILENT_SECONDS, self.kill) if self._expected and self.alive else None
 
 
-def _no_process(error_number: int, reason: str) -> Exception:
+def _fork_error(error_number: int, reason: str) -> Exception:
     """What a failed fork means: come again, or give up."""
     if error_number in (errno.EAGAIN, errno.ENOMEM):
         return NoRoom(reason)

@@ -20,9 +20,9 @@ LONGEST_SECONDS = 300.0
 """A cell, its recovery and the start of a new zygote; the client adds what its cells may take."""
 KEEP_SECONDS = 30.0
 """An idle connection is kept for less than the service keeps it."""
-LOOK_SECONDS = 2.0
+HEALTH_SECONDS = 2.0
 """Between two looks at every host."""
-LOST_LOOKS = 3
+LOST_CHECKS = 3
 """Looks in vain after which a host counts as lost."""
 BYTES = "application/octet-stream"
 """The type of files."""
@@ -67,7 +67,7 @@ class Host:
     def __init__(self, address: str, token: str | None) -> None:
         self.address = address.rstrip("/")
         self.healthy = True
-        self.vetted = False
+        self.checked = False
         """Whether it knows our token and is set as it must be."""
         self.replay_seconds = 0.0
         """For all earlier cells of a session that is brought back there."""
@@ -77,7 +77,7 @@ class Host:
         """Sessions that this client has there."""
         self.reported = 0
         self.limit = 1
-        self.trouble = ""
+        self.last_error = ""
         """What the last attempt in vain met."""
         self._missed = 0
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -98,32 +98,32 @@ class Host:
                 return await self._send(method, path, body, REPLY_SECONDS)
             except httpx2.ReadTimeout:
                 # It may be at work on this. The same request attaches to the first one's reply.
-                await self.look()
+                await self.check_health()
                 if not self.healthy:
-                    raise HostLost(self.trouble) from None
+                    raise HostLost(self.last_error) from None
                 if time.monotonic() > deadline:
-                    self.trouble = f"no reply to {method} {path}"
-                    raise HostLost(self.trouble) from None
+                    self.last_error = f"no reply to {method} {path}"
+                    raise HostLost(self.last_error) from None
             except httpx2.TransportError as error:
-                self._note(error)
+                self._record(error)
                 if attempt == len(PAUSES) or (attempt and not self.healthy):
                     self.healthy = False
-                    raise HostLost(self.trouble) from None
+                    raise HostLost(self.last_error) from None
                 await asyncio.sleep(PAUSES[attempt] * random.uniform(0.7, 1.3))
                 attempt += 1
 
-    async def look(self) -> bool:
+    async def check_health(self) -> bool:
         """Ask for the host's health. Whether it answers, and takes sessions."""
         try:
             reply = await self._send("GET", "/health", None, CONNECT_SECONDS)
         except httpx2.TransportError as error:
-            self._note(error)
+            self._record(error)
             self._missed += 1
-            if self._missed >= LOST_LOOKS:
+            if self._missed >= LOST_CHECKS:
                 self.healthy = False
             return False
         if reply.status != 200 or not {"status", "sessions", "limit"} <= reply.body.keys():
-            self.trouble = f"GET /health: {reply.detail}"
+            self.last_error = f"GET /health: {reply.detail}"
             self.healthy = False
             return False
         self._missed = 0
@@ -158,8 +158,8 @@ class Host:
             parsed = {"detail": response.text[:200]}  # not of ours: a proxy's page
         return Reply(response.status_code, parsed if isinstance(parsed, dict) else {"detail": str(parsed)[:200]}, retry_seconds)
 
-    def _note(self, error: Exception) -> None:
-        self.trouble = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
+    def _record(self, error: Exception) -> None:
+        self.last_error = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
 
 
 class Patience:

@@ -18,59 +18,59 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.25
 AT_ONCE = 8
 """Idle sessions that are reclaimed between two looks at a short memory."""
-AWAKE = 512
+MAX_PROCESSES = 512
 """So many sessions may keep their processes while they are idle. Of more, those that are idle for longest lose them."""
-AWAKE_SECONDS = 5.0
+MIN_IDLE_SECONDS = 5.0
 """A session beyond that number keeps its processes so long after its last cell all the same."""
-RESTED_SECONDS = 1.0
+RECENT_SECONDS = 1.0
 """A session that ran a cell less than that ago is not idle."""
-WORTH_MB = 32.0
+MIN_VICTIM_MB = 32.0
 """A session that holds less is not to blame for a shortage."""
 Held = Callable[[list[Runner]], Awaitable[dict[Runner, float]]]
 
 
-async def keep_house(sessions: Set[Session], admission: Admission, settings: Settings, held: Held) -> None:
+async def run_housekeeping(sessions: Set[Session], admission: Admission, settings: Settings, held: Held) -> None:
     """Look after the sessions, for ever. ``held`` says how many MiB processes hold."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        await _reclaim(too_idle(sessions, settings.idle_seconds))
+        await _evict(too_idle(sessions, settings.idle_seconds))
         with contextlib.suppress(OSError):  # no descriptor is left to look at the memory with: the next round may have one
             if admission.short():
-                await relieve(sessions, held)
+                await free_memory(sessions, held)
 
 
 def too_idle(sessions: Set[Session], idle_seconds: float) -> list[Session]:
     """Sessions whose processes can end for the moment: idle for long, or the idlest of very many."""
     now = time.monotonic()
     awake = sorted((session for session in sessions if session.runner is not None), key=_last_used)
-    many = max(0, len(awake) - AWAKE)
+    many = max(0, len(awake) - MAX_PROCESSES)
     return [
         session
         for place, session in enumerate(awake)
-        if session.reclaimable
-        and now - session.last_used > (min(idle_seconds, AWAKE_SECONDS) if place < many else idle_seconds)
+        if session.evictable
+        and now - session.last_used > (min(idle_seconds, MIN_IDLE_SECONDS) if place < many else idle_seconds)
     ]
 
 
-async def relieve(sessions: Set[Session], held: Held) -> None:
+async def free_memory(sessions: Set[Session], held: Held) -> None:
     """Make room. The processes of the sessions that were idle for longest go first; where there are none, the session that
     holds most memory loses its cell."""
     now = time.monotonic()
-    idle = [session for session in sessions if session.reclaimable and now - session.last_used > RESTED_SECONDS]
+    idle = [session for session in sessions if session.evictable and now - session.last_used > RECENT_SECONDS]
     if idle:
-        await _reclaim(sorted(idle, key=_last_used)[:AT_ONCE])
+        await _evict(sorted(idle, key=_last_used)[:AT_ONCE])
         return
     found = {session.runner: session for session in sessions if session.runner is not None and not session.runner.doomed}
     sizes = await held(list(found))
     if sizes:
         runner, most = max(sizes.items(), key=lambda each: each[1])
         session = found[runner]
-        if most >= WORTH_MB and session.runner is runner:
-            session.shed(f"was killed because the machine ran short of memory (the session held {most:.0f} MB)")
+        if most >= MIN_VICTIM_MB and session.runner is runner:
+            session.kill_for_memory(f"was killed because the machine ran short of memory (the session held {most:.0f} MB)")
 
 
-async def _reclaim(sessions: list[Session]) -> None:
-    await asyncio.gather(*(session.reclaim() for session in sessions))
+async def _evict(sessions: list[Session]) -> None:
+    await asyncio.gather(*(session.evict() for session in sessions))
 
 
 def _last_used(session: Session) -> float:

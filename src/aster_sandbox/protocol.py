@@ -16,7 +16,7 @@ The supervisor interrupts and kills runners by their pidfds. The end of this con
 of a short cell's time.
 
     supervisor -> runner   a ``Request``, with 16 random bytes, its nonce
-    runner -> supervisor   the nonce, then a ``Reply``; before that of an interrupted cell a reply of the kind GAVE_WAY
+    runner -> supervisor   the nonce, then a ``Reply``; before that of an interrupted cell a reply of the kind REPORTING
 
 A cell's output never travels in a reply: it goes through a pipe at descriptors 1 and 2. There a *mark*, made from the nonce,
 stands where a new line must begin if none has. Bytes on the connection that do not begin with the nonce of the request under
@@ -69,7 +69,7 @@ class Kind(enum.IntEnum):
     """The cell, the setup or the file operation raised."""
     INTERRUPTED = 2
     """A soft interrupt reached the cell, whatever it then did."""
-    GAVE_WAY = 3
+    REPORTING = 3
     """Not the answer yet: the cell has ended by an interrupt, and its traceback is being written."""
     UNREADY = 4
     """Nothing was done: the process is in a state in which no cell can run."""

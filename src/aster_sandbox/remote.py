@@ -25,9 +25,9 @@ from aster_sandbox.types import CellResult, CellStatus
 
 END_SECONDS = 15.0
 """For a session's end to be heard of."""
-UNBORN_PAUSES = (0.1, 0.3, 0.8)
+CANCELLED_OPEN_PAUSES = (0.1, 0.3, 0.8)
 """Between requests for the end of a session that is not there, and may be about to come."""
-UNFIT = frozenset({413, 422})
+FILE_REFUSED = frozenset({413, 422})
 """Of a file: the service does not take or send it."""
 KINDS = {CellStatus.OK: Kind.OK, CellStatus.ERROR: Kind.ERROR, CellStatus.TIMEOUT: Kind.INTERRUPTED}
 
@@ -40,7 +40,7 @@ class Client(Protocol):
     def hosts_by_load(self) -> list[Host]:
         """The services that answer, the emptiest first."""
 
-    def nobody(self) -> SandboxFailure:
+    def no_answer_error(self) -> SandboxFailure:
         """What to raise where no service answers."""
 
     def adopt(self, session: RemoteSession) -> None:
@@ -49,7 +49,7 @@ class Client(Protocol):
     def forget(self, session: RemoteSession) -> None:
         """A session ended."""
 
-    def send_away(self, work: Awaitable[None]) -> None:
+    def run_in_background(self, work: Awaitable[None]) -> None:
         """Do something whose result nobody waits for."""
 
 
@@ -78,7 +78,7 @@ class RemoteSession:
     async def begin(self) -> None:
         """Open it somewhere."""
         async with self._lock:
-            await self._bring_back(Patience(self._client.give_up_seconds))
+            await self._reopen(Patience(self._client.give_up_seconds))
 
     async def run(self, code: str) -> CellResult:
         """Run one cell. Never raises for what the code does; SandboxFailure where no service can go on."""
@@ -87,7 +87,7 @@ class RemoteSession:
             started = time.perf_counter()
             request = Request("run", self._number + 1, data=code.encode("utf-8", "surrogatepass"))
             try:
-                reply = await self._insist(request)
+                reply = await self._request(request)
             finally:
                 self._number += 1
             if reply.status != 200:
@@ -105,7 +105,7 @@ class RemoteSession:
         async with self._lock:
             self._require_open()
             request = Request("seed", self._number, data=str(seed).encode())
-            reply = await self._insist(request)
+            reply = await self._request(request)
             if reply.status != 204:
                 raise SandboxFailure(reply.detail)
             self._history.add(Step(request, Kind.OK))
@@ -118,8 +118,8 @@ class RemoteSession:
             self._require_open()
             request = Request("write", self._number, data=_path(path) + b"\0" + content)
             started = time.perf_counter()
-            reply = await self._insist(request)
-            if reply.status in UNFIT:
+            reply = await self._request(request)
+            if reply.status in FILE_REFUSED:
                 raise OSError(reply.detail)
             if reply.status != 204:
                 raise SandboxFailure(reply.detail)
@@ -130,8 +130,8 @@ class RemoteSession:
         than the service sends."""
         async with self._lock:
             self._require_open()
-            reply = await self._insist(Request("read", self._number, data=_path(path)))
-            if reply.status in UNFIT or reply.code == "no_file":
+            reply = await self._request(Request("read", self._number, data=_path(path)))
+            if reply.status in FILE_REFUSED or reply.code == "no_file":
                 raise OSError(reply.detail)
             if reply.status != 200:
                 raise SandboxFailure(reply.detail)
@@ -144,20 +144,20 @@ class RemoteSession:
             self._require_open()
             patience = Patience(self._client.give_up_seconds)
             while True:
-                host = self._host or await self._bring_back(patience)
+                host = self._host or await self._reopen(patience)
                 child = RemoteSession(self._client, self._origin)
                 child._id = _new_id()
                 body = {"id": child._id, "seed": seed}
                 try:
                     reply = await _ask(host, "POST", f"/v1/sessions/{self._id}/fork", body)
                 except HostLost:
-                    self._leave()
+                    self._detach()
                     continue
                 except asyncio.CancelledError:
-                    self._client.send_away(_end_unborn(host, child._id))  # it may be there
+                    self._client.run_in_background(_end_cancelled_open(host, child._id))  # it may be there
                     raise
                 if _is_broken(reply):
-                    self._leave()
+                    self._detach()
                     continue
                 if reply.status not in (200, 201):
                     raise SandboxFailure(reply.detail)
@@ -166,7 +166,7 @@ class RemoteSession:
                 child._note = self._note
                 if seed is not None:
                     child._history.add(Step(Request("seed", self._number, data=str(seed).encode()), Kind.OK))
-                child._settle(host)
+                child._attach(host)
                 self._client.adopt(child)
                 return child
 
@@ -177,7 +177,7 @@ class RemoteSession:
         self._closed = True
         self._client.forget(self)
         host = self._host
-        self._leave(tidy=False)
+        self._detach(close_remote=False)
         if host is not None and host.healthy:
             await _end(host, self._id)
 
@@ -187,24 +187,24 @@ class RemoteSession:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _insist(self, request: Request) -> Reply:
+    async def _request(self, request: Request) -> Reply:
         """The answer to a request, wherever the session is or can be brought back."""
         patience = Patience(self._client.give_up_seconds)
         request_id = _new_id()
         try:
             while True:
-                host = self._host or await self._bring_back(patience)
+                host = self._host or await self._reopen(patience)
                 try:
                     reply = await self._send(host, request, request_id)
                 except HostLost:
-                    self._leave(tidy=False)
+                    self._detach(close_remote=False)
                     continue
                 self._require_open()
                 if not _is_broken(reply):
                     return reply
-                self._leave(tidy=False)
+                self._detach(close_remote=False)
         except asyncio.CancelledError:
-            self._leave()  # the cell is still running: the next one must not find it
+            self._detach()  # the cell is still running: the next one must not find it
             raise
 
     async def _send(self, host: Host, request: Request, request_id: str) -> Reply:
@@ -222,14 +222,14 @@ class RemoteSession:
                 return await _ask(host, "GET", f"{session}/files/{quote(request.data, '')}", None)
         raise ValueError(f"unknown request {request.op!r}")
 
-    async def _bring_back(self, patience: Patience) -> Host:
+    async def _reopen(self, patience: Patience) -> Host:
         """A host on which the session is open, with the state of its earlier cells. Where that is not whole, a note says so."""
         while True:
             host = await self._open_somewhere(patience)
             try:
                 await self._replay(host)
             except HostLost:
-                self._leave(tidy=False)
+                self._detach(close_remote=False)
                 continue
             patience.renew()
             state = self._history.state()
@@ -252,19 +252,19 @@ class RemoteSession:
                 except HostLost:
                     continue
                 except asyncio.CancelledError:
-                    self._client.send_away(_end_unborn(host, self._id))
+                    self._client.run_in_background(_end_cancelled_open(host, self._id))
                     raise
                 if reply.status in (200, 201):
-                    self._settle(host)
+                    self._attach(host)
                     if self._closed:
-                        self._leave()
+                        self._detach()
                     return host
                 if not reply.busy:
                     raise SandboxFailure(reply.detail)
                 patience.renew()  # it is full, and alive
                 pause = reply.retry_seconds
             if patience.over:
-                raise self._client.nobody()
+                raise self._client.no_answer_error()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     async def _replay(self, host: Host) -> None:
@@ -298,22 +298,22 @@ class RemoteSession:
         reply = await self._send(host, request, _new_id())
         if _is_broken(reply):
             raise HostLost(reply.detail)
-        if reply.status not in (200, 204) and reply.status not in UNFIT:
+        if reply.status not in (200, 204) and reply.status not in FILE_REFUSED:
             raise SandboxFailure(reply.detail)
         return reply
 
-    def _settle(self, host: Host) -> None:
+    def _attach(self, host: Host) -> None:
         self._host = host
         host.own += 1
 
-    def _leave(self, tidy: bool = True) -> None:
-        """Have no host any more; ``tidy`` ends what is there."""
+    def _detach(self, close_remote: bool = True) -> None:
+        """Have no host any more; ``close_remote`` ends what is there."""
         host, self._host = self._host, None
         if host is None:
             return
         host.own -= 1
-        if tidy:
-            self._client.send_away(_end(host, self._id))
+        if close_remote:
+            self._client.run_in_background(_end(host, self._id))
 
     def _require_open(self) -> None:
         if self._closed:
@@ -343,11 +343,11 @@ async def _end(host: Host, session_id: str) -> None:
             await host.ask("DELETE", f"/v1/sessions/{session_id}")
 
 
-async def _end_unborn(host: Host, session_id: str) -> None:
+async def _end_cancelled_open(host: Host, session_id: str) -> None:
     """End a session whose opening was cancelled. The request for that may be behind this one, on another connection."""
     with contextlib.suppress(HostLost, TimeoutError):
         async with asyncio.timeout(END_SECONDS):
-            for pause in UNBORN_PAUSES:
+            for pause in CANCELLED_OPEN_PAUSES:
                 if (await host.ask("DELETE", f"/v1/sessions/{session_id}")).status != 404:
                     return
                 await asyncio.sleep(pause)

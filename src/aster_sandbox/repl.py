@@ -27,7 +27,7 @@ HELP = """\
 :put FILE [PATH]     copy a file of yours into the session
 :get PATH [FILE]     copy a file of the session's here
 :quit                end (Ctrl-D too)"""
-MOMENT_SECONDS = 0.5
+NOTICE_SECONDS = 0.5
 """Who waits longer for the first prompt is told for what."""
 FIRST, MORE = ">>> ", "... "
 CLAUSES = ("else", "elif", "except", "finally")
@@ -176,7 +176,7 @@ def run_repl(settings: Settings, setup: str, out: TextIO = sys.stdout) -> None:
     """Read lines from stdin until its end, or ``:quit``. Raises SettingsError where the sandbox fails."""
     with asyncio.Runner() as runner:
         sandbox = make_sandbox(settings)
-        wait = runner.get_loop().call_later(MOMENT_SECONDS, _say_what_takes_long, settings)
+        wait = runner.get_loop().call_later(NOTICE_SECONDS, _print_wait_notice, settings)
         try:
             runner.run(sandbox.__aenter__())
             try:
@@ -189,7 +189,7 @@ def run_repl(settings: Settings, setup: str, out: TextIO = sys.stdout) -> None:
             raise SettingsError(str(error)) from error
 
 
-def _say_what_takes_long(settings: Settings) -> None:
+def _print_wait_notice(settings: Settings) -> None:
     if not sys.stdin.isatty():  # no person waits
         return
     if settings.addresses:

@@ -31,7 +31,7 @@ GRACE_SECONDS = 1.0
 """From the first soft interrupt to SIGKILL."""
 PAUSES = (0.25, 0.25, *[0.05] * 10)
 """Between soft interrupts, as shares of that time: a library may swallow the first. From the third on they come more often, and
-repeat themselves inside the process (``cells.GENTLE``)."""
+repeat themselves inside the process (``cells.SINGLE_INTERRUPTS``)."""
 REPORT_SECONDS = 5.0
 """For the traceback of a cell that gave way to an interrupt."""
 FIRST_LOOK_SECONDS = 0.02
@@ -66,11 +66,11 @@ class Runner:
         self.number = number
         self.doomed = False
         """No request can succeed any more."""
-        self.shed = False
+        self.killed_for_memory = False
         """It was killed because memory ran short, whatever the cell did."""
         self.unread = False
         """It ended before it read the last request, or was killed because it did not read it."""
-        self.unborn: Exception | None = None
+        self.fork_error: Exception | None = None
         """Why it could not be forked."""
         self.charged = False
         """What is held for it counts in a control group of its own."""
@@ -87,7 +87,7 @@ class Runner:
             raise
         self._connection.setblocking(False)
         os.set_blocking(self._output, False)
-        self._theirs = [theirs.detach(), their_output]
+        self._child_ends = [theirs.detach(), their_output]
         self.forked: asyncio.Future[None] = self._loop.create_future()
         """Done when the zygote has told of the fork, or that there will be none."""
         self.gone: asyncio.Future[int | None] = self._loop.create_future()
@@ -96,7 +96,7 @@ class Runner:
         self._nonce = self._before = b""
         self._answer: asyncio.Future[Outcome] | None = None
         self._overran = self._interrupted = self._reporting = False
-        self._armed = False
+        self._reader_added = False
         self._looks: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
@@ -108,12 +108,12 @@ class Runner:
     async def launch(self, name: str) -> None:
         """Have the zygote fork it. Requests may follow at once. Raises ZygoteLost."""
         try:
-            await self._zygote.fork(self.number, name, self._theirs, self)
+            await self._zygote.fork(self.number, name, self._child_ends, self)
         except BaseException:
             self.on_gone(None)  # it never came to be
             raise
         finally:
-            self._give_away()
+            self._close_child_ends()
 
     async def request(self, request: Request, seconds: float, patience: float, grace: float | None = None) -> Outcome:
         """Send a request and wait for its answer: ``seconds``, then soft interrupts for a grace time, then SIGKILL.
@@ -130,7 +130,7 @@ class Runner:
         answer = self._answer = self._loop.create_future()
         self._deadline = self._loop.time() + seconds
         self._patience = patience
-        self._looks = self._loop.call_later(min(FIRST_LOOK_SECONDS, seconds), self._first_look)
+        self._looks = self._loop.call_later(min(FIRST_LOOK_SECONDS, seconds), self._start_watching)
         try:
             await self._send(pack_request(self._nonce, request))
             return await answer
@@ -139,7 +139,7 @@ class Runner:
             for timer in (self._timer, self._unread_timer, self._looks):
                 if timer is not None:
                     timer.cancel()
-            self._disarm()
+            self._remove_reader()
             if self._output >= 0:
                 self._clip.drain(self._output, PIPE_BYTES)
 
@@ -165,8 +165,8 @@ class Runner:
         if self._output < 0:
             return
         self._loop.remove_reader(self._connection)
-        self._disarm()
-        self._give_away()
+        self._remove_reader()
+        self._close_child_ends()
         self._connection.close()
         os.close(self._output)
         self._output = -1
@@ -179,14 +179,14 @@ class Runner:
         return pid_of(self._pidfd) if self._pidfd >= 0 else None
 
     @property
-    def taken_along(self) -> bool:
+    def died_with_zygote(self) -> bool:
         """Whether the end of the zygote was this process's."""
         return self.gone.done() and self.gone.result() is None
 
     @property
-    def died_alone(self) -> bool:
+    def died_by_itself(self) -> bool:
         """Whether it was not killed for others' sake, and came to life at all."""
-        return not self.shed and self.unborn is None and self.gone.done() and self.gone.result() is not None
+        return not self.killed_for_memory and self.fork_error is None and self.gone.done() and self.gone.result() is not None
 
     def ending(self) -> str:
         """How the process ended, for the model to read."""
@@ -206,7 +206,7 @@ class Runner:
 
     def on_failed(self, error: Exception) -> None:
         """No fork."""
-        self.unborn = error
+        self.fork_error = error
         self.on_gone(None)
 
     def on_gone(self, status: int | None) -> None:
@@ -242,10 +242,10 @@ class Runner:
             with contextlib.suppress(OSError):
                 await self._loop.sock_sendall(self._connection, data[sent:])
 
-    def _give_away(self) -> None:
-        for descriptor in self._theirs:
+    def _close_child_ends(self) -> None:
+        for descriptor in self._child_ends:
             os.close(descriptor)
-        self._theirs = []
+        self._child_ends = []
 
     def _close_pidfd(self) -> None:
         if self._pidfd >= 0:
@@ -269,7 +269,7 @@ class Runner:
         self._signal(INTERRUPT)
         self._timer = self._loop.call_later(self._grace * PAUSES[-left], self._interrupt, left - 1)
 
-    def _look_whether_read(self) -> None:
+    def _check_request_read(self) -> None:
         """A process that reads no request is busy with something else than requests: a cell that forged its answer and goes on,
         a thread that holds the interpreter."""
         if self._answer is None or self._answer.done() or self.doomed or self._pidfd < 0:
@@ -288,7 +288,7 @@ class Runner:
             data = b""
             self.unread = True
         if not data:
-            self._distrust("")  # it ended, or closed its connection
+            self._stop_trusting("")  # it ended, or closed its connection
             return
         self._buffer += data
         try:
@@ -297,7 +297,7 @@ class Runner:
                 reply = take_reply(self._buffer, self._nonce)
                 if reply is None:
                     return
-                if reply.kind is Kind.GAVE_WAY:
+                if reply.kind is Kind.REPORTING:
                     if not self._interrupted or self._reporting:
                         raise ValueError("a cell that was not interrupted, or that gives way twice")
                     self._await_report()
@@ -308,7 +308,7 @@ class Runner:
         except ValueError:
             # The true answer to the request before: what was taken for it was forged, and this one may not even be read.
             self.unread |= self._buffer.startswith(self._before)
-        self._distrust("was killed because the code wrote to the sandbox's own connection")
+        self._stop_trusting("was killed because the code wrote to the sandbox's own connection")
 
     def _await_report(self) -> None:
         """The cell has ended: what is still to come is its report."""
@@ -317,7 +317,7 @@ class Runner:
             self._timer.cancel()
         self._timer = self._loop.call_later(REPORT_SECONDS, self._interrupt, 0)
 
-    def _distrust(self, fault: str) -> None:
+    def _stop_trusting(self, fault: str) -> None:
         """No answer can be had from this process any more, or none to be believed."""
         self._loop.remove_reader(self._connection)
         self.kill(fault)
@@ -325,11 +325,11 @@ class Runner:
     # A running cell's output is looked at on a timer while it flows, and waited for with the loop's reader while it does not:
     # a cell that prints line by line then costs the supervisor no wake-up a line, and a silent one costs nothing.
 
-    def _first_look(self) -> None:
+    def _start_watching(self) -> None:
         now = self._loop.time()
         self._timer = self._loop.call_at(self._deadline, self._interrupt, len(PAUSES))
         if now + self._patience < self._deadline + self._grace:
-            self._unread_timer = self._loop.call_at(now + self._patience, self._look_whether_read)
+            self._unread_timer = self._loop.call_at(now + self._patience, self._check_request_read)
         self._look()
 
     def _look(self) -> None:
@@ -337,16 +337,16 @@ class Runner:
         if taken:
             self._looks = self._loop.call_later(DRAIN_SECONDS, self._look)
         elif taken is not None:
-            self._armed = True
+            self._reader_added = True
             self._loop.add_reader(self._output, self._on_output)
 
     def _on_output(self) -> None:
-        self._disarm()
+        self._remove_reader()
         self._look()
 
-    def _disarm(self) -> None:
-        if self._armed:
-            self._armed = False
+    def _remove_reader(self) -> None:
+        if self._reader_added:
+            self._reader_added = False
             self._loop.remove_reader(self._output)
 
 

@@ -93,7 +93,7 @@ class Session:
     async def begin(self) -> None:
         """Fork, seed and run the setup. SandboxFailure where the setup raises or no process can be had."""
         async with self._lock:
-            await self._revive()
+            await self._start_runner()
 
     async def run(self, code: str) -> CellResult:
         """Run one cell. Never raises for what the code does; SandboxFailure where the sandbox itself cannot go on."""
@@ -201,7 +201,7 @@ class Session:
         return self._runner if self._runner is not None and not self._runner.gone.done() else None
 
     @property
-    def reclaimable(self) -> bool:
+    def evictable(self) -> bool:
         """Whether its process can be ended now: it is idle, and replay runs all of its cells again in a short time."""
         return self.runner is not None and not self.busy and self._rebuildable
 
@@ -209,21 +209,21 @@ class Session:
     def _rebuildable(self) -> bool:
         return self._history.exact and self._history.seconds <= REPLAY_FACTOR * self._host.settings.cell_seconds
 
-    async def reclaim(self) -> None:
+    async def evict(self) -> None:
         """End the process of an idle session. The next cell brings it back."""
         async with self._lock:
             if self._rebuildable:  # a cell may have come first
-                await self._let_go()
+                await self._end_runner()
 
     @property
     def running(self) -> bool:
         """Whether a process is at work for it."""
         return self.busy and self._runner is not None and not self._runner.doomed
 
-    def shed(self, reason: str) -> None:
+    def kill_for_memory(self, reason: str) -> None:
         """Kill what holds memory."""
         if self._runner is not None and not self._runner.doomed:
-            self._runner.shed = True
+            self._runner.killed_for_memory = True
             self._runner.kill(reason)
 
     # ----- cells
@@ -248,12 +248,12 @@ class Session:
                 return self._ended(request, outcome.reply, time.perf_counter() - started)
             self._require_open()
             await runner.end()
-            began = outcome.reply is None and not runner.unread and runner.unborn is None
+            began = outcome.reply is None and not runner.unread and runner.fork_error is None
             unread += not began
             if not began and unread < RECOVERY_ATTEMPTS:
                 continue
-            lost += runner.taken_along
-            if outcome.overran or not runner.taken_along or lost == CELL_ATTEMPTS:
+            lost += runner.died_with_zygote
+            if outcome.overran or not runner.died_with_zygote or lost == CELL_ATTEMPTS:
                 return await self._replaced(runner, outcome.overran)
             # The process was taken along, whatever the cell did: run it again.
 
@@ -309,7 +309,7 @@ class Session:
         how = ""
         for _ in range(CELL_ATTEMPTS):
             runner = await self._ready_runner()
-            outcome = await self._have_done(runner, request, FILE_SECONDS)
+            outcome = await self._send(runner, request, FILE_SECONDS)
             if outcome.reply is not None and outcome.kind is not Kind.UNREADY:
                 return outcome.reply
             self._require_open()
@@ -317,7 +317,7 @@ class Session:
             how = runner.ending()
         raise SandboxFailure(f"the session does not answer: its interpreter {how}")
 
-    async def _have_done(self, runner: Runner, request: Request, seconds: float) -> Outcome:
+    async def _send(self, runner: Runner, request: Request, seconds: float) -> Outcome:
         """What came of a request. A large file is sent in parts, up to the first that fails."""
         outcome = Outcome(None)
         for part in parts(request):
@@ -333,11 +333,11 @@ class Session:
             if self._runner is not None and self.busy:
                 self._runner.kill()  # the cell that is running raises SandboxFailure
             async with self._lock:
-                await self._let_go()
+                await self._end_runner()
         finally:
             self._host.forget(self)
 
-    async def _let_go(self) -> None:
+    async def _end_runner(self) -> None:
         """End this session's process."""
         runner, self._runner = self._runner, None
         if runner is not None:
@@ -348,32 +348,32 @@ class Session:
         attempts = 0
         patience = time.monotonic() + PATIENCE_SECONDS
         while attempts < RECOVERY_ATTEMPTS:
-            runner = await self._revive()
+            runner = await self._start_runner()
             if await self._replay(runner):
                 return self._history.state()
             if not any(step.repeatable for step in self._history.steps):
                 break
             # Who was killed for others' memory has not failed; but its own may be what does not fit.
-            attempts += not runner.shed or time.monotonic() > patience
+            attempts += not runner.killed_for_memory or time.monotonic() > patience
         self._history = History()
-        await self._revive()
+        await self._start_runner()
         return LOST
 
-    async def _revive(self) -> Runner:
+    async def _start_runner(self) -> Runner:
         """A new process, after its setup."""
         backoff = Backoff()
         failures = 0
         while True:
-            await self._let_go()
+            await self._end_runner()
             runner = self._runner = await self._host.launch(self._clip, lambda: not self._closed)
             await self._start(runner)
             if not runner.doomed:
                 self._history.begin_replay()
                 return runner
-            if isinstance(runner.unborn, NoRoom):
-                await backoff.wait(f"no process could be started for a session: {runner.unborn}")
-            elif runner.unborn is not None:
-                raise runner.unborn
+            if isinstance(runner.fork_error, NoRoom):
+                await backoff.wait(f"no process could be started for a session: {runner.fork_error}")
+            elif runner.fork_error is not None:
+                raise runner.fork_error
             else:
                 failures += 1
                 if failures == LAUNCH_ATTEMPTS:
@@ -388,7 +388,7 @@ class Session:
         if outcome.reply is None:
             await runner.end()
             self._require_open()
-            if not runner.died_alone:
+            if not runner.died_by_itself:
                 return
             how = f"{how}\nthe process {runner.ending()}"
         runner.kill()  # without its setup it is no session's
@@ -407,7 +407,7 @@ class Session:
                 history.missing.add(place)
                 continue
             seconds = min(left, REPLAY_FACTOR * settings.cell_seconds + step.seconds)
-            outcome = await self._have_done(runner, step.request, seconds)
+            outcome = await self._send(runner, step.request, seconds)
             if outcome.kind is Kind.UNREADY or (outcome.reply is None and runner.unread):
                 return self._blame(runner, last)
             if outcome.kind is not step.expected:
@@ -422,7 +422,7 @@ class Session:
 
     def _blame(self, runner: Runner, step: Step | None) -> bool:
         """A process cannot go on after a step, for the step's sake unless it ended for others'. Returns False."""
-        if step is not None and not (runner.taken_along or runner.shed or self._closed):
+        if step is not None and not (runner.died_with_zygote or runner.killed_for_memory or self._closed):
             step.repeatable = False
         return False
 

@@ -26,17 +26,17 @@ class Streams:
 
     def restore(self) -> None:
         """Give a cell its streams. OSError where that is impossible."""
-        self._put_in_place()  # first of all: what was there may close a descriptor, or our buffer, as it goes
+        self._install()  # first of all: what was there may close a descriptor, or our buffer, as it goes
         dup2(EMPTY, 0)
         dup2(OUTPUT, 1)
         dup2(OUTPUT, 2)
         fcntl(1, F_SETFL, 0)  # blocking; no packets, no signals
-        if not self._sound():
+        if not self._is_intact():
             self._make()
-            self._put_in_place()
+            self._install()
         self._pipe.left = FLOOD_WRITES
 
-    def _put_in_place(self) -> None:
+    def _install(self) -> None:
         sys.stdin = sys.__stdin__ = self._input  # type: ignore[misc]
         sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = self._lines  # type: ignore[misc]
 
@@ -66,7 +66,7 @@ class Streams:
                 fcntl(1, F_SETFL, 0)
                 self.flush(again=True)
 
-    def _sound(self) -> bool:
+    def _is_intact(self) -> bool:
         """Whether all streams can be used as they are. A cell may have closed, detached or set up anew each part of them."""
         try:
             lines, blocks = self._lines, self._blocks

@@ -18,7 +18,7 @@ from aster_sandbox.cgroups import Groups
 from aster_sandbox.errors import SandboxFailure, SettingsError
 from aster_sandbox.fonts import make_list
 from aster_sandbox.handle import ZygoteHandle, ZygoteLost, environment
-from aster_sandbox.housekeeping import keep_house
+from aster_sandbox.housekeeping import run_housekeeping
 from aster_sandbox.isolation import Level, Plan, make_plan, remove_scratch
 from aster_sandbox.isolation.guard import remove_tree
 from aster_sandbox.output import Clip
@@ -61,7 +61,7 @@ class Sandbox:
         self._groups: Groups | None = None
         self._entered = False
         self._admission = Admission(self.settings.reserve_mb)
-        self._house: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Sandbox:
@@ -79,7 +79,7 @@ class Sandbox:
                 f"the sandbox needs {LEAST_DESCRIPTORS} open files, and this process may have {most} (ulimit -Hn)"
             )
         if most < wanted:
-            _say_once(
+            _print_once(
                 f"sandbox: this process may have {most} open files (ulimit -Hn), enough for about "
                 f"{max(0, most - OWN_DESCRIPTORS) // DESCRIPTORS_PER_SESSION} of sandbox.sessions: {self.settings.sessions}"
             )
@@ -88,7 +88,7 @@ class Sandbox:
             self._groups = Groups.find()
             groups = self._groups.folder if self._groups is not None else ""
             self._plan = await asyncio.to_thread(make_plan, self.settings, root, self._spare_processors, groups)
-            _say_once(
+            _print_once(
                 NOT_ISOLATED if self._plan.level is Level.RLIMITS else f"sandbox: isolation level {self._plan.level.value}"
             )
             self._entered = True
@@ -105,7 +105,7 @@ class Sandbox:
                 self._groups.close()
             remove_tree(root)
             raise
-        self._house = asyncio.create_task(keep_house(self._sessions, self._admission, self.settings, self._held))
+        self._housekeeping = asyncio.create_task(run_housekeeping(self._sessions, self._admission, self.settings, self._held))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -116,10 +116,10 @@ class Sandbox:
 
     async def _close(self) -> None:
         try:
-            if self._house is not None:
-                self._house.cancel()
+            if self._housekeeping is not None:
+                self._housekeeping.cancel()
                 with contextlib.suppress(asyncio.CancelledError):  # any other end of it is a fault, and shown
-                    await self._house
+                    await self._housekeeping
             await asyncio.gather(*(session.close() for session in list(self._sessions)))
         finally:
             async with self._zygote_lock:
@@ -191,7 +191,7 @@ class Sandbox:
                 raise SandboxFailure(f"no process could be started for a session: {error}") from error
             name = f"session-{runner.number}"
             self._runners.add(runner)
-            runner.gone.add_done_callback(functools.partial(self._lost, runner, name))
+            runner.gone.add_done_callback(functools.partial(self._on_gone, runner, name))
             try:
                 await runner.launch(name)
             except ZygoteLost:
@@ -219,7 +219,7 @@ class Sandbox:
         else:
             runner.charged = True
 
-    def _lost(self, runner: Runner, name: str, _: asyncio.Future[int | None]) -> None:
+    def _on_gone(self, runner: Runner, name: str, _: asyncio.Future[int | None]) -> None:
         self._runners.discard(runner)
         if self._groups is not None:
             self._groups.remove(runner.number)
@@ -265,7 +265,7 @@ def make_settings(**fields: Any) -> Settings:
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def _print_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

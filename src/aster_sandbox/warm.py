@@ -105,7 +105,7 @@ def _load(package: str) -> None:
 
 def exercise(cells: list[str]) -> None:
     """Run cells, and one that fails. RuntimeError where another does."""
-    paper = _Paper()
+    paper = _Recorder()
     interpreter = Interpreter({"__name__": "warm_up"}, paper)
     with contextlib.redirect_stdout(paper.stream):
         for code in cells:
@@ -114,7 +114,7 @@ def exercise(cells: list[str]) -> None:
         interpreter.run(0, "1 / 0")
 
 
-class _Paper:
+class _Recorder:
     """What the exercises are written on."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class _Paper:
     def lower_memory(self) -> None:
         """There is no limit here."""
 
-    raise_memory = gave_way = lower_memory
+    raise_memory = reporting = lower_memory
 
 
 def fill_pools() -> None:

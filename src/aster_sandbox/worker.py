@@ -41,7 +41,7 @@ from typing import NoReturn
 
 from aster_sandbox import cellbuiltins
 from aster_sandbox.cells import Interpreter
-from aster_sandbox.fonts import give_list, place_of_list
+from aster_sandbox.fonts import config_folder, link_list
 from aster_sandbox.isolation import Plan, confine_session
 from aster_sandbox.isolation.guard import close_all_but
 from aster_sandbox.limits import Limits
@@ -66,7 +66,7 @@ LARGEST_INT_DIGITS = 200_000
 """Digits of an integer that ``str`` converts; Python's own 4,300 stops ordinary problems such as the digit sum of 2**20000."""
 LEAST_RECURSION = 1000
 """Python's own limit: what runs between cells needs a part of it."""
-ORDER_ATTEMPTS = 3
+RESTORE_ATTEMPTS = 3
 """A signal handler that a cell left behind may raise while order is made for the next one, once for each signal that waits."""
 
 
@@ -89,7 +89,7 @@ class Worker:
         os.environ["HOME"] = os.environ["TMPDIR"] = scratch
         self._fonts = plan.fonts
         if plan.fonts:
-            os.environ["MPLCONFIGDIR"] = place_of_list(scratch)
+            os.environ["MPLCONFIGDIR"] = config_folder(scratch)
         tempfile.tempdir = None
         self._streams = Streams()
         self._limits = Limits(address_space + (plan.memory_mb << 20))
@@ -133,7 +133,7 @@ class Worker:
             data = data[write(CONNECTION, data) :]
 
     def _answer(self, request: Request) -> Reply:
-        if not self._in_order():
+        if not self._make_ready():
             return Reply(Kind.UNREADY)
         match request.op:
             case "run":
@@ -157,7 +157,7 @@ class Worker:
             os.environ.update(wanted["environment"])
             seed_everything(wanted["seed"])
             if wanted["setup"]:
-                self._give_fonts()
+                self._link_fonts()
                 self._interpreter.setup(wanted["setup"])
         except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
             kind = Kind.ERROR
@@ -168,7 +168,7 @@ class Worker:
     def _run(self, request: Request) -> Reply:
         source = request.data.decode("utf-8", "surrogatepass")
         self._limits.touched |= "rlimit" in source
-        self._give_fonts()
+        self._link_fonts()
         kind = self._interpreter.run(request.number, source, request.limit)
         cellbuiltins.restore(source)
         self._flush()
@@ -176,19 +176,19 @@ class Worker:
             return Reply(kind, self._interpreter.finished, self._interpreter.line)
         return Reply(kind)
 
-    def _give_fonts(self) -> None:
+    def _link_fonts(self) -> None:
         """Have matplotlib find its font list, in this process and in those that it starts. Not at the start: many processes are
         started together, and wait for one another."""
         if self._fonts:
             with suppress(Exception):  # no room, no descriptors: matplotlib makes its own list then
-                give_list(self._fonts, self._home)
+                link_list(self._fonts, self._home)
             self._fonts = ""
 
     def _attempt(self, action: Callable[[], object]) -> Reply:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - told in words
-            return Reply(Kind.ERROR, data=_in_words(error))
+            return Reply(Kind.ERROR, data=_error_text(error))
         return Reply(Kind.OK)
 
     def _write(self, begin: int, path: bytes, content: bytes) -> None:
@@ -215,13 +215,13 @@ class Worker:
                 file.seek(request.number)
                 return Reply(Kind.OK, finished=status.st_size, data=file.read(min(request.limit, MAX_DATA)))
         except Exception as error:  # noqa: BLE001 - told in words
-            return Reply(Kind.ERROR, data=_in_words(error))
+            return Reply(Kind.ERROR, data=_error_text(error))
 
     # ----- between cells
 
-    def _in_order(self) -> bool:
+    def _make_ready(self) -> bool:
         """Whether a cell can run now."""
-        for _ in range(ORDER_ATTEMPTS):
+        for _ in range(RESTORE_ATTEMPTS):
             try:
                 self._restore()
             except BaseException:  # noqa: BLE001, S112 - whatever it is: where it comes again, this process is given up
@@ -259,10 +259,10 @@ class Worker:
 
     def _flush(self) -> None:
         """Push everything into the pipe before the reply. (The C library has no buffer: ``warm_up``.)"""
-        self._calm()
+        self._cancel_timers()
         self._streams.flush()
 
-    def _calm(self) -> None:
+    def _cancel_timers(self) -> None:
         """Stop the cell's alarms, and let come what still waits behind a mask: it belongs to this cell, and not to the next."""
         while True:
             try:
@@ -293,10 +293,10 @@ class Worker:
         if getrecursionlimit() < LEAST_RECURSION:
             setrecursionlimit(LEAST_RECURSION)
 
-    def gave_way(self) -> None:
+    def reporting(self) -> None:
         """Tell the supervisor that the cell has ended, and its report comes."""
         if getpid() == self._pid:
-            self._send(Reply(Kind.GAVE_WAY))
+            self._send(Reply(Kind.REPORTING))
 
 
 def become_runner(plan: Plan, scratch: str, connection: int, output: int) -> NoReturn:
@@ -333,6 +333,6 @@ def seed_everything(seed: int) -> None:
         sympy.core.random.seed(seed)
 
 
-def _in_words(error: BaseException) -> bytes:
+def _error_text(error: BaseException) -> bytes:
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(said).encode("utf-8", "replace")[:1000]

@@ -19,7 +19,7 @@ import traceback
 from resource import setrlimit  # by name: the module's is replaced for cells
 from typing import Any
 
-from aster_sandbox.fonts import give_list
+from aster_sandbox.fonts import link_list
 from aster_sandbox.isolation import Plan, enter_zygote, fork_session, make_scratch
 from aster_sandbox.isolation.guard import kill_all_below, kill_strays
 from aster_sandbox.protocol import MAX_PACKET, receive
@@ -43,14 +43,14 @@ class Zygote:
         """pid -> number, first process of its namespace and the pidfd of that, of every runner that was not buried yet."""
         self._ending: dict[int, tuple[int, int]] = {}
         """pidfd of the first process of a namespace that was killed -> the runner's number and status."""
-        self._bell, wake = os.pipe()
-        for descriptor in (self._bell, wake):
+        self._wakeup, wake = os.pipe()
+        for descriptor in (self._wakeup, wake):
             os.set_blocking(descriptor, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # the byte in the pipe is what is wanted
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._poll.register(self._bell, select.POLLIN)
+        self._poll.register(self._wakeup, select.POLLIN)
         # A descriptor for each session.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -62,10 +62,10 @@ class Zygote:
         os.close(pidfd)
         while True:
             for descriptor, _ in self._poll.poll():
-                if descriptor == self._bell:
+                if descriptor == self._wakeup:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(self._bell, 4096)
-                    self._bury()
+                        os.read(self._wakeup, 4096)
+                    self._reap()
                 elif descriptor in self._ending:
                     self._close_namespace(descriptor)
                 elif not self._answer():
@@ -128,7 +128,7 @@ class Zygote:
             self._runners[pid] = -1, init, place
             raise
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """Reap the dead, and end what runners leave behind."""
         alone: list[tuple[int, int]] = []
         while True:
@@ -149,15 +149,15 @@ class Zygote:
                 alone.append((number, status))
         if alone:
             kill_strays(self._runners)
-        self._tell_gone(alone)
+        self._report_gone(alone)
 
     def _close_namespace(self, place: int) -> None:
         """All that was in a runner's namespace has ended."""
         self._poll.unregister(place)
         os.close(place)
-        self._tell_gone([self._ending.pop(place)])
+        self._report_gone([self._ending.pop(place)])
 
-    def _tell_gone(self, gone: list[tuple[int, int]]) -> None:
+    def _report_gone(self, gone: list[tuple[int, int]]) -> None:
         known = [each for each in gone if each[0] >= 0]
         for start in range(0, len(known), PER_PACKET):
             self._send({"gone": known[start : start + PER_PACKET]})
@@ -176,7 +176,7 @@ def main() -> None:
     plan = enter_zygote(plan, supervisor)
     connection = socket.socket(fileno=descriptor)
     if plan.fonts:
-        os.environ["MPLCONFIGDIR"] = give_list(plan.fonts, os.path.join(plan.root, "work"))
+        os.environ["MPLCONFIGDIR"] = link_list(plan.fonts, os.path.join(plan.root, "work"))
     try:
         warm_up(plan.preload, plan.echo)
     except Unloadable as error:

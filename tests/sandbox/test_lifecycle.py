@@ -345,8 +345,8 @@ def test_where_descriptors_run_out_that_is_a_failure_and_later_sessions_open_aga
                 finally:
                     resource.setrlimit(resource.RLIMIT_NOFILE, limit)
             await asyncio.sleep(0.3)
-            assert sandbox._house is not None
-            assert not sandbox._house.done()
+            assert sandbox._housekeeping is not None
+            assert not sandbox._housekeeping.done()
             assert (await session.run("1 + 1")).output == "2"
             assert (await (await sandbox.open(9)).run("2 + 1")).output == "3"
             assert soon(lambda: len(runners_of(sandbox)) == 2), "none was left behind"

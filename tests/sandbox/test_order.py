@@ -53,11 +53,11 @@ def test_a_cell_cannot_say_that_it_gave_way_and_go_on(hasty: Bench) -> None:
     claim = """
 import os, sys, time
 worker = sys._getframe()
-while getattr(worker.f_locals.get("self"), "gave_way", None) is None:
+while getattr(worker.f_locals.get("self"), "reporting", None) is None:
     worker = worker.f_back
 worker = worker.f_locals["self"]
 for _ in range(60):
-    worker.gave_way()
+    worker.reporting()
     time.sleep(0.2)
 """
     _, claimed, after = hasty.cells("x = 1", claim, "x")

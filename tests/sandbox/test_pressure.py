@@ -60,8 +60,8 @@ def test_an_idle_session_has_no_processes_and_comes_back_with_its_state() -> Non
 
 
 def test_of_very_many_sessions_the_idlest_have_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "AWAKE", 3)
-    monkeypatch.setattr(housekeeping, "AWAKE_SECONDS", 0.1)
+    monkeypatch.setattr(housekeeping, "MAX_PROCESSES", 3)
+    monkeypatch.setattr(housekeeping, "MIN_IDLE_SECONDS", 0.1)
 
     async def main() -> None:
         async with Sandbox(settings()) as sandbox:
@@ -193,7 +193,7 @@ def test_under_pressure_no_cell_is_lost_while_any_session_is_idle(machine: Machi
             machine.left = 500
             await wait_until(lambda: all(session.runner is None for session in sessions))
             machine.left = 5000
-            assert not runner.shed
+            assert not runner.killed_for_memory
             busy.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await busy
@@ -213,7 +213,7 @@ def test_the_session_that_holds_most_memory_loses_its_cell_and_nothing_else(mach
             other = asyncio.create_task(small.run("import time\ntime.sleep(2)\n5"))
             await asyncio.sleep(1.0)
             machine.left = 500
-            await wait_until(lambda: runner.shed)  # soon after, the session has none until there is memory
+            await wait_until(lambda: runner.killed_for_memory)  # soon after, the session has none until there is memory
             machine.left = 5000
             call = await big
             assert call.status == "crashed"
@@ -266,7 +266,7 @@ def test_memory_of_the_kernel_is_charged_to_the_session_that_made_it_hold_it(mac
             crash = asyncio.create_task(guilty.run(HOGS[hog]))
             await asyncio.sleep(2.5)
             machine.left = 500
-            await wait_until(lambda: runner.shed)
+            await wait_until(lambda: runner.killed_for_memory)
             machine.left = 5000
             assert "short of memory" in (await crash).output
             assert (await guilty.run("x")).output == "1"
@@ -289,7 +289,7 @@ def test_without_control_groups_the_session_with_many_processes_is_thought_to_ho
             crash = asyncio.create_task(guilty.run(HOGS["sockets"]))
             await asyncio.sleep(1.5)
             machine.left = 500
-            await wait_until(lambda: runner.shed)
+            await wait_until(lambda: runner.killed_for_memory)
             machine.left = 5000
             assert "short of memory" in (await crash).output
             assert (await other).output == "5"
@@ -396,9 +396,9 @@ def test_a_cell_that_came_before_the_end_of_an_idle_session_keeps_its_effects() 
     async def main() -> str:
         async with Sandbox(settings(cell_seconds=0.4)) as sandbox, await sandbox.open(0) as session:
             await session.run("x = 1")
-            assert session.reclaimable
+            assert session.evictable
             cell = asyncio.create_task(session.run("x = 2\nimport time\ntime.sleep(60)"))  # replay cannot repeat it
-            await asyncio.gather(cell, session.reclaim())
+            await asyncio.gather(cell, session.evict())
             return (await session.run("x")).output
 
     assert asyncio.run(main()) == "2"
@@ -414,7 +414,7 @@ def test_a_recovery_that_is_killed_for_memory_again_and_again_loses_nothing() ->
                 await wait_until(lambda: session._runner not in killed and session.running)
                 await asyncio.sleep(0.1)  # it is at the first cell
                 killed.add(session._runner)
-                session.shed("was killed because the machine ran short of memory")
+                session.kill_for_memory("was killed because the machine ran short of memory")
             assert (await crash).output.endswith("the variables and imports of earlier cells are kept]")
             assert (await session.run("x")).output == "7"
 

@@ -1,8 +1,7 @@
-"""How sessions are shut in: levels, what this machine allows of them, and the walls themselves. See docs/sandbox.md.
+"""Isolation of sessions: the levels, the probe of what this machine supports, and the mechanisms. See docs/sandbox.md.
 
-The supervisor calls ``probe``, ``choose`` and ``make_plan``; the zygote ``enter_zygote``, ``make_scratch`` and
-``fork_session``; a new session's process ``confine_session``. Everything is the standard library and ctypes: no compiled
-extension and no program of the system is needed.
+The supervisor calls ``probe``, ``choose`` and ``make_plan``. The zygote calls ``enter_zygote``, ``make_scratch`` and
+``fork_session``. Each new session process calls ``confine_session``. The package uses only the standard library and ctypes.
 """
 
 from aster_sandbox.isolation.confine import (

@@ -1,4 +1,4 @@
-"""The probe's own process: see ``probe``."""
+"""Run the probe in this process and print its report as JSON. ``machine.probe`` starts it."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What the zygote and its children call: into the level's walls, one step for each kind of process."""
+"""Confinement of the zygote and of each session process: the order of the steps at every level, limits and user ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 from resource import setrlimit  # by name: the zygote replaces the module's for cells
 
 from aster_sandbox.isolation import landlock, namespaces, seccomp
-from aster_sandbox.isolation.guard import remove_tree, stand_guard
+from aster_sandbox.isolation.guard import remove_tree, start_guard
 from aster_sandbox.isolation.levels import Level, Plan
 from aster_sandbox.isolation.syscalls import (
     CAP_DAC_READ_SEARCH,
@@ -28,45 +28,44 @@ from aster_sandbox.isolation.syscalls import (
 )
 
 FIRST_ID, LAST_ID = 61184, 65519
-"""The user ids that systemd sets aside for services that come and go: no person's, no program's."""
+"""The range of user ids that systemd reserves for dynamic service users: no person or installed program has one of them."""
 PROCESSES_PER_SESSION = 4
-"""Where the kernel counts a user's sessions together, what an ordinary one is reckoned with."""
+"""Processes allowed for each other session where the kernel counts all sessions of a user together."""
 WORK = "work"
 _ids = itertools.count(random.randrange(LAST_ID - FIRST_ID + 1))
 _parent = 0
-"""In a session that no process namespace ends: the process it must not outlive."""
+"""Pid of the zygote, in a session without its own process namespace: the session must not outlive it."""
 
 
 def enter_zygote(plan: Plan, supervisor: int) -> Plan:
-    """Put a guard between the supervisor, this process's parent, and this process, which has one thread; enter the level.
+    """Start a guard between the supervisor (this process's parent) and this process, and enter the plan's isolation level.
 
-    Returns in a descendant of the caller, with what was found out put into the plan. All below the guard ends when the
-    supervisor does, in whatever way. To be called before anything of weight is imported.
+    Returns in a descendant of the caller, which becomes the zygote, with the plan completed by what was found out on the way.
+    Everything below the guard ends when the supervisor ends. Call it with one thread, and before importing large libraries.
     """
     if plan.processors:
         os.sched_setaffinity(0, plan.processors)
-    guard = stand_guard(supervisor, plan.root, plan.groups)
-    # A cell that begins does not break in on the supervisor, which has the next ones to send.
-    with contextlib.suppress(OSError):  # some containers forbid it, and a process of the idle class may not leave that
+    guard = start_guard(supervisor, plan.root, plan.groups)
+    # A cell that starts must not preempt the supervisor, which still has to send the next ones.
+    with contextlib.suppress(OSError):  # some containers forbid it, and a process may not leave the idle class
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if plan.level is Level.NAMESPACES:
         namespaces.enter(plan, guard)
         plan = dataclasses.replace(plan, fonts=namespaces.FONTS if plan.fonts else "")
     else:
-        prctl(PR_SET_CHILD_SUBREAPER, 1)  # of what sessions leave behind
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # to reap what sessions leave behind
         plan = _with_users(plan)
     os.close(guard)
     if plan.seccomp:
-        seccomp.prepared(_more_denied(plan))
+        seccomp.cached_program(_extra_denied(plan))
     return plan
 
 
 def fork_session(plan: Plan) -> tuple[int, int, int]:
-    """Fork a session's process, a child of this one that ends with it. Returns (pid, init, pidfd of init); in the child the pid
-    is 0.
+    """Fork a session process, which ends with this one. Returns (pid, init, pidfd of init); in the child the pid is 0.
 
-    Where the level has process namespaces the child gets one of its own, whose first process is ``init``: all in it end when
-    that is killed. Elsewhere ``init`` is 0, and its pidfd -1."""
+    At NAMESPACES the child gets its own process namespace; killing ``init``, its first process, ends everything in it. At other
+    levels ``init`` is 0 and its pidfd is -1."""
     global _parent
     if plan.level is Level.NAMESPACES:
         return namespaces.fork_into_new_pid_namespace()
@@ -79,9 +78,9 @@ def fork_session(plan: Plan) -> tuple[int, int, int]:
 
 
 def make_scratch(plan: Plan, name: str) -> str:
-    """The working directory of a new session, as a path that holds in the session; to be called before it is forked.
+    """Create the working directory of a new session; call it before the fork. Returns its path as the session will see it.
 
-    At NAMESPACES it comes into being in ``confine_session``. What else the session is to write must lie beside it.
+    At NAMESPACES ``confine_session`` creates it. The session may also write to the directory that contains it.
     """
     if plan.level is Level.NAMESPACES:
         return namespaces.SCRATCH
@@ -96,15 +95,15 @@ def make_scratch(plan: Plan, name: str) -> str:
 
 
 def remove_scratch(plan: Plan, name: str) -> None:
-    """Remove what a session wrote, once all its processes are gone; from the supervisor or the zygote. Slow for many files."""
-    if plan.level is not Level.NAMESPACES:  # there it went with the last process
+    """Remove the files of a session whose processes have all ended. Slow if there are many."""
+    if plan.level is not Level.NAMESPACES:  # there the tmpfs ended with the last process
         remove_tree(os.path.join(plan.root, name))
 
 
 def confine_session(plan: Plan, scratch: str) -> None:
-    """Shut this process in, for ever and with all its children, in ``scratch``; before any foreign code runs in it.
+    """Confine this process and its future children for good, in the working directory ``scratch``.
 
-    /proc is out of reach from here on.
+    Call it before any untrusted code runs. /proc is out of reach afterwards.
     """
     if plan.level is Level.NAMESPACES:
         namespaces.enter_session(plan)
@@ -120,15 +119,16 @@ def confine_session(plan: Plan, scratch: str) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)
     if plan.level is not Level.NAMESPACES:
-        die_with_parent(_parent)  # again: the change of user cleared it
+        die_with_parent(_parent)  # again, because the change of user cleared it
     if ruleset is not None:
         ruleset.enforce()
     if plan.seccomp:
-        seccomp.install(_more_denied(plan))
+        seccomp.install(_extra_denied(plan))
 
 
-def _more_denied(plan: Plan) -> tuple[str, ...]:
-    """The system calls that reach the host's files and services where those are in sight and Landlock does not guard them."""
+def _extra_denied(plan: Plan) -> tuple[str, ...]:
+    """More system calls to refuse at this level: those that reach the host's files and services and that Landlock does not
+    control."""
     if plan.level is Level.NAMESPACES:
         return ()
     if plan.level is Level.RLIMITS or plan.session_ids:
@@ -141,7 +141,7 @@ def _ruleset(plan: Plan, scratch: str) -> landlock.Ruleset:
     ruleset.allow_reading(plan.readable)
     ruleset.allow_devices(namespaces.DEVICES)
     if plan.level is Level.NAMESPACES:
-        ruleset.allow_reading(["/etc"])  # what is there was written for it
+        ruleset.allow_reading(["/etc"])  # the sandbox's own: namespaces.py wrote it
         ruleset.allow_writing(namespaces.SESSION_TMP)
         ruleset.allow_writing(namespaces.SHARED_MEMORY)
     else:
@@ -170,14 +170,14 @@ def _set_limits(plan: Plan) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent, which is ``parent``, ends."""
+    """Have the kernel kill this process when its parent, whose pid is ``parent``, ends."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # it ended before prctl
         os._exit(1)
 
 
 def _become(identity: int, kept: int) -> None:
-    """Change from root to another user and group, and let ``kept`` capabilities stay permitted."""
+    """Change from root to another user and group. Capabilities in the mask ``kept`` stay permitted."""
     prctl(PR_SET_KEEPCAPS, 1 if kept else 0)
     os.setgroups([])
     os.setresgid(identity, identity, identity)
@@ -185,7 +185,7 @@ def _become(identity: int, kept: int) -> None:
 
 
 def _with_users(plan: Plan) -> Plan:
-    """Find out whether sessions can have user ids of their own, or else how many tasks the user has whose id they share."""
+    """The plan with its user ids decided: sessions get their own if this is root, else the user's current tasks are counted."""
     if os.geteuid() != 0:
         return dataclasses.replace(plan, tasks=_tasks(os.geteuid()))
     os.chmod(plan.root, 0o711)
@@ -197,7 +197,7 @@ def _with_users(plan: Plan) -> Plan:
 
 
 def _interpreter_is_readable(plan: Plan) -> bool:
-    """Whether a process of another user can read the interpreter, its library and this package."""
+    """Whether a session with its own user id could read the interpreter, the standard library and this package."""
     child = os.fork()
     if child == 0:
         try:
@@ -213,12 +213,12 @@ def _interpreter_is_readable(plan: Plan) -> bool:
 
 
 def _tasks(user: int) -> int:
-    """How many processes and threads a user has now."""
+    """The number of processes and threads that a user has now."""
     count = 0
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.stat(f"/proc/{entry}").st_uid == user:
                 count += len(os.listdir(f"/proc/{entry}/task"))
-        except FileNotFoundError:  # it ended meanwhile
+        except FileNotFoundError:  # it has ended in the meantime
             continue
     return count

@@ -1,16 +1,16 @@
-"""The first processes of the sessions' process namespaces, and who makes them: the cradle.
+"""The *cradle*: a small process that creates the *init*, the first process, of each session's process namespace.
 
-The first process of a namespace inherits its orphans, must reap them, and gets no signal from inside that it has no handler
-for. A session's own process must not be it: ``os.kill(os.getpid(), 9)`` would do nothing there, ``os.wait()`` would find
-children of others, and zombies would fill the session's limit. So a process that only sleeps is the first: an *init*.
+The first process of a namespace inherits orphans and must reap them, and it ignores signals from inside that it has no handler
+for. A session process in that place would break programs: ``os.kill(os.getpid(), 9)`` would do nothing, ``os.wait()`` would
+return children of other processes, and zombies would use up the session's process limit. So each namespace gets an init that
+only sleeps.
 
-A fork would make each init cost a millisecond and half a MiB. Instead all inits share the memory of one small process, as
-threads do: ``clone(2)`` with ``CLONE_VM``, on ``pause(3)`` of the C library. This works because an init never returns from that
-call: every signal is blocked in it, and what is left is SIGKILL from outside. It also never uses its stack again, so
-the next ones can have it. Its orphans are reaped by the kernel, because it ignores SIGCHLD.
+Forking an init would cost a millisecond and half a MiB each. Instead all inits share the cradle's memory, as threads do:
+``clone(2)`` with ``CLONE_VM``, running ``pause(3)`` of the C library. An init never returns from that call, because every
+signal is blocked in it; only SIGKILL from outside ends it. It does not use its stack again either, so later inits can reuse it.
+The kernel reaps its orphans, because it ignores SIGCHLD.
 
-The small process is the cradle, the first in the zygote's own process namespace. It is forked before the zygote imports
-anything."""
+The cradle is the first process of the zygote's own process namespace. It is forked before the zygote imports anything."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ READY = 8
 
 
 class Cradle:
-    """The zygote's side. Some inits are asked for in advance, because on a busy machine the cradle has to wait for a
-    processor."""
+    """The zygote's side of the cradle.
+
+    It requests ``READY`` inits in advance, because on a busy machine the cradle has to wait for a processor."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -45,7 +46,7 @@ class Cradle:
             connection.send(b".")
 
     def take_init(self) -> int:
-        """The pid of a new init, in a namespace of its own below the caller's. OSError where there is none."""
+        """The pid of an init in its own process namespace below the caller's. Raises OSError if clone(2) failed."""
         self._connection.send(b".")
         (pid,) = PID.unpack(self._connection.recv(PID.size))
         if pid < 0:
@@ -53,9 +54,9 @@ class Cradle:
         return int(pid)
 
 
-def rock() -> Cradle:  # noqa: RET503 - _serve never returns
-    """Fork. The parent becomes the cradle, and never returns; it ends, and all in its process namespace with it, when the child
-    does."""
+def start_cradle() -> Cradle:  # noqa: RET503 - _serve never returns
+    """Fork. The parent becomes the cradle and never returns; the child returns. When the child ends, the cradle ends too, and
+    with it everything in its process namespace."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
     if child == 0:
@@ -68,13 +69,13 @@ def rock() -> Cradle:  # noqa: RET503 - _serve never returns
 def _serve(requests: int, zygote: int) -> NoReturn:
     try:
         close_all_but(2, requests, zygote)
-        # What inits inherit: nothing is handled, and everything is blocked.
+        # Inits inherit this: no handlers, and every signal blocked.
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            with contextlib.suppress(OSError):  # the C library keeps two for itself
+            with contextlib.suppress(OSError):  # the C library reserves two
                 signal.signal(number, signal.SIG_IGN if number == signal.SIGCHLD else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         connection = socket.socket(fileno=requests)
-        # Several inits may be on their way to their sleep at once; those before them never use their stacks again.
+        # Several new inits may not have reached pause(3) yet, so they need different stacks; older ones no longer use theirs.
         stacks = ctypes.create_string_buffer(STACKS * STACK_BYTES)
         tops = itertools.cycle((ctypes.addressof(stacks) + (place + 1) * STACK_BYTES) & ~0xF for place in range(STACKS))
         pause = ctypes.cast(libc.pause, ctypes.c_void_p)

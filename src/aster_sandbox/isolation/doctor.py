@@ -1,4 +1,4 @@
-"""What ``aster doctor`` prints: each mechanism, the level that follows, what it leaves open, and how to get what is missing."""
+"""The text of ``aster doctor``: each mechanism, the resulting level, what it does not cover, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -7,53 +7,55 @@ from aster_sandbox.isolation.machine import Report, probe
 
 LEAVES_OPEN = {
     Level.NAMESPACES: (
-        "the kernel's own faults: code that breaks the kernel breaks out",
-        "memory of all sessions together, and the processor: bound them from outside (a cgroup, a container)",
-        "what a session's own code does to its own session",
+        "kernel bugs: code that exploits one escapes",
+        "the memory of all sessions together, and the processor: limit them from outside (a cgroup, a container)",
+        "what a session's code does to its own session",
     ),
     Level.LANDLOCK: (
-        "disk in total: a session can fill the file system of the temporary directory",
-        "names: a session can see which files and processes exist, though not what is in them",
-        "where you are not root: sessions count as one user, and one that starts many processes can keep others from that",
-        "below Landlock ABI 6 (Linux 6.12), where you are not root: signals to your processes",
-        "all that the level namespaces leaves open",
+        "total disk use: a session can fill the file system of the temporary directory",
+        "names: a session can see which files and processes exist, but not their contents",
+        "process counts, unless you are root: sessions count as one user, so one that starts many processes can block others",
+        "signals to your processes, below Landlock ABI 6 (Linux 6.12) and unless you are root",
+        "everything that the level namespaces does not cover",
     ),
     Level.RLIMITS: (
-        "your files: cells can read and change whatever you can (as root: a user without rights, where that can be)",
-        "your processes: cells can signal them and look into them, and into each other",
-        "disk in total",
-        "all that the other levels leave open",
+        "your files: cells can read and change whatever you can (started as root: if possible, as an unprivileged user)",
+        "your processes: cells can signal and inspect them, and each other",
+        "total disk use",
+        "everything that the other levels do not cover",
     ),
 }
 HINTS = {
     "user namespaces": (
-        "sysctl user.max_user_namespaces and (Debian) kernel.unprivileged_userns_clone must not be 0, (Ubuntu) "
-        "kernel.apparmor_restrict_unprivileged_userns must be; in Docker: --security-opt seccomp=unconfined, or --privileged"
+        "set the sysctls user.max_user_namespaces above 0, (Debian) kernel.unprivileged_userns_clone=1, (Ubuntu) "
+        "kernel.apparmor_restrict_unprivileged_userns=0; in Docker use --security-opt seccomp=unconfined, or --privileged"
     ),
-    "a file system of its own": (
-        "a container that masks parts of /proc forbids a new one: in Docker --security-opt systempaths=unconfined; "
-        "(Ubuntu) sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    "private file system": (
+        "a container that masks parts of /proc cannot mount a new /proc: in Docker use --security-opt systempaths=unconfined; "
+        "(Ubuntu) set sysctl kernel.apparmor_restrict_unprivileged_userns=0"
     ),
     "Landlock": "Linux 5.13 or newer with CONFIG_SECURITY_LANDLOCK, and landlock in the lsm= list of the kernel's command line",
     "seccomp": "a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64",
     "autogroups": (
-        "not needed; without them a session that starts many processes takes the processor from others: lower "
-        "sandbox.processes, or (outside a control group with a share of its own) sysctl kernel.sched_autogroup_enabled=1"
+        "optional; without autogroups a session that starts many processes gets more of the processor than others: lower "
+        "sandbox.processes, or set sysctl kernel.sched_autogroup_enabled=1 (no effect in a group with its own processor share)"
     ),
     "cgroup": (
-        "not needed; with it the session that makes the kernel hold memory (files on a tmpfs, full sockets) is found when "
-        "memory runs short: as root, or `systemd-run --user --scope -p Delegate=yes -p DelegateSubgroup=run ...`"
+        "optional; with control groups the sandbox also counts kernel memory of a session (tmpfs files, full sockets) when "
+        "memory runs short: run as root, or in `systemd-run --user --scope -p Delegate=yes -p DelegateSubgroup=run ...`"
     ),
 }
 
 
 def describe_machine() -> str:
-    """How well this machine can shut sessions in: what ``aster doctor`` prints, without a line end. It takes a second, once."""
+    """How well this machine can isolate sessions, as ``aster doctor`` prints it, without a final newline.
+
+    The first call takes about a second."""
     return describe(probe())
 
 
 def describe(report: Report) -> str:
-    """The whole text, without a line end."""
+    """The text for a report, without a final newline."""
     width = max(len(mechanism.name) for mechanism in report.mechanisms) + 2
     lines = [
         f"{mechanism.name:<{width}}{'yes' if mechanism.holds else 'no '}  {mechanism.detail}".rstrip()
@@ -62,8 +64,8 @@ def describe(report: Report) -> str:
     best = report.best
     lines += ["", f"Sessions run at the isolation level {best.value}."]
     if best is Level.RLIMITS:
-        lines.append("That is NOT ISOLATED: run untrusted models in a container or a virtual machine.")
-    lines += [f"  stronger, but not here: {level.value}: {why}" for level, why in report.failures.items()]
+        lines.append("They are NOT ISOLATED: run untrusted models in a container or a virtual machine.")
+    lines += [f"  stronger, but not available: {level.value}: {why}" for level, why in report.failures.items()]
     hints = [f"  {each.name}: {HINTS[each.name]}" for each in report.mechanisms if not each.holds and each.name in HINTS]
     if hints:
         lines += ["", "What is missing, and how to get it:", *hints]

@@ -1,7 +1,7 @@
-"""The guard: a small process between the supervisor and the zygote that sees to it that nothing outlives either.
+"""The guard: a small process between the supervisor and the zygote that cleans up when either of them ends.
 
-It sleeps until one of them ends. When the supervisor does, it kills the zygote; in either case it then kills what is left below
-itself, being the subreaper of all that, and it removes the sandbox's files where nobody else is left to do so.
+If the supervisor ends, the guard kills the zygote. In either case it then kills all its remaining descendants (it is their
+subreaper). If the supervisor has ended, it also removes the sandbox's files and control groups.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import NoReturn
 from aster_sandbox.cgroups import remove_groups
 from aster_sandbox.isolation.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 
-BURY_SECONDS = 10.0
-"""How long the guard fights processes that go on forking."""
+KILL_SECONDS = 10.0
+"""How long the guard tries to kill descendants that keep forking."""
 STRAY_SECONDS = 2.0
-"""How long the zygote fights what a runner left behind, before it goes back to serving."""
+"""How long the zygote tries to kill what an ended runner left behind, before it serves again."""
 
 
-def stand_guard(supervisor: int, root: str, groups: str) -> int:
-    """Fork. The parent becomes the guard and never returns; the child returns and dies with it.
+def start_guard(supervisor: int, root: str, groups: str) -> int:
+    """Fork. The parent becomes the guard and never returns; the child returns the guard's pidfd and dies with the guard.
 
-    Returns the guard's pidfd. ``supervisor`` is the caller's parent; a caller whose parent it is not any more ends. ``root``
-    and ``groups`` are what is removed when the supervisor has ended: the sandbox's files and its control groups."""
+    ``supervisor``: the pid of the caller's parent; the process exits if that has already ended. ``root`` and ``groups``: the
+    folders of the sandbox's files and of its control groups, which the guard removes after the supervisor has ended."""
     try:
         supervisor_pidfd = os.pidfd_open(supervisor)
     except ProcessLookupError:
         os._exit(1)
-    if os.getppid() != supervisor:  # it died, and its number is another's
+    if os.getppid() != supervisor:  # it has ended, and its pid belongs to another process now
         os._exit(1)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     own = os.pidfd_open(os.getpid())
@@ -47,19 +47,20 @@ def stand_guard(supervisor: int, root: str, groups: str) -> int:
 
 
 def die_with(parent_pidfd: int) -> None:
-    """Have the kernel kill this process when its parent ends. To be repeated after a change of user or capabilities."""
+    """Have the kernel kill this process when its parent ends. Call it again after a change of user or capabilities, which
+    clears the setting."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if has_ended(parent_pidfd):  # before the line above
+    if has_ended(parent_pidfd):  # it ended before prctl
         os._exit(1)
 
 
 def has_ended(pidfd: int) -> bool:
-    """Whether a process has ended."""
+    """Whether the process of a pidfd has ended."""
     return bool(select.select([pidfd], [], [], 0)[0])
 
 
 def mirror(child: int) -> NoReturn:
-    """Wait for a child and end as it ended."""
+    """Wait for a child and exit with its status; 128 plus the signal's number if a signal killed it."""
     close_all_but(1, 2)
     _, status = os.waitpid(child, 0)
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
@@ -69,36 +70,37 @@ def close_all_but(*kept: int) -> None:
     """Close every descriptor but these."""
     start = 0
     for descriptor in sorted(kept):
-        if start < descriptor:  # CPython's closerange(0, 0) closes all there are
+        if start < descriptor:  # CPython's closerange(0, 0) closes every descriptor
             os.closerange(start, descriptor)
         start = descriptor + 1
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
-def kill_all_below(seconds: float = BURY_SECONDS) -> None:
+def kill_all_below(seconds: float = KILL_SECONDS) -> None:
     """Kill and reap all descendants of this process, which must be their subreaper."""
     _kill(lambda: _below(lambda _pid, _session: True), seconds)
 
 
 def kill_strays(live: Collection[int], seconds: float = STRAY_SECONDS) -> None:
-    """Kill and reap those descendants of this process, their subreaper, that are in no process session of a child in ``live``.
+    """Kill and reap the descendants that belong to no runner in ``live`` (pids). This process must be their subreaper.
 
-    A runner leads a session, and what it starts cannot leave that: so these are what dead runners left behind.
+    A runner leads a process session, which the processes it starts cannot leave. So a descendant outside the sessions of live
+    runners was left behind by a runner that has ended.
     """
     own = os.getpid()
     with contextlib.suppress(OSError), open(f"/proc/{own}/task/{own}/children") as file:
-        # Mostly there is none, and then one read says so, unless the kernel lacks CONFIG_PROC_CHILDREN.
+        # Usually there is none, and this one read shows it. (The file needs CONFIG_PROC_CHILDREN.)
         if all(pid in live or _session_of(pid) in live for pid in map(int, file.read().split())):
             return
-    # By its own number too: one that was forked a moment ago may not lead its session yet.
+    # Compare the pid too: a runner that was forked a moment ago may not lead its session yet.
     _kill(lambda: _below(lambda pid, session: pid not in live and session not in live), seconds)
 
 
 def _kill(find: Callable[[], dict[int, int]], seconds: float) -> None:
-    """Kill what is found, and reap this process's own children among it, until nothing is found.
+    """Kill the processes that ``find`` returns (pid -> parent), and reap the own children among them, until it returns none.
 
-    They are stopped first, until none is left running, and killed then: the processes of a bomb that forks faster than it is
-    killed still count against its limit while they are stopped.
+    All are stopped first and killed when none runs any more: stopped processes still count against a fork bomb's limit, so the
+    bomb cannot replace them.
     """
     deadline = time.monotonic() + seconds
     while (left := find()) and time.monotonic() < deadline:
@@ -129,7 +131,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _below(wanted: Callable[[int, int], bool]) -> dict[int, int]:
-    """Every descendant of this process, zombies too, that is wanted by its number and its process session, with its parent."""
+    """Descendants of this process, zombies included, as pid -> parent, for which ``wanted(pid, process session)`` is true."""
     children: dict[int, list[int]] = {}
     sessions: dict[int, int] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
@@ -149,23 +151,24 @@ def _below(wanted: Callable[[int, int], bool]) -> dict[int, int]:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory that cells wrote, whatever rights they left and however deep it is; what cannot be removed stays.
+    """Remove a directory that cells wrote, whatever its modes and depth. Ignores what cannot be removed.
 
-    Nothing may run in it any more. Directories are moved up and emptied there, so that no path grows long and nothing recurses.
+    No process may use it any more. Inner directories are moved up before they are emptied, so paths stay short and the function
+    needs no recursion.
     """
     count = itertools.count()
     prefix = f".{secrets.token_hex(8)}-"
-    _open_up(path)
+    _make_writable(path)
     removed = True
     while removed:
         removed = False
         for entry in _entries(path):
             with contextlib.suppress(OSError):
                 if entry.is_dir(follow_symlinks=False):
-                    _open_up(entry.path)
+                    _make_writable(entry.path)
                     for inner in _entries(entry.path):
                         if inner.is_dir(follow_symlinks=False):
-                            _open_up(inner.path)  # to move a directory is to write to it
+                            _make_writable(inner.path)  # moving a directory writes to it (its "..")
                             os.rename(inner.path, os.path.join(path, f"{prefix}{next(count)}"))
                         else:
                             os.unlink(inner.path)
@@ -177,7 +180,7 @@ def remove_tree(path: str) -> None:
         os.rmdir(path)
 
 
-def _open_up(directory: str) -> None:
+def _make_writable(directory: str) -> None:
     with contextlib.suppress(OSError):
         os.chmod(directory, 0o700)
 

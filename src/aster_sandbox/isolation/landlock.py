@@ -1,7 +1,8 @@
-"""Landlock: a process gives up files, TCP, and signals and sockets to the outside, for itself and all its children.
+"""Landlock: a process restricts its own and its children's access to files and TCP, and to processes outside (signals, abstract
+sockets).
 
-The kernel is asked for its ABI, and what an older one lacks is left out: TCP came with 4 (Linux 6.7), signals and abstract
-sockets with 6 (6.12). https://docs.kernel.org/userspace-api/landlock.html
+The ABI version of the kernel decides what is restricted: files from ABI 1 on, TCP from 4 (Linux 6.7), signals and abstract
+sockets from 6 (Linux 6.12). https://docs.kernel.org/userspace-api/landlock.html
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Iterable
 from aster_sandbox.isolation.syscalls import call
 
 NEWEST_ABI = 7
-"""The newest ABI this module was written for; a newer kernel is used as if it were this one."""
+"""The newest ABI that this module knows; a newer kernel is used as if it had this one."""
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 MAKE_CHAR, MAKE_BLOCK, REFER, TRUNCATE, IOCTL_DEV = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
 _FIRST_ABI_FILES = (1 << 13) - 1
 _ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
-"""The rights that make sense on a file; the others are a directory's."""
+"""The rights that apply to a file; the others apply only to directories."""
 READ = EXECUTE | READ_FILE | READ_DIR
 _BIND_AND_CONNECT_TCP = 3
 _ABSTRACT_SOCKETS_AND_SIGNALS = 3
@@ -33,18 +34,18 @@ class _Ruleset(ctypes.Structure):
 
 
 def abi() -> int:
-    """The Landlock ABI to use here, at most NEWEST_ABI. OSError where the kernel has none or has it switched off."""
+    """The Landlock ABI to use here, at most NEWEST_ABI. Raises OSError if the kernel lacks Landlock or has it switched off."""
     return min(call("landlock_create_ruleset", 0, 0, _CREATE_RULESET_VERSION), NEWEST_ABI)
 
 
 def file_rights(version: int) -> int:
-    """All rights on files that an ABI knows."""
+    """The bit mask of all file rights that an ABI version knows."""
     later = {2: REFER, 3: TRUNCATE, 5: IOCTL_DEV}
     return _FIRST_ABI_FILES | sum(right for since, right in later.items() if version >= since)
 
 
 class Ruleset:
-    """Allows what its methods name, once it is enforced, and nothing else."""
+    """A set of Landlock rules. Once enforced, only what its ``allow_*`` methods named is permitted."""
 
     def __init__(self, version: int) -> None:
         self._rights = file_rights(version)
@@ -55,21 +56,21 @@ class Ruleset:
         self._descriptor = call("landlock_create_ruleset", ctypes.byref(handled), size, 0)
 
     def allow_reading(self, paths: Iterable[str]) -> None:
-        """Read and execute these files, and what is below these directories. Those that do not exist are left out."""
+        """Allow reading and executing these files and everything below these directories. Skips paths that do not exist."""
         for path in paths:
             self._allow(path, READ)
 
     def allow_devices(self, paths: Iterable[str]) -> None:
-        """Read and write these character devices."""
+        """Allow reading and writing these character devices."""
         for path in paths:
             self._allow(path, READ_FILE | WRITE_FILE)
 
     def allow_writing(self, path: str) -> None:
-        """Everything below this directory, but the making of devices."""
+        """Allow everything below this directory except creating devices."""
         self._allow(path, ~(MAKE_CHAR | MAKE_BLOCK))
 
     def enforce(self) -> None:
-        """Restrict this process for ever. It needs no_new_privs, or CAP_SYS_ADMIN."""
+        """Restrict this process permanently. Needs no_new_privs or CAP_SYS_ADMIN."""
         call("landlock_restrict_self", self._descriptor, 0)
         os.close(self._descriptor)
 

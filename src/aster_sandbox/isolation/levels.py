@@ -1,4 +1,4 @@
-"""The words of isolation: levels, and the plan that the supervisor makes and the processes below it carry out."""
+"""Isolation levels, and the plan that the supervisor makes and the zygote and the sessions carry out."""
 
 from __future__ import annotations
 
@@ -9,74 +9,76 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How well sessions are shut in; the strongest first."""
+    """How strongly sessions are isolated; the strongest level comes first."""
 
     NAMESPACES = "namespaces"
-    """A file system, processes and a network of their own, and all that the next level has."""
+    """Private file system, processes and network (Linux namespaces), plus everything of the next level."""
     LANDLOCK = "landlock"
-    """Landlock and seccomp on the host's file system. Needs no user namespaces and no root."""
+    """Landlock and seccomp on the host's file system. Needs neither user namespaces nor root."""
     RLIMITS = "rlimits"
-    """Limits, and seccomp where the kernel has it. This does not isolate: files and processes of the user are in reach."""
+    """Resource limits, plus seccomp if the kernel has it. No isolation: cells can reach the user's files and processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one session may use, besides time and memory."""
+    """Limits of one session, other than time and memory."""
 
     processes: int
     """Processes and threads."""
     disk_mb: int
-    """MiB in files, all together. Held at the level NAMESPACES alone."""
+    """MiB in all files together. Enforced only at the level NAMESPACES."""
     file_mb: int
     """MiB in one file."""
     open_files: int
-    """Descriptors of a process."""
+    """Descriptors per process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is the same for all sessions of a sandbox. JSON on its way to the zygote."""
+    """The settings that all sessions of a sandbox share. Sent to the zygote as JSON."""
 
     level: Level
     root: str
     """The sandbox's directory on the host."""
     readable: tuple[str, ...]
-    """Files and directories that sessions may read, and run programs from."""
+    """Files and directories that sessions may read and execute."""
     landlock_abi: int
-    """0: without Landlock."""
+    """The Landlock ABI to use; 0 means no Landlock."""
     seccomp: bool
     sessions: int
-    """Sessions that may be alive at once."""
+    """Maximum number of sessions alive at once."""
     limits: Limits
-    """Of each session."""
+    """Limits of each session."""
     memory_mb: int = 1024
-    """Address space a session may add, in MiB."""
+    """Address space that a session may use beyond the zygote's, in MiB."""
     timeout_text: str = ""
     """Message of the exception that a soft interrupt raises in a cell."""
     echo: str = "python"
-    """How values are shown."""
+    """How the value of a cell's last expression is printed: ``python`` or ``ipython``."""
     groups: str = ""
-    """A folder of control groups; empty where there are none."""
+    """The folder of the sandbox's control groups; empty if it has none."""
     fonts: str = ""
-    """A folder with matplotlib's list of fonts, which sessions may read; empty where matplotlib is not installed."""
+    """A folder, readable in sessions, with matplotlib's font list; empty if matplotlib is not installed."""
     preload: tuple[str, ...] = ()
-    """Packages to load before the first session."""
+    """Packages to import before the first session."""
     processors: tuple[int, ...] = ()
-    """The numbers of those that all processes of the sandbox begin on; empty: all."""
+    """Numbers of the processors that the sandbox's processes start on; empty means all."""
     session_ids: bool = False
-    """Each session has a user id of its own. The zygote finds out whether that can be: it needs root."""
+    """Whether each session gets its own user id. The zygote sets it when it runs as root."""
     keep_reading: bool = False
-    """Sessions with ids of their own keep the capability to read everything: their interpreter is below a closed directory."""
+    """Whether sessions with their own user id keep the capability to read every file, because the interpreter lies below a
+    directory that other users may not enter."""
     tasks: int = 0
-    """Processes and threads of the user before the first session, where its sessions are counted along with them."""
+    """Processes and threads that the user already had before the first session, where the kernel counts them against the same
+    limit as the sessions'."""
 
     def to_text(self) -> str:
-        """For the zygote's command line."""
+        """The plan as JSON, for the zygote's command line."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_text(cls, text: str) -> Plan:
-        """The inverse of to_text."""
+        """The plan that ``to_text`` wrote."""
         values = json.loads(text)
         tuples = {name: tuple(values[name]) for name in ("readable", "processors", "preload")}
         return cls(**{**values, **tuples, "level": Level(values["level"]), "limits": Limits(**values["limits"])})

@@ -1,4 +1,6 @@
-"""What this machine allows, found by trying it in a process of its own: ``python -m aster_sandbox.isolation`` prints JSON."""
+"""Find out which isolation mechanisms work on this machine, by trying each in a child process, and choose the level.
+
+``python -m aster_sandbox.isolation`` prints the result as JSON."""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ NAMESPACE_KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Mechanism:
-    """One thing that isolation can use."""
+    """One mechanism that isolation can use, and whether it works here."""
 
     name: str
     holds: bool
@@ -58,23 +60,25 @@ class Mechanism:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found."""
+    """The result of the probe."""
 
     mechanisms: tuple[Mechanism, ...]
     failures: dict[Level, str]
-    """Why a level does not hold; a level that holds is not in it."""
+    """Each level that does not work here, with the reason."""
     landlock_abi: int
     seccomp: bool
 
     @property
     def best(self) -> Level:
-        """The strongest level that holds."""
+        """The strongest level that works here."""
         return next(level for level in Level if level not in self.failures)
 
 
 @functools.cache
 def probe() -> Report:
-    """Try everything, once for this process: in a new interpreter, since the caller may have threads."""
+    """Try every mechanism and level; cached for the life of this process.
+
+    Runs in a new interpreter, because the probe forks and the caller may have threads."""
     environment = {**os.environ, "PYTHONPATH": PACKAGE_ROOT, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-P", "-m", "aster_sandbox.isolation"]
     try:
@@ -92,24 +96,26 @@ def probe() -> Report:
 
 
 def choose(demanded: str) -> Level:
-    """The level for a recipe's ``sandbox.isolation``; the best one for ``auto``. SettingsError where a named one does not
-    hold."""
+    """The level for the setting ``isolation``: the strongest that works for ``auto``, else the one named.
+
+    Raises SettingsError if the named level does not work on this machine."""
     report = probe()
     if demanded == "auto":
         return report.best
     level = Level(demanded)
     if level in report.failures:
         raise SettingsError(
-            f"sandbox.isolation: the level {level.value!r} does not hold here: {report.failures[level]}; "
-            "`aster doctor` says what is missing and how to get it"
+            f"sandbox.isolation: the level {level.value!r} does not work on this machine: {report.failures[level]}; "
+            "run `aster doctor` to see what is missing and how to get it"
         )
     return level
 
 
 def make_plan(settings: Settings, root: str, spare_processors: int = 0, groups: str = "") -> Plan:
-    """The plan of a sandbox with its files below ``root``. SettingsError for a level or mounts that cannot be had.
+    """The plan of a sandbox whose files go below ``root``.
 
-    ``spare_processors``: so many of this process's are not for sessions, but for one."""
+    ``spare_processors``: how many of this process's processors the sessions leave free; they always get at least one.
+    Raises SettingsError for a level or a mount that is not possible here."""
     check_mounts(settings.mounts)
     level = choose(settings.isolation)
     report = probe()
@@ -118,12 +124,12 @@ def make_plan(settings: Settings, root: str, spare_processors: int = 0, groups: 
     fonts_folder = os.path.join(root, "fonts") if fonts.is_wanted() else ""
     if fonts_folder:
         os.makedirs(fonts_folder, exist_ok=True)
-        os.chmod(fonts_folder, 0o755)  # sessions may have users of their own
+        os.chmod(fonts_folder, 0o755)  # sessions may run as other users
     readable = readable_paths(settings.preload, settings.mounts)
-    if fonts_folder and level is not Level.NAMESPACES:  # there it has a place of its own
+    if fonts_folder and level is not Level.NAMESPACES:  # there it is mounted at namespaces.FONTS
         readable = (*readable, fonts_folder)
     processors = sorted(os.sched_getaffinity(0))
-    # Where none is spared, none is chosen: the sandbox's processes stay where this one may be put.
+    # If none is spared, set no affinity: the call may be forbidden, and it would outlast a later change of this process's own.
     left = tuple(processors[-max(1, len(processors) - spare_processors) :]) if spare_processors else ()
     return Plan(
         level,
@@ -144,7 +150,7 @@ def make_plan(settings: Settings, root: str, spare_processors: int = 0, groups: 
 
 
 def try_everything() -> Report:
-    """The probe itself. It forks: to be called in a process with one thread."""
+    """Run the probe in this process. It forks, so the process must have only one thread."""
     mechanisms = [
         Mechanism("Linux", True, f"{platform.release()}, {platform.machine()}, {' '.join(platform.libc_ver())}".strip(", "))
     ]
@@ -162,7 +168,7 @@ def try_everything() -> Report:
     except OSError as error:
         abi = 0
         add("Landlock", str(error))
-    filters = add("seccomp", _attempt(_try_seccomp) if seccomp.available() else f"not built for {platform.machine()}")
+    filters = add("seccomp", _attempt(_try_seccomp) if seccomp.available() else f"not supported on {platform.machine()}")
     failures = {}
     root = tempfile.mkdtemp(prefix="aster-probe-")
     try:
@@ -178,13 +184,13 @@ def try_everything() -> Report:
                 failures[level] = _attempt(functools.partial(_try_level, plan))
     finally:
         remove_tree(root)
-    add("a file system of its own", failures[Level.NAMESPACES])
+    add("private file system", failures[Level.NAMESPACES])
     mechanisms += [_autogroups(), _cgroup()]
     return Report(tuple(mechanisms), {level: why for level, why in failures.items() if why}, abi, filters)
 
 
 def _attempt(action: Callable[[], object]) -> str:
-    """Do something in a child. Empty where it succeeds, or why it does not."""
+    """Call ``action`` in a child process. Returns why it failed, or an empty string if it succeeded."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -192,15 +198,15 @@ def _attempt(action: Callable[[], object]) -> str:
         why = ""
         try:
             action()
-        except BaseException as error:  # noqa: BLE001 - the reason is what is asked for
+        except BaseException as error:  # noqa: BLE001 - the caller wants the reason, whatever it is
             why = _reason(error)
         os.write(writing, (why or "fine").encode())
         os._exit(0)
     os.close(writing)
     with open(reading, "rb") as file:
-        said = file.read().decode()
+        result = file.read().decode()
     os.waitpid(child, 0)
-    return "" if said == "fine" else said or "the process that tried it died"
+    return "" if result == "fine" else result or "the child process that tried it died"
 
 
 def _reason(error: BaseException) -> str:
@@ -211,11 +217,11 @@ def _try_seccomp() -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     seccomp.install()
     if not seccomp.refuses_unshare():
-        raise OSError("a filter was taken, but does not act")
+        raise OSError("the kernel accepted a filter but does not apply it")
 
 
 def _try_level(plan: Plan) -> None:
-    """Go all the way that a session goes, and look at the result."""
+    """Set up a trial session at the plan's level and check that it can write its files and cannot read /proc."""
     if plan.level is Level.NAMESPACES:
         parent = os.pidfd_open(os.getppid())
         namespaces.enter(plan, parent)
@@ -232,7 +238,7 @@ def _try_level(plan: Plan) -> None:
             for path in ("/proc/1/environ", "/proc/self/environ"):
                 with contextlib.suppress(OSError), open(path):
                     raise RuntimeError(f"{path} can be read inside")
-        except BaseException as error:  # noqa: BLE001 - the reason is what is asked for
+        except BaseException as error:  # noqa: BLE001 - the caller wants the reason, whatever it is
             os.write(writing, _reason(error).encode())
         finally:
             os._exit(0)
@@ -243,11 +249,11 @@ def _try_level(plan: Plan) -> None:
     with open(reading, "rb") as file:
         why = file.read().decode()
     if why or status:
-        raise OSError(why or f"a trial session ended with status {status}")
+        raise OSError(why or f"a trial session ended with wait status {status}")
 
 
 def _autogroups() -> Mechanism:
-    """Whether the kernel schedules by process sessions, so that each session here has one share of the processor."""
+    """Whether the kernel gives each process session, and so each session of the sandbox, one share of the processor."""
     name = "autogroups"
     try:
         with open("/proc/sys/kernel/sched_autogroup_enabled") as file:
@@ -261,14 +267,14 @@ def _autogroups() -> Mechanism:
         places = [Path(f"{top}{path}") for top in CGROUP_TOPS] if not controllers else []
         weighed = any((above / "cpu.weight").exists() for place in places for above in (place, *place.parents))
         if weighed or ("cpu" in controllers.split(",") and path != "/"):
-            return Mechanism(name, False, f"the control group {path} has its own share of the processor, and they end there")
+            return Mechanism(name, False, f"the control group {path} has its own processor share, which overrides autogroups")
     return Mechanism(name, True, "each session has one share of the processor")
 
 
 def _cgroup() -> Mechanism:
-    """Whether sessions can have control groups of their own that count memory."""
+    """Whether each session can have a control group that counts its memory."""
     groups = Groups.find()
     if groups is None:
-        return Mechanism("cgroup", False, "no group can be made here that counts memory")
+        return Mechanism("cgroup", False, "this process may not create control groups that count memory")
     groups.close()
-    return Mechanism("cgroup", True, "memory is counted by session, the kernel's own for it included")
+    return Mechanism("cgroup", True, "memory is counted per session, including what the kernel holds for it")

@@ -1,9 +1,9 @@
-"""The level NAMESPACES: what the zygote and its sessions enter.
+"""The level NAMESPACES: the namespaces and mounts of the zygote and of each session.
 
-The zygote gets user, mount, process, network, IPC, host name and cgroup namespaces, and a root made of a small tmpfs and of
-read-only copies of the mounts that Python needs, at their own paths. Started as root, it first becomes nobody, so that root
-inside is nobody outside. A session gets, below that, a process namespace, its own copy of the mounts with a private /tmp, and
-a user namespace in which it has no capability.
+The zygote gets user, mount, process, network, IPC, UTS (host name) and cgroup namespaces. Its root is a small tmpfs with
+read-only copies of the mounts that Python needs, at the same paths. If it was started as root it first becomes nobody, so that
+root inside maps to nobody outside. Each session then gets its own process namespace, its own copy of the mounts with a private
+/tmp, and a user namespace in which it has no capabilities.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import stat
 from pathlib import Path
 
-from aster_sandbox.isolation.cradle import Cradle, rock
+from aster_sandbox.isolation.cradle import Cradle, start_cradle
 from aster_sandbox.isolation.guard import die_with, mirror
 from aster_sandbox.isolation.levels import Plan
 from aster_sandbox.isolation.syscalls import (
@@ -48,60 +48,62 @@ from aster_sandbox.isolation.syscalls import (
 NOBODY = 65534
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 FONTS = "/etc/matplotlib"
-"""Where the plan's ``fonts`` are inside."""
+"""Where the plan's folder ``fonts`` is mounted."""
 COPIED = ("/etc/ld.so.cache", "/etc/localtime")
-"""Files that are small, and copied into the new root."""
+"""Small files that are copied into the new root."""
 SESSION_TMP = "/tmp"
 SHARED_MEMORY = "/dev/shm"
 SCRATCH = f"{SESSION_TMP}/work"
 _SHARED_MEMORY_FILES = f"{SESSION_TMP}/.shm"
 _NEW_ROOT = "/tmp"
 _EMPTY = "/sys"
-"""A directory of the new root that stays empty."""
+"""A directory of the new root that stays empty; it is mounted over /proc in sessions."""
 ROOT_MB = 64
-"""What the zygote itself may write while it imports: caches."""
+"""Size of the zygote's own root, for caches that imports write."""
 INODES_PER_MB = 64
 HOST_NAME = b"sandbox"
 _cradle: Cradle | None = None
-"""In the zygote."""
+"""Set in the zygote."""
 _own_namespace = -1
-"""A descriptor of the zygote's process namespace."""
+"""In the zygote: a descriptor of its own process namespace."""
 
 
 def enter(plan: Plan, parent_pidfd: int) -> None:
-    """Enter the namespaces and the new root. Returns in a descendant of the caller, below the first process of a new process
-    namespace, the cradle. Caller and cradle end when it ends, and all die when the process of ``parent_pidfd``, the caller's
-    parent, does."""
+    """Enter the namespaces and the new root.
+
+    Returns in a descendant of the caller: the caller waits for the cradle, which is the first process of a new process
+    namespace and the parent of that descendant. Both end when it ends. All die when the caller's parent, the process of
+    ``parent_pidfd``, ends."""
     global _cradle, _own_namespace
     trees = None
     if os.geteuid() == 0:
-        # As root, because nobody could not reach an interpreter below /root.
+        # Still as root, because nobody cannot reach an interpreter below /root.
         trees = _open_trees(plan)
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        prctl(PR_SET_DUMPABLE, 1)  # the change of user took it, and our own files in /proc with it
+        prctl(PR_SET_DUMPABLE, 1)  # the change of user cleared it, and without it /proc/self is not ours to open
     process = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
     _new_user_namespace(process)
     os.close(process)
     unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
-    die_with(parent_pidfd)  # again: the change of user cleared it
+    die_with(parent_pidfd)  # again, because the change of user cleared it
     own = os.pidfd_open(os.getpid())
     child = os.fork()
     if child != 0:
         mirror(child)
     die_with(own)
     os.close(own)
-    _cradle = rock()
+    _cradle = start_cradle()
     _own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     _build_root(plan, _open_trees(plan) if trees is None else trees)
     libc.sethostname(HOST_NAME, len(HOST_NAME))
 
 
 def fork_into_new_pid_namespace() -> tuple[int, int, int]:
-    """Fork into a new process namespace below the caller's. The child, the caller's, is not the first process there.
+    """Fork a child into a new process namespace below the caller's, in which an init is already the first process.
 
-    Returns (pid, pid of the first process, its pidfd); in the child the pid is 0.
+    Returns (pid of the child, pid of the init, pidfd of the init); in the child the first is 0. Raises OSError.
     """
     assert _cradle is not None
     init = _cradle.take_init()
@@ -123,10 +125,10 @@ def fork_into_new_pid_namespace() -> tuple[int, int, int]:
 
 
 def enter_session(plan: Plan) -> None:
-    """Give this process mounts of its own, with an empty and bounded /tmp, and a user namespace of its own.
+    """Give this process its own mounts, with an empty /tmp of limited size, and its own user namespace.
 
-    No other session's files are in sight then, and /proc is empty. The user namespace is what makes RLIMIT_NPROC count this
-    session's processes alone.
+    Afterwards no other session's files are visible and /proc is empty. The user namespace makes RLIMIT_NPROC count only this
+    session's processes.
     """
     unshare(CLONE_NEWNS)
     hidden = [(path, open_tree(path)) for path in plan.readable if path.startswith(f"{SESSION_TMP}/")]
@@ -146,7 +148,7 @@ def enter_session(plan: Plan) -> None:
 
 
 def _new_user_namespace(process: int) -> None:
-    """Enter a user namespace that knows this process's user and group alone, by their own numbers.
+    """Enter a user namespace that maps only this process's user and group, each to the same id.
 
     ``process``: a descriptor of /proc/self.
     """
@@ -163,7 +165,7 @@ def _new_user_namespace(process: int) -> None:
 
 
 def _open_trees(plan: Plan) -> list[tuple[str, int]]:
-    """Detached, read-only copies of the mounts that go into the new root, with their places."""
+    """The mounts that go into the new root: pairs of a path and the descriptor of a detached, read-only copy."""
     trees = []
     places = {path: path for path in (*plan.readable, *DEVICES)}
     if plan.fonts:
@@ -182,7 +184,7 @@ def _build_root(plan: Plan, trees: list[tuple[str, int]]) -> None:
     links = [(path, os.path.realpath(path)) for path in plan.readable if os.path.islink(path)]
     copies = [(path, Path(path).read_bytes()) for path in COPIED if os.path.exists(path)]
     mount("none", "/", "", MS_REC | MS_PRIVATE)
-    # /tmp is there on every machine, and can be reached by everybody. It is hidden in this namespace alone.
+    # /tmp exists on every machine and every user can reach it. The mount hides it only in this namespace.
     mount("tmpfs", _NEW_ROOT, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=0755,size={ROOT_MB}m")
     for directory in ("/dev/shm", "/etc", "/proc", "/tmp", _EMPTY, plan.root):
         os.makedirs(_NEW_ROOT + directory, exist_ok=True)
@@ -203,7 +205,7 @@ def _build_root(plan: Plan, trees: list[tuple[str, int]]) -> None:
 
 
 def _attach(tree: int, path: str, root: str = "") -> None:
-    """Mount a detached tree at its place below ``root``, which is made, and close it."""
+    """Mount a detached tree at ``path`` below ``root``, creating the mount point, and close the tree's descriptor."""
     place = root + path
     if stat.S_ISDIR(os.fstat(tree).st_mode):
         os.makedirs(place, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What sessions may read of the host's files: the system's programs and libraries, Python, this package, the user's mounts."""
+"""Which host files sessions may read: system programs and libraries, Python, this package, installed packages, user mounts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from aster_sandbox.errors import SettingsError
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/alternatives")
 RESERVED = ("/proc", "/sys", "/dev")
-"""Not to be mounted, nor anything below."""
+"""Directories that may not be mounted, nor anything below them."""
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def readable_paths(preload: Iterable[str] = (), mounts: Iterable[str] = ()) -> tuple[str, ...]:
-    """The files and directories that exist and that sessions may read, none below another.
+    """The existing files and directories that sessions may read, as absolute paths, none below another.
 
-    Directories of ``sys.path`` count where they belong to the Python installation, or where packages were installed into them
-    (``pip install --target``). Others do not: the first is often the working directory, which may be the user's home. A
-    preloaded package is readable wherever it is.
+    A directory of ``sys.path`` is included if it belongs to the Python installation, or if packages were installed into it
+    (``pip install --target``). Others are not: the first entry is often the working directory, which may be the user's home. A
+    preloaded package is included wherever it is.
     """
     wanted = [*SYSTEM, sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, PACKAGE_ROOT]
     wanted += _links(sys.executable)
@@ -38,20 +38,23 @@ def readable_paths(preload: Iterable[str] = (), mounts: Iterable[str] = ()) -> t
 
 
 def check_mounts(mounts: Iterable[str]) -> None:
-    """SettingsError for a path that cannot be shown to sessions."""
+    """Raise SettingsError for a path that cannot be mounted in sessions."""
     for path in mounts:
         if not os.path.isabs(path):
-            raise SettingsError(f"sandbox.mounts: {path!r} is not an absolute path; sessions see it at the same path as you")
+            raise SettingsError(f"sandbox.mounts: {path!r} is not absolute; write the absolute path, sessions see it there too")
         if not os.path.exists(path):
-            raise SettingsError(f"sandbox.mounts: {path!r} does not exist; create it or take it off the list")
+            raise SettingsError(f"sandbox.mounts: {path!r} does not exist; create it or remove it from the list")
         real = os.path.realpath(path)
         if real in ("/", "/tmp") or any(real == place or _is_below(real, place) for place in RESERVED):
-            raise SettingsError(f"sandbox.mounts: {path!r} cannot be shown to sessions; name what they need of it")
+            raise SettingsError(
+                f"sandbox.mounts: {path!r} cannot be mounted: not all of / or /tmp, and nothing in /proc, /sys or /dev; "
+                "name a more specific path"
+            )
 
 
 def _package_folders() -> list[str]:
-    """Directories of ``sys.path`` into which packages were installed. Never the home, the working directory, or what holds
-    them."""
+    """Directories of ``sys.path`` into which packages were installed. Never the home, the working directory, or a directory
+    that contains one of them."""
     private = [os.path.realpath(place) for place in (os.path.expanduser("~"), os.curdir)]
     found = []
     for entry in filter(os.path.isdir, filter(os.path.isabs, sys.path)):
@@ -67,7 +70,7 @@ def _is_below(path: str, other: str) -> bool:
 
 
 def _links(path: str) -> list[str]:
-    """A file and what it points to, link by link."""
+    """A path and the targets of its chain of symbolic links."""
     found = [path]
     while os.path.islink(found[-1]) and len(found) < 40:
         found.append(os.path.join(os.path.dirname(found[-1]), os.readlink(found[-1])))
@@ -75,7 +78,7 @@ def _links(path: str) -> list[str]:
 
 
 def _locations(package: str) -> list[str]:
-    """The directories or the file of an importable package or module."""
+    """The directories of an importable package, or the file of a module."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         return []

@@ -1,7 +1,7 @@
-"""A seccomp filter: system calls that no cell needs, and that reach the kernel's rarely used corners or other processes, fail.
+"""A seccomp filter that refuses system calls which cells do not need and which reach other processes or rare kernel code.
 
-It is a deny-list: a sandbox for arbitrary Python that knew only allowed calls would break with the next C library. The filter
-is classic BPF, assembled here. A call that is refused gives EPERM, and the code that made it goes on.
+It is a deny-list, because an allow-list for arbitrary Python would break with the next C library. The filter is classic BPF,
+assembled here. A refused call fails with EPERM, and the code that made it continues.
 """
 
 from __future__ import annotations
@@ -34,40 +34,41 @@ DENIED = (
     # other processes
     *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "process_madvise", "process_mrelease", "pidfd_getfd"),
     *("move_pages", "migrate_pages", "ioprio_set"),
-    # what others do with files that both can read: their locks, and word of what they open
+    # locks on files that others can read too, and notifications of what others open
     *("flock", "inotify_init", "inotify_init1", "inotify_add_watch"),
-    # another share of the processor: the kernel gives one to every process that calls it (autogroups)
+    # with autogroups the kernel gives each process session its own share of the processor
     "setsid",
-    # what outlives a session and no limit counts: System V and POSIX queues, memory and semaphores, anonymous files, keys
+    # objects that outlive a session or that no limit counts: System V and POSIX queues, shared memory, semaphores, memfds, keys
     *("shmget", "shmat", "shmctl", "shmdt", "semget", "semop", "semtimedop", "semctl", "msgget", "msgsnd", "msgrcv", "msgctl"),
     *("mq_open", "mq_unlink", "memfd_create", "memfd_secret", "keyctl", "add_key", "request_key"),
-    # large and rarely used parts of the kernel
+    # large, rarely used parts of the kernel
     *("bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register", "lookup_dcookie"),
     *("fanotify_init", "fanotify_mark", "open_by_handle_at", "name_to_handle_at", "modify_ldt", "personality", "uselib"),
-    # the machine
+    # the machine as a whole
     *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "create_module", "reboot"),
     *("swapon", "swapoff", "acct", "syslog", "quotactl", "quotactl_fd", "nfsservctl", "iopl", "ioperm", "vhangup"),
     *("settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "sethostname", "setdomainname"),
 )
-ONLY_ONESELF = ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr")
-"""Calls whose first argument is a process: 0, the caller, is allowed."""
+ONLY_SELF = ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr")
+"""Calls whose first argument is a pid: only 0, the caller itself, is allowed."""
 SOCKETS = ("socket",)
-"""Without them there are connected pairs alone. A socket could reach a service that listens in the file system, and Landlock
-does not stop it."""
+"""Refused where sessions see the host's file system: a socket could connect to a UNIX socket file of the host, which Landlock
+does not prevent. Connected pairs (socketpair) stay."""
 FILE_RIGHTS = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "futimesat"),
     *("utimensat", "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr", "setxattrat"),
     *("removexattrat", "file_setattr"),
 )
-"""Modes, owners, times and attributes of files. Landlock does not watch over them: an owner's session could change all."""
+"""Change modes, owners, times and attributes of files. Landlock does not control these, so a session that runs as the user
+could change every file of the user."""
 TRUNCATION = ("truncate",)
-"""Landlock watches over it from ABI 3 on."""
+"""Landlock controls this only from ABI 3 on."""
 NEW_NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
 AF_UNIX, SOCK_STREAM, SOCK_SEQPACKET, SOCK_TYPE_MASK = 1, 1, 5, 0xF
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
-"""Terminal requests that type for the user."""
+"""ioctl requests that insert input into the user's terminal."""
 F_SETLEASE, F_NOTIFY = 1024, 1026
-"""Of fcntl: to be told when others open a file, or change what is in a directory."""
+"""fcntl commands that report when others open a file or change a directory."""
 AUDIT_ARCHITECTURE = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 X32 = 0x4000_0000
 
@@ -91,23 +92,23 @@ class _FilterProgram(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether this module knows the machine's system calls. Whether the kernel takes filters is for the probe to try."""
+    """Whether this module knows the architecture's system calls. (The probe tries whether the kernel accepts a filter.)"""
     return MACHINE in AUDIT_ARCHITECTURE
 
 
 def install(more: tuple[str, ...] = ()) -> None:
-    """Filter this process and all its children for ever: DENIED, and ``more`` names of calls, of the groups in this module.
+    """Filter this process and its future children permanently. Refuses DENIED and the calls named in ``more``.
 
-    It needs no_new_privs, or CAP_SYS_ADMIN.
+    Needs no_new_privs or CAP_SYS_ADMIN. Raises OSError if the kernel refuses the filter.
     """
-    code = prepared(more)
+    code = cached_program(more)
     filter_program = _FilterProgram(len(code) // 8, code)
     if libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), ctypes.byref(filter_program), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP) failed")
 
 
 def program(more: tuple[str, ...] = ()) -> bytes:
-    """The filter's instructions, 8 bytes each."""
+    """The filter as BPF instructions of 8 bytes each. Refuses DENIED and the calls named in ``more``."""
     lines = [
         _Instruction(_LOAD, _ARCHITECTURE),
         _Instruction(_EQUAL, AUDIT_ARCHITECTURE[MACHINE], "", "denied"),
@@ -117,10 +118,10 @@ def program(more: tuple[str, ...] = ()) -> bytes:
         lines.append(_Instruction(_AT_LEAST, X32, "unknown"))
     unix_sockets = "socket" not in more
     lines += [_Instruction(_EQUAL, found, "denied") for name in (*DENIED, *more) if (found := number(name)) is not None]
-    lines += _jump("clone3", "unknown")  # its flags are out of a filter's reach; the C library then takes clone
+    lines += _jump("clone3", "unknown")  # a filter cannot read its flags; after ENOSYS the C library uses clone
     lines += _jump("clone", "clone") + _jump("ioctl", "ioctl") + _jump("setpriority", "setpriority") + _jump("fcntl", "fcntl")
     lines += _jump("socket", "socket") + _jump("socketpair", "socketpair")
-    for name in ONLY_ONESELF:
+    for name in ONLY_SELF:
         lines += _jump(name, "oneself")
     lines += [
         _Instruction(_RETURN, _ALLOW),
@@ -132,7 +133,7 @@ def program(more: tuple[str, ...] = ()) -> bytes:
         _argument(1, "fcntl"),
         _Instruction(_EQUAL, F_SETLEASE, "denied"),
         _Instruction(_EQUAL, F_NOTIFY, "denied", "allowed"),
-        _argument(1, "setpriority"),  # (0, 0): this process
+        _argument(1, "setpriority"),  # who: only 0, this process
         _Instruction(_EQUAL, 0, "", "denied"),
         _argument(0, "oneself"),
         _Instruction(_EQUAL, 0, "allowed", "denied"),
@@ -140,7 +141,7 @@ def program(more: tuple[str, ...] = ()) -> bytes:
         _Instruction(_EQUAL, AF_UNIX, "allowed", "denied"),
         _argument(0, "socketpair"),
         _Instruction(_EQUAL, AF_UNIX, "allowed" if unix_sockets else "", "denied"),
-        _argument(1),  # a datagram socket of a pair can still be sent elsewhere
+        _argument(1),  # type: no datagram sockets, because such a pair can still send to other addresses
         _Instruction(_AND, SOCK_TYPE_MASK),
         _Instruction(_EQUAL, SOCK_STREAM, "allowed"),
         _Instruction(_EQUAL, SOCK_SEQPACKET, "allowed", "denied"),
@@ -152,8 +153,8 @@ def program(more: tuple[str, ...] = ()) -> bytes:
 
 
 @functools.cache
-def prepared(more: tuple[str, ...]) -> bytes:
-    """The same, assembled once: to be called in the zygote, for all its sessions."""
+def cached_program(more: tuple[str, ...]) -> bytes:
+    """``program``, cached. The zygote calls it once, so that its sessions need not assemble the filter."""
     return program(more)
 
 
@@ -163,7 +164,7 @@ def _jump(name: str, label: str) -> list[_Instruction]:
 
 
 def _argument(index: int, label: str = "") -> _Instruction:
-    """Load the lower half of an argument: all of an int's, on a little-endian machine."""
+    """Load the lower 32 bits of an argument: the whole value of an int, on a little-endian machine."""
     return _Instruction(_LOAD, _FIRST_ARGUMENT + 8 * index, label=label)
 
 
@@ -180,7 +181,7 @@ def _assemble(lines: list[_Instruction]) -> bytes:
 
 
 def refuses_unshare() -> bool:
-    """Whether unshare(2) fails with the filter's error: the probe asks this after it has installed the filter."""
+    """Whether unshare(2) fails with EPERM. The probe calls this after it has installed the filter."""
     try:
         call("unshare", 0)
     except OSError as error:

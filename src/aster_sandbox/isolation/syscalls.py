@@ -1,6 +1,6 @@
-"""The system calls that isolation needs and that Python 3.11's standard library lacks, through ctypes.
+"""System calls that isolation needs and that Python 3.11's standard library lacks, called with ctypes.
 
-Every function raises OSError with the call and its object in the message. Constants are those of the kernel's headers.
+Every function raises OSError and names the call and its object in the message. Constants are from the kernel's headers.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ NUMBERS = {
     "utimes": (235, None),
     "vhangup": (153, 58),
 }
-"""System call numbers on x86_64 and aarch64; None where the architecture has no such call."""
+"""System call numbers (x86_64, aarch64); None if the architecture does not have the call."""
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x1000_0000, 0x2000_0000, 0x4000_0000
@@ -174,26 +174,28 @@ class _CapabilityData(ctypes.Structure):
 
 
 def number(name: str) -> int | None:
-    """The number of a system call on this machine; None where it has none, or is of an architecture not known here."""
+    """The number of a system call on this machine; None if its architecture lacks the call or is not known here."""
     return NUMBERS[name][_ARCHITECTURES.index(MACHINE)] if KNOWN_MACHINE else None
 
 
 def call(name: str, *arguments: Any, what: object = "") -> int:
-    """Make a system call by its name. Integers, bytes (as pointers) and ctypes objects are the arguments it takes."""
+    """Make a system call by name and return its result. Arguments are integers, bytes (passed as pointers) or ctypes objects.
+
+    ``what``: the object of the call, for the message of the OSError."""
     found = number(name)
     if found is None:
-        raise OSError(38, f"{name}: not known on {MACHINE}")
+        raise OSError(38, f"{name}: no such system call on {MACHINE}")
     words = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
     return _checked(libc.syscall(ctypes.c_long(found), *words), name, what)
 
 
 def unshare(flags: int) -> None:
-    """Move this process into new namespaces; CLONE_NEWPID concerns its next children."""
+    """Move this process into new namespaces; CLONE_NEWPID applies to its next children."""
     _checked(libc.unshare(flags), "unshare", hex(flags))
 
 
 def setns(descriptor: int, kind: int) -> None:
-    """Join a namespace; CLONE_NEWPID concerns the next children."""
+    """Join a namespace; CLONE_NEWPID applies to the next children."""
     _checked(libc.setns(descriptor, kind), "setns", hex(kind))
 
 
@@ -204,7 +206,7 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
 
 
 def open_tree(path: str) -> int:
-    """A descriptor of a detached copy of the mounts at and below ``path``."""
+    """Make a detached copy of the mounts at and below ``path``. Returns its descriptor."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
     return call("open_tree", _AT_FDCWD, os.fsencode(path), flags, what=path)
 
@@ -215,7 +217,7 @@ def move_mount(tree: int, target: str) -> None:
 
 
 def set_mount_attributes(place: int | str, attributes: int) -> None:
-    """Add MOUNT_ATTR_* to a detached tree, all of it, or to the one mount at a path."""
+    """Add MOUNT_ATTR_* flags to a whole detached tree (a descriptor), or to the one mount at a path."""
     added = _MountAttributes(attributes)
     if isinstance(place, str):
         call("mount_setattr", _AT_FDCWD, os.fsencode(place), 0, ctypes.byref(added), ctypes.sizeof(added), what=place)
@@ -225,7 +227,7 @@ def set_mount_attributes(place: int | str, attributes: int) -> None:
 
 
 def pivot_root_here() -> None:
-    """Make the working directory, a mount, the root, and detach the old root."""
+    """Make the working directory, which must be a mount, the root directory, and detach the old root."""
     call("pivot_root", b".", b".")
     _checked(libc.umount2(b".", MNT_DETACH), "umount2", "the old root")
     os.chdir("/")
@@ -238,15 +240,17 @@ def prctl(option: int, *arguments: int) -> None:
 
 
 def drop_bounding_set(kept: int) -> None:
-    """Let no exec give a capability that is not in the bit mask ``kept``. Without CAP_SETPCAP it does nothing, and need not."""
+    """Drop every capability that is not in the bit mask ``kept`` from the bounding set, so that no exec can grant it.
+
+    Without CAP_SETPCAP it does nothing; then there is nothing to drop."""
     for capability in range(64):
-        # The first that fails is beyond the kernel's last, or there is no CAP_SETPCAP.
+        # The first failure means that the kernel knows no more capabilities, or that CAP_SETPCAP is missing.
         if not kept >> capability & 1 and libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) != 0:
             break
 
 
 def hold_capabilities(kept: int) -> None:
-    """Have exactly the capabilities of the bit mask ``kept``, which must be permitted now, here and after an exec."""
+    """Keep exactly the capabilities in the bit mask ``kept``, now and after an exec. They must be permitted now."""
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     data = (_CapabilityData * 2)(_CapabilityData(kept, kept, kept))
     call("capset", ctypes.byref(header), ctypes.byref(data))

@@ -15,8 +15,8 @@ from starlette.routing import Route
 from aster_sandbox import __version__
 from aster_sandbox.service import fusion, notebook
 from aster_sandbox.service.access import Account, Refused
-from aster_sandbox.service.door import OPEN_PATHS
 from aster_sandbox.service.metrics import CONTENT_TYPE, Metrics
+from aster_sandbox.service.middleware import PUBLIC_PATHS
 from aster_sandbox.service.registry import Registry
 from aster_sandbox.service.schemas import (
     ForkRequest,
@@ -77,7 +77,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": REASONS[status]} for status in sorted({401, 408, 413, *statuses})}
 
 
-_DEFAULTS, _AS_IT_IS = OpenRequest.model_validate({}), ForkRequest.model_validate({})
+_DEFAULTS, _FORK_DEFAULTS = OpenRequest.model_validate({}), ForkRequest.model_validate({})
 """For requests without a body."""
 _OPENING = (400, 409, 422, 424, 429, 503)
 _RUNNING = (400, 404, 409, 410, 422, 424, 429, 503)
@@ -87,7 +87,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
     """The application, without the door before it. ``file_bytes``: of the largest file that is sent."""
     app = FastAPI(title="ASTER sandbox", version=__version__, description=DESCRIPTION, redoc_url=None)
     app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(RequestValidationError, _unfit)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(405, _wrong_method)
 
     @app.get("/health", tags=["service"], responses={status: {"model": Problem} for status in (408, 413)})
@@ -141,7 +141,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
     @app.post(
         "/v1/sessions/{session_id}/fork", tags=["sessions"], status_code=201, responses=_AGAIN | _problems(404, *_OPENING)
     )
-    async def fork(client: Client, session_id: SessionId, response: Response, body: ForkRequest = _AS_IT_IS) -> Opened:
+    async def fork(client: Client, session_id: SessionId, response: Response, body: ForkRequest = _FORK_DEFAULTS) -> Opened:
         """Open a second session with the same state."""
         child = body.id or secrets.token_hex(16)
         if not await registry.fork(client, session_id, child, body.seed):
@@ -212,7 +212,7 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, error.status, headers)
 
 
-async def _unfit(request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """The first thing that is wrong, in one line. What was sent is not repeated: it may be long, or no valid text."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
@@ -244,7 +244,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         page.setdefault("components", {})["securitySchemes"] = schemes
         for path, operations in page["paths"].items():
             for operation in operations.values():
-                if path not in OPEN_PATHS:
+                if path not in PUBLIC_PATHS:
                     operation["security"] = [{name: []} for name in schemes]
                 for status, reply in operation["responses"].items():
                     if status in ("429", "503", "504"):

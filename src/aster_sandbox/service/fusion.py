@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from aster_sandbox.service.access import Account, Refused
 from aster_sandbox.service.calls import SETUP, call_inside, longest_seconds, split_output
-from aster_sandbox.service.files import Files, Unfit
+from aster_sandbox.service.files import BadRequest, Files
 from aster_sandbox.service.registry import Registry
 from aster_sandbox.service.schemas import (
     CommandRunResult,
@@ -46,7 +46,7 @@ async def run_code(registry: Registry, account: Account, request: RunCodeRequest
         async with registry.visit(account, secrets.randbits(63), SETUP, patience) as do:
             return await do(lambda session: _run(registry, session, "run_script", arguments, files))
 
-    return await in_their_words(work, _failed)
+    return await in_fusion_form(work, _failed)
 
 
 async def run_stateful_code(registry: Registry, account: Account, request: RunStatefulCodeRequest) -> RunStatefulCodeResponse:
@@ -67,16 +67,16 @@ async def run_stateful_code(registry: Registry, account: Account, request: RunSt
         assert isinstance(result, RunCodeResponse)
         return result
 
-    answer = await in_their_words(work, _failed)
+    answer = await in_fusion_form(work, _failed)
     return RunStatefulCodeResponse(**answer.model_dump(), session_id=session_id)
 
 
-async def in_their_words(work: Callable[[], Awaitable[Outcome]], fault: Callable[[str], Outcome]) -> Outcome:
+async def in_fusion_form(work: Callable[[], Awaitable[Outcome]], fault: Callable[[str], Outcome]) -> Outcome:
     """What some work gives. ``fault`` makes an answer of what went wrong; an overload is told by the status that their clients
     repeat."""
     try:
         return await work()
-    except Unfit as error:
+    except BadRequest as error:
         return fault(str(error))
     except Refused as error:
         if error.status in BUSY:
@@ -119,10 +119,10 @@ def _failed(message: str) -> RunCodeResponse:
 
 
 def _read(registry: Registry, request: RunCodeRequest) -> tuple[Files, dict[str, Any], float]:
-    """A request's files, the arguments of what runs its code, and how many seconds it waits for a session. Unfit where it
+    """A request's files, the arguments of what runs its code, and how many seconds it waits for a session. BadRequest where it
     cannot be served."""
     if request.language != "python":
-        raise Unfit(f"language {request.language!r} is not available: this service runs python")
+        raise BadRequest(f"language {request.language!r} is not available: this service runs python")
     files = Files(request.files, request.fetch_files, registry.level)
     seconds = longest_seconds(registry, request.run_timeout)
     arguments = {"code": request.code, "stdin": request.stdin, "seconds": seconds}

@@ -85,7 +85,7 @@ def run_notebook_cell(ticket: str, number: int, code: str, seconds: float, room:
     try:
         paper.displayed += forms_of_open_figures()
     except Exception as error:  # noqa: BLE001 - what a figure raises when it is drawn is the cell's error
-        paper.error.append(_told(error, ""))
+        paper.error.append(_error_info(error, ""))
     _session.keep(ticket, outcome | {"display": fit(paper.displayed, room), "error": paper.error})
 
 
@@ -99,7 +99,7 @@ class _Session:
 
     def __init__(self) -> None:
         self.home = os.getcwd()
-        self.paper = _Paper()
+        self.paper = _Recorder()
         self.interpreter = Interpreter(sys.modules["__main__"].__dict__, self.paper, LATE)
         """One for all cells: they share an event loop."""
         self.ticket = self.result = ""
@@ -144,7 +144,7 @@ class _Session:
 _session: _Session
 
 
-class _Paper:
+class _Recorder:
     """What a cell leaves besides its output. The surroundings of its interpreter."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ class _Paper:
         if isinstance(error, SystemExit) and isinstance(error.code, int):
             text = ""  # its status says it
         self.text += text
-        self.error = [_told(error, text)]
+        self.error = [_error_info(error, text)]
 
     def lower_memory(self) -> None:
         """Nothing to do: the cell that this runs in has its limit already."""
@@ -173,7 +173,7 @@ class _Paper:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
-    def gave_way(self) -> None:
+    def reporting(self) -> None:
         """The cell that this runs in is told by its own end."""
 
     def hook(self, value: Any) -> None:
@@ -228,7 +228,7 @@ class _Kept(io.RawIOBase):
         return len(taken)
 
 
-def _told(error: BaseException | None, text: str) -> dict[str, Any]:
+def _error_info(error: BaseException | None, text: str) -> dict[str, Any]:
     """An error as notebooks have it."""
     try:
         said = str(error)

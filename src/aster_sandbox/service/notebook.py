@@ -9,7 +9,7 @@ from typing import Any
 from aster_sandbox.service.access import Account
 from aster_sandbox.service.calls import NOTEBOOK_SETUP, call_inside, longest_seconds, split_output
 from aster_sandbox.service.files import Files
-from aster_sandbox.service.fusion import in_their_words, pod
+from aster_sandbox.service.fusion import in_fusion_form, pod
 from aster_sandbox.service.registry import Registry
 from aster_sandbox.service.schemas import CellRunResult, CommandRunResult, RunJupyterRequest, RunJupyterResponse
 from aster_sandbox.session import Session
@@ -29,7 +29,7 @@ async def run_jupyter(registry: Registry, account: Account, request: RunJupyterR
         assert isinstance(answer, RunJupyterResponse)
         return answer
 
-    return await in_their_words(
+    return await in_fusion_form(
         work, lambda fault: RunJupyterResponse(status="SandboxError", message=fault, executor_pod_name=pod())
     )
 

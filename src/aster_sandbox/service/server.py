@@ -16,8 +16,8 @@ from aster_sandbox.errors import SandboxFailure, SettingsError
 from aster_sandbox.service.access import Accounts, Limits
 from aster_sandbox.service.app import make_app
 from aster_sandbox.service.calls import SHORTEST_OUTPUT
-from aster_sandbox.service.door import Door
 from aster_sandbox.service.metrics import Metrics
+from aster_sandbox.service.middleware import RequestMiddleware
 from aster_sandbox.service.registry import Registry
 from aster_sandbox.settings import Settings
 from aster_sandbox.supervisor import Sandbox, allow_descriptors
@@ -111,7 +111,7 @@ async def _serve(
             kept_replies=settings.kept_replies,
         ) as registry,
     ):
-        app = Door(make_app(registry, metrics, settings.body_bytes), accounts, metrics, settings.body_bytes)
+        app = RequestMiddleware(make_app(registry, metrics, settings.body_bytes), accounts, metrics, settings.body_bytes)
         server = _Server(
             uvicorn.Config(
                 app,

@@ -16,7 +16,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/health", "/docs", "/openapi.json"})
+PUBLIC_PATHS = frozenset({"/health", "/docs", "/openapi.json"})
 """No token is asked for here."""
 BODY_SECONDS = 60.0
 """A body that takes longer is refused."""
@@ -27,7 +27,7 @@ DRAIN_BYTES = 256 << 20
 """A body that is refused is still read, and thrown away, so that a client that sends before it reads gets to see the answer."""
 
 
-class Door:
+class RequestMiddleware:
     """ASGI middleware. Puts the client's account into the scope as ``account``."""
 
     def __init__(self, app: App, accounts: Accounts, metrics: Metrics, body_bytes: int) -> None:
@@ -43,7 +43,7 @@ class Door:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         scope["account"] = self._accounts.find(headers.get(b"authorization", b"").decode("latin-1"))
-        if scope["account"] is None and scope["path"] not in OPEN_PATHS:
+        if scope["account"] is None and scope["path"] not in PUBLIC_PATHS:
             challenge = (b"www-authenticate", b"Bearer")
             await self._refuse(headers, receive, send, 401, "a token is needed: Authorization: Bearer TOKEN", challenge)
             return
