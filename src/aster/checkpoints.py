@@ -42,7 +42,7 @@ async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Aw
         say(f"{stage}: {lost}")
         newest = folder.checkpoints(stage)
         # A file of attempts appears when it is whole, so the number of files is that of the attempts made, in files.
-        files = sum(1 for _ in folder.trajectory_file(stage, "any").parent.glob("*.jsonl.gz"))
+        files = sum(1 for _ in (folder.path / stage).glob("*/*.jsonl.gz"))
         losses.append((newest[-1][1] if newest else None, files))
         if losses.count(losses[-1]) == ENGINE_LOSSES:
             raise UserError(

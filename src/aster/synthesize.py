@@ -17,7 +17,7 @@ from aster.environments.opening import make_environment
 from aster.environments.problems import LAB, teaching_problems
 from aster.errors import UserError
 from aster.rollout import Decoding, Job, RolloutContext, make_jobs
-from aster.rollout.attempts import attempt_all
+from aster.rollout.attempts import synthesize_attempts
 from aster.run import RunFolder
 from aster.seeds import derive
 from aster.teacher import ScriptedTeacher
@@ -25,7 +25,7 @@ from aster.teacher.attempts import teach
 from aster.teacher.lab_experts import EXPERTS
 
 CHUNK = 64
-"""Attempts per file: an interrupt loses at most so many."""
+"""Attempts a file, in the order of the jobs."""
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -47,13 +47,17 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
         return
     async with environment, _teacher(recipe, environment.schemas) as (sampler_for, dialect):
         context = RolloutContext(sampler_for, dialect, environment, recipe.rollout.slots, recipe.rollout.deterministic)
-        trajectories = await attempt_all(folder, "synthesize", jobs, context, settings.limits.budget(), Decoding(), chunk=CHUNK)
+        made = await synthesize_attempts(folder, jobs, context, settings.limits.budget(), Decoding(), chunk=CHUNK)
+    correct = calls = 0
+    for trajectory in made:
+        correct += trajectory.reward == 1.0
+        calls += trajectory.tool_calls
     folder.finish(
         "synthesize",
         {
-            "attempts": len(trajectories),
-            "correct": sum(t.reward == 1.0 for t in trajectories),
-            "tool_calls": sum(t.tool_calls for t in trajectories) / max(1, len(trajectories)),
+            "attempts": len(jobs),
+            "correct": correct,
+            "tool_calls": calls / max(1, len(jobs)),
         },
     )
 

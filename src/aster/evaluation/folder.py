@@ -27,6 +27,7 @@ from aster.data.sets import iterate_set, write_set
 from aster.errors import UserError
 from aster.evaluation.outcomes import Outcome
 from aster.evaluation.settings import Settings
+from aster.rollout.attempts import Attempt, next_part, part_files
 from aster.run import (
     iterate_trajectories,
     read_json,
@@ -39,8 +40,6 @@ from aster.run import (
 )
 from aster.transcript import Transcript
 from aster.types import Problem, Trajectory
-
-Attempt = Trajectory | Transcript
 
 
 class EvaluationFolder:
@@ -57,7 +56,7 @@ class EvaluationFolder:
             path.mkdir(parents=True, exist_ok=True)
             # What begins with a dot is ours: the lock, and what a killed process had begun to write.
             if not (path / "evaluation.json").exists() and any(not each.name.startswith(".") for each in path.iterdir()):
-                raise UserError(f"{path}: holds something that is no evaluation; choose another --out")
+                raise UserError(f"{path}: holds something that is no evaluation; choose another folder, or delete it")
             lock = open(path / ".lock", "a")  # noqa: SIM115 - held until close
         try:
             try:
@@ -156,13 +155,11 @@ class EvaluationFolder:
 
     def parts(self) -> list[Path]:
         """The files of attempts, oldest first."""
-        return sorted((self.path / "attempts").glob("part_*.jsonl.gz"))
+        return part_files(self.path / "attempts")
 
     def add(self, attempts: Sequence[Attempt]) -> None:
         """Write attempts as a new part."""
-        found = self.parts()
-        number = int(found[-1].name.removeprefix("part_").removesuffix(".jsonl.gz")) + 1 if found else 1
-        path = self.trajectory_file("", f"part_{number:05d}")
+        path = next_part(self.path / "attempts")
         texts = [each for each in attempts if isinstance(each, Transcript)]
         if texts:
             write_set(path, texts)

@@ -30,7 +30,7 @@ class Outcome:
     problem_id: str
     sample: int
     reward: float
-    """1 right, 0 wrong or without an answer."""
+    """1 right, 0 wrong or without an answer; a reward of another environment is cut to 0 to 1."""
     answer: str | None
     stop_reason: StopReason
     tool_calls: int
@@ -43,6 +43,8 @@ class Outcome:
     """Length of the prompt; None where a server gave text alone."""
     turns: tuple[TurnCost, ...]
     seconds: float
+    clipped: bool = False
+    """The reward was outside 0 to 1."""
 
     @property
     def requests(self) -> int:
@@ -85,7 +87,8 @@ def outcome(attempt: Trajectory | Transcript) -> Outcome:
     return Outcome(
         problem_id=attempt.problem_id,
         sample=attempt.sample,
-        reward=attempt.reward or 0.0,
+        reward=min(1.0, max(0.0, attempt.reward or 0.0)),
+        clipped=not 0.0 <= (attempt.reward or 0.0) <= 1.0,
         answer=attempt.answer,
         stop_reason=attempt.stop_reason,
         tool_calls=attempt.tool_calls,

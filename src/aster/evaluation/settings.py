@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from aster.config import EngineConfig, Environment, Model, Policy, Rollout, Sandbox, Section, Tool
+from aster.config import EngineConfig, Environment, ForceTool, Model, Policy, Rollout, Sandbox, Section, Tool
 from aster.config.changes import deciding
 from aster.config.section import Positive, PositiveFloat
 from aster.data.problems import BOX_REQUEST
@@ -48,6 +48,8 @@ class Settings(Section):
     """Tokens of one turn; 0: as many as the budget leaves."""
     tool_calls: Annotated[int, Field(ge=0)] = 256
     """Budget of calls."""
+    turns: Annotated[int, Field(ge=0)] = 0
+    """Budget of assistant turns; 0: one more than calls, which is never reached."""
     wall_seconds: PositiveFloat = 3600.0
     """Seconds of one attempt, checked between turns."""
     tools: bool = True
@@ -56,6 +58,8 @@ class Settings(Section):
     """What an attempt is worth."""
     toolset: list[Tool] = [Tool()]  # noqa: RUF012 - pydantic copies defaults
     """What the policy may call, where it has tools."""
+    demand: ForceTool = ForceTool(system="")
+    """Texts in every prompt that demand the tool: of the cold start ``zero_force_tool``."""
     seed: int = 1
     shard: str = "1/1"
     """Which part of the problems, ``i/n``."""
@@ -81,10 +85,10 @@ class Settings(Section):
         return Decoding(self.temperature, self.top_p)
 
     def budget(self) -> Budget:
-        """What an attempt may spend. Turns are no limit of their own: a turn that goes on has made a call, so one turn more
-        than calls is never reached, and the number of calls can be cut afterwards."""
+        """What an attempt may spend. Without ``turns`` these are no limit of their own: a turn that goes on has made a call, so
+        one turn more than calls is never reached, and the number of calls can be cut afterwards."""
         turn = self.turn_tokens or self.context_tokens
-        return Budget(self.context_tokens, turn, self.tool_calls, self.tool_calls + 1, self.wall_seconds)
+        return Budget(self.context_tokens, turn, self.tool_calls, self.turns or self.tool_calls + 1, self.wall_seconds)
 
     def engine_config(self, rollout: Rollout) -> EngineConfig:
         """What opens the policy. UserError where something is missing. A chat endpoint is not opened by it."""

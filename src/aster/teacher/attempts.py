@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
 from aster.environments import Environment
 from aster.errors import UserError, one_line
 from aster.rollout import Decoding, Job
+from aster.rollout.attempts import run_attempts
 from aster.run import RunFolder, append_line, drop_torn_line, write_trajectories
 from aster.teacher.chat import ChatAuthor
 from aster.teacher.failures import failure_of
@@ -154,14 +154,22 @@ class _Work:
     ended: UserError | None = None
     """Why no new attempt begins; None while they do."""
     one_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    places: asyncio.Semaphore = field(init=False)
+    """For attempts under way."""
+
+    def __post_init__(self) -> None:
+        self.places = asyncio.Semaphore(self.settings.concurrency)
 
     async def make(self, jobs: list[Job], total: int) -> None:
         """Make all of them. UserError where that is not possible; every attempt that has ended is on disk."""
-        queue = iter(jobs)
-        workers = min(self.settings.concurrency, len(jobs))
         async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(self._work(queue))
+            await run_attempts(
+                jobs,
+                lambda job: group.create_task(self._start(job)),
+                lambda _: None,  # each is written as it ends
+                label="synthesize",
+                hopeless=None,
+            )
         if self.ended is None:
             return
         made = f"{len(self.tally.keys)} of {total} attempts are on disk"
@@ -175,17 +183,18 @@ class _Work:
             )
         raise UserError(f"{self.ended}; {made}; the same command goes on from there")
 
-    async def _work(self, queue: Iterator[Job]) -> None:
-        while self.ended is None and await self._affordable():
-            job = next(queue, None)
-            if job is None:
-                return
+    async def _start(self, job: Job) -> Transcript | None:
+        """The attempt, as soon as there is a place and money for it; None where no new one begins."""
+        async with self.places:
+            if self.ended is not None or not await self._affordable():
+                return None
             self.under_way += 1
             try:
-                await self._attempt(job)
+                return await self._attempt(job)
             except UserError as error:
                 # The other attempts may still end well: their requests are under way, or fit under the limit.
                 self.ended = self.ended or error
+                return None
             finally:
                 self.under_way -= 1
                 self.one_ended.set()
@@ -204,7 +213,7 @@ class _Work:
             await self.one_ended.wait()
         return self.ended is None
 
-    async def _attempt(self, job: Job) -> None:
+    async def _attempt(self, job: Job) -> Transcript:
         settings = self.settings
         transcript = await self.author.attempt(
             job.problem,
@@ -230,6 +239,7 @@ class _Work:
                 f"synthesize: {self.tally.failed_in_row} attempts failed one after another, the last with "
                 f"{self.tally.last_error}; they are recorded, and synthesize.retry_failed=true repeats them"
             )
+        return transcript
 
 
 def _require_same_problems(source: str, folder: RunFolder, jobs: list[Job], tally: Tally) -> None:
