@@ -261,7 +261,7 @@ def test_an_error_in_an_attempt_is_one_line(tiny: Tiny, tmp_path: Path, monkeypa
     pool.close()
     monkeypatch.setattr(pool, "sys", types.SimpleNamespace(executable="/nonexistent/python"))
     changes = {"cold_start": "zero", "problems.train": str(tmp_path / "sums.jsonl")}
-    refuse(tiny, tmp_path, changes, "grading: cannot start a worker process", "rl")
+    refuse(tiny, tmp_path, changes, "grading: the worker process did not start", "rl")
 
 
 def test_ctrl_c_ends_a_run_with_one_line_and_it_resumes(tiny: Tiny, commands: Commands, tmp_path: Path) -> None:

@@ -180,4 +180,4 @@ def test_without_a_free_core_nothing_runs_beside(tiny: Tiny, tmp_path: Path, cap
             assert beside.running == []
     finally:
         os.sched_setaffinity(0, cores)
-    assert "beside: no core is free for cold start zero; run it alone with cold_start=zero" in capsys.readouterr().err
+    assert "beside: no core is free for cold start zero; run it by itself with cold_start=zero" in capsys.readouterr().err
