@@ -59,7 +59,7 @@ def settings_of(recipe: Recipe, problems: Sequence[Problem], checkpoint: Path | 
         checkpoint=str(checkpoint or ""),
         benchmark=recipe.problems.evaluate,
         problems=len(problems),
-        checksum=checksum(problems),
+        checksum=checksum(list(problems)),
         prompt_suffix=recipe.problems.prompt_suffix,
         k=asked.k,
         temperature=asked.temperature,

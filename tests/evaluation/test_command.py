@@ -12,11 +12,11 @@ import pytest
 
 from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
-from aster.evaluation.run import _collect
 from aster.evaluation.settings import Settings
+from aster.rollout import Job
+from aster.rollout.attempts import run_attempts
 from aster.run import read_json, read_json_lines, read_trajectories
-from aster.terminal import Progress
-from aster.types import StopReason, Trajectory
+from aster.types import Problem, StopReason, Trajectory
 from tests.stages.runs import Commands, Ended
 
 FIELDS = ("model.threads=1", "model.device=cpu", "sandbox.preload=[]", "rollout.cache_tokens=8192")
@@ -252,12 +252,15 @@ def test_an_engine_that_is_gone_stops_the_evaluation_and_does_not_count_as_wrong
         return Trajectory(f"p{number % 3}", number, 0, stop_reason=StopReason.ENGINE_ERROR, error="gone")
 
     async def work() -> None:
-        with Progress("evaluate", 30, "attempt") as progress:
-            await _collect(folder, [asyncio.create_task(attempt(number)) for number in range(30)], progress)
+        await run_attempts(jobs(30), lambda job: asyncio.create_task(attempt(job.sample)), folder.add, label="evaluate")
 
-    with pytest.raises(UserError, match=r"\d+ attempts in a row failed, the last with engine_error: gone; mend it"):
+    with pytest.raises(UserError, match=r"\d+ attempts in a row failed, the last with engine_error: gone"):
         asyncio.run(work())
     assert sum(1 for _ in folder.attempts()) == good
+
+
+def jobs(count: int) -> list[Job]:
+    return [Job(Problem("p", "", ""), number, 0) for number in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -272,9 +275,13 @@ def test_what_always_fails_does_not_keep_an_evaluation_from_its_end(problems: li
         return Trajectory(problem, number, 0, stop_reason=reason)
 
     async def work() -> None:
-        with Progress("evaluate", len(problems), "attempt") as progress:
-            tasks = [asyncio.create_task(attempt(problem, number)) for number, problem in enumerate(problems)]
-            await _collect(folder, tasks, progress, first=first)
+        await run_attempts(
+            jobs(len(problems)),
+            lambda job: asyncio.create_task(attempt(problems[job.sample], job.sample)),
+            folder.add,
+            label="evaluate",
+            first=first,
+        )
 
     asyncio.run(work())
     assert sum(1 for _ in folder.attempts()) == len(problems)

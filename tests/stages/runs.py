@@ -187,13 +187,16 @@ def steps(folder: Path, stage: str) -> int:
 
 
 def sampled(folder: Path) -> dict[str, list[tuple[str, int, int, list[int], float]]]:
-    """What every trajectory of a run is, by file."""
-    return {
-        str(file.relative_to(folder)): [
-            (t.problem_id, t.sample, t.seed, t.token_ids, t.reward) for t in read_trajectories(file)
-        ]
-        for file in sorted(folder.rglob("*.jsonl.gz"))
-    }
+    """What every trajectory of a run is, by file; of an evaluation, whose parts are cut by the clock, by folder and in
+    order."""
+    found: dict[str, list[tuple[str, int, int, list[int], float]]] = {}
+    for file in sorted(folder.rglob("*.jsonl.gz")):
+        parts = file.parent.name == "attempts"
+        entries = found.setdefault(str((file.parent.parent if parts else file).relative_to(folder)), [])
+        entries += [(t.problem_id, t.sample, t.seed, t.token_ids, t.reward) for t in read_trajectories(file)]
+        if parts:
+            entries.sort(key=lambda entry: entry[:2])
+    return found
 
 
 def weights(folder: Path, stage: str) -> str:

@@ -17,7 +17,7 @@ from aster.environments.lab import Walk
 from aster.environments.opening import make_environment
 from aster.environments.problems import teaching_problems
 from aster.rollout import Decoding, RolloutContext, make_jobs
-from aster.rollout.attempts import attempt_all
+from aster.rollout.attempts import synthesize_attempts
 from aster.run import RunFolder
 from aster.teacher.lab_experts import Script
 from aster.teacher.scripted import ScriptedTeacher
@@ -45,7 +45,7 @@ def test_cells_leave_a_processor_to_a_policy_that_is_sampled_here(tmp_path: Path
                 lambda job: ScriptedTeacher(looking, job.problem, 0, dialect), dialect, environment, concurrency=1
             )
             jobs = make_jobs(problems, 1, "seed")
-            return await attempt_all(folder, "synthesize", jobs, context, Limits().budget(), Decoding(), chunk=1)
+            return list(await synthesize_attempts(folder, jobs, context, Limits().budget(), Decoding(), chunk=1))
 
     with RunFolder.open(tmp_path / "run", recipe) as folder:
         folder.begin()

@@ -20,7 +20,7 @@ def texts(run: RunFolder, stage: str, name: str, turn: int = 0) -> set[str]:
     """One turn of every trajectory of a file, as text."""
     from aster.data.text import turn_texts
 
-    return {turn_texts(run, trajectory)[turn] for trajectory in read_trajectories(run.trajectory_file(stage, name))}
+    return {turn_texts(run, trajectory)[turn] for trajectory in read_trajectories(run.path / stage / f"{name}.jsonl.gz")}
 
 
 def test_a_set_is_rendered_filtered_as_the_recipe_says_and_trained_on(tiny: Tiny, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_set_is_rendered_filtered_as_the_recipe_says_and_trained_on(tiny: Tiny
         assert curated["trained_tokens"] == sum(
             t.sampled_tokens for t in read_trajectories(run.trajectory_file("curate", "kept"))
         )
-        [prompt] = texts(run, "curate", "kept")
+        [prompt] = texts(run, "curate", "trajectories/kept")
         assert "Be brief." in prompt
         assert "What is it?" in prompt
         assert [line["problem_id"] for line in read_json_lines(run.path / "curate" / "dropped.jsonl")] == ["none"]
@@ -108,7 +108,11 @@ def test_the_demand_for_the_tool_is_in_every_prompt_of_rl_and_evaluation(tiny: T
             pipeline.run_stage("sft", recipe, run)
         pipeline.run_stage("rl", recipe, run)
         pipeline.run_stage("evaluate", recipe, run)
-        for stage, name in (("rl", "step_000001"), ("evaluate/base", "all"), ("evaluate/rl", "all")):
+        for stage, name in (
+            ("rl", "trajectories/step_000001"),
+            ("evaluate/base", "attempts/part_00001"),
+            ("evaluate/rl", "attempts/part_00001"),
+        ):
             for prompt in texts(run, stage, name):
                 assert prompt.startswith("<|im_start|>system\nYou must call the tool.\n\n# Tools")
                 assert "<|im_start|>user\nRun Toss" in prompt

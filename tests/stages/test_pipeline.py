@@ -112,14 +112,14 @@ def test_an_early_evaluation_and_report_do_not_count_as_the_runs_own(
         assert list(read_json(run.path / "summary.json")) == ["base"]
         pipeline.run_stage("report", recipe, run)
         early = (run.path / "report.html").read_bytes()
-        base = (run.path / "evaluate" / "base" / "trajectories" / "all.jsonl.gz").stat().st_mtime_ns
+        base = (run.path / "evaluate" / "base" / "outcomes.jsonl").stat().st_mtime_ns
         pipeline.run_all(recipe, run)
         assert list(read_json(run.path / "summary.json")) == ["base", "rl"]
         assert (run.path / "report.html").read_bytes() != early
-        assert (run.path / "evaluate" / "base" / "trajectories" / "all.jsonl.gz").stat().st_mtime_ns == base
+        assert (run.path / "evaluate" / "base" / "outcomes.jsonl").stat().st_mtime_ns == base
         # All policies are asked the same problems with the same random numbers.
         made = sampled(run.path)
-        asked = [[entry[:3] for entry in made[f"evaluate/{name}/trajectories/all.jsonl.gz"]] for name in ("base", "rl")]
+        asked = [[entry[:3] for entry in made[f"evaluate/{name}"]] for name in ("base", "rl")]
         assert asked[0] == asked[1]
         capsys.readouterr()
         pipeline.run_all(recipe, run)

@@ -20,7 +20,7 @@ from aster.engines.base import Engine as AnyPolicy
 from aster.engines.opening import open_engine
 from aster.environments import PythonMath, PythonTool
 from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
-from aster.run import RunFolder, read_json, read_trajectories
+from aster.run import RunFolder, read_json
 from aster.types import Budget, Problem, StopReason
 from tests.engines.models import oracle, oracle_logprobs
 from tests.stages.runs import LIMITS, Commands, Tiny
@@ -103,7 +103,7 @@ def test_evaluation_through_an_endpoint(lab_server: str, commands: Commands, tmp
     ended = commands.run("evaluate", recipe, *settings, "beside=[]", "--run", tmp_path / "run")
     assert ended.code == 0, ended.err
     assert read_json(tmp_path / "run" / "summary.json")["base"]["problems"] == 4
-    found = read_trajectories(RunFolder.load(tmp_path / "run").trajectory_file("evaluate/base", "all"))
+    found = list(EvaluationFolder.load(tmp_path / "run" / "evaluate" / "base").latest())
     assert [t.error for t in found] == [""] * 8
     assert all(t.sampled_tokens and len(t.logprobs) == len(t.token_ids) for t in found)
 

@@ -146,6 +146,8 @@ def show_command(folder: Path, stage: str, name: str | None, index: int) -> None
     from aster.report.show import show
     from aster.run import RunFolder
 
+    if (folder / stage / "evaluation.json").exists():
+        folder = folder / stage  # an evaluation of a run
     if (folder / "evaluation.json").exists():
         click.echo(show(EvaluationFolder.load(folder), "attempts", name, index))
     else:

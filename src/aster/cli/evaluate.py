@@ -107,8 +107,8 @@ def evaluate_command(ctx: click.Context, arguments: tuple[str, ...], folder: Pat
 
 def _evaluate(overrides: tuple[str, ...], given: dict[str, Any]) -> None:
     from aster.cli.compare import check_budget
+    from aster.cli.request import make_request
     from aster.evaluation.folder import EvaluationFolder
-    from aster.evaluation.request import make_request
     from aster.evaluation.run import evaluate
     from aster.evaluation.settings import parse_tokens
     from aster.money import Prices

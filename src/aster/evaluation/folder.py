@@ -171,6 +171,13 @@ class EvaluationFolder:
         for path in self.parts():
             yield from iterate_set(path) if self.settings.kind == "chat" else iterate_trajectories(path)
 
+    def latest(self) -> Iterator[Attempt]:
+        """The attempts that count, one by one: of a repeated one the last."""
+        last = {(each.problem_id, each.sample): number for number, each in enumerate(self.attempts())}
+        for number, each in enumerate(self.attempts()):
+            if last[each.problem_id, each.sample] == number:
+                yield each
+
     # -- results
 
     def finish(self, outcomes: Sequence[Outcome], summary: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import conclude, jobs_of
 from aster.evaluation.settings import parse_shard
+from aster.rollout.attempts import PART
 from aster.run import replacing
 from aster.types import Problem
 
@@ -56,8 +58,9 @@ def merge(target: Path, shards: Sequence[Path]) -> dict[str, Any]:
     with EvaluationFolder.open(target, settings) as merged:
         merged.begin(problems, {**first.about()["notes"], "shards": [str(path) for path in shards]})
         for folder in folders:
-            for attempt in _last_of_each(folder):
-                merged.add(attempt)
+            attempts = folder.latest()
+            while part := list(itertools.islice(attempts, PART)):
+                merged.add(part)
         if (first.path / "tokenizer").exists():
             import shutil
 
@@ -80,19 +83,3 @@ def _check_shards(folders: Sequence[EvaluationFolder]) -> None:
     missing = [f"{part}/{parts}" for part in range(1, parts + 1) if part not in given]
     if missing:
         raise UserError(f"shards {', '.join(missing)} are missing; name all {parts}")
-
-
-def _last_of_each(folder: EvaluationFolder) -> Any:
-    """The parts of a folder, as lists, without attempts that a later one supersedes."""
-    last: dict[tuple[str, int], int] = {}
-    for number, attempt in enumerate(folder.attempts()):
-        last[attempt.problem_id, attempt.sample] = number
-    part = []
-    for number, attempt in enumerate(folder.attempts()):
-        if last[attempt.problem_id, attempt.sample] == number:
-            part.append(attempt)
-        if len(part) == 64:
-            yield part
-            part = []
-    if part:
-        yield part

@@ -2,7 +2,7 @@
 --policy``).
 
 Given again, it makes the attempts that are missing, and again those that failed because of an engine, a sandbox or an
-environment (:mod:`aster.rollout.attempts`). """
+environment (:mod:`aster.rollout.attempts`)."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ class Settings(Section):
     checkpoint: str = ""
     """A run's checkpoint of the policy, where it is not the policy itself."""
     benchmark: str
+    """A name, a file, ``lab``, or what ``problems.evaluate`` of a recipe says."""
     problems: Positive
     """How many of its problems."""
     checksum: str
@@ -41,7 +42,9 @@ class Settings(Section):
     k: Positive = 16
     """Samples a problem."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.6
+    """0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Sample from the smallest set of tokens with so much probability."""
     context_tokens: Positive = 30 * THOUSAND
     """Budget: prompt, sampled and tool tokens together."""
     turn_tokens: Annotated[int, Field(ge=0)] = 0
@@ -61,6 +64,7 @@ class Settings(Section):
     demand: ForceTool = ForceTool(system="")
     """Texts in every prompt that demand the tool: of the cold start ``zero_force_tool``."""
     seed: int = 1
+    """Of the attempts and of the intervals."""
     shard: str = "1/1"
     """Which part of the problems, ``i/n``."""
     model: Model = Model()
@@ -68,6 +72,7 @@ class Settings(Section):
     engine: Policy = Policy()
     """Of a local policy: the engine. Of others it follows from the policy."""
     sandbox: Sandbox = Sandbox()
+    """Where the Python tool runs."""
 
     @property
     def kind(self) -> Kind:

@@ -16,10 +16,12 @@ from aster import __version__
 from aster.config import cold_start_name
 from aster.config.curation import WITHOUT_SFT
 from aster.data.curation.chain import Funnel
+from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.published import BENCHMARKS, ROWS
 from aster.report import charts
 from aster.report.samples import Sample, pick, sample_view
 from aster.report.table import POLICIES
+from aster.rollout.attempts import Attempt
 from aster.run import RunFolder, iterate_trajectories, read_json, replacing
 from aster.telemetry import collapse_alarm, tool_use
 from aster.telemetry.collapse import BASELINE_STEPS, SUSTAINED_STEPS
@@ -76,11 +78,17 @@ def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
 
 def _evaluated(run: RunFolder, policy: str) -> Evaluated | None:
     """One pass over a policy's evaluation file, which may be large: its tool use and a few trajectories."""
-    path = run.trajectory_file(f"evaluate/{policy}", "all")
-    if not path.exists():
+    path = run.path / "evaluate" / policy
+    former = path / "trajectories" / "all.jsonl.gz"  # of runs by earlier versions
+    if (path / "evaluation.json").exists():
+        attempts: Iterable[Attempt] = EvaluationFolder.load(path).latest()
+    elif former.exists():
+        attempts = iterate_trajectories(former)
+    else:
         return None
     samples: list[Trajectory] = []
-    return Evaluated(tool_use(pick(iterate_trajectories(path), SAMPLES_PER_KIND, samples)), samples)
+    tokens = (attempt for attempt in attempts if isinstance(attempt, Trajectory))
+    return Evaluated(tool_use(pick(tokens, SAMPLES_PER_KIND, samples)), samples)
 
 
 def _verdict(calls: list[float]) -> tuple[str, str]:

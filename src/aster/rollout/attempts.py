@@ -51,7 +51,7 @@ async def run_attempts(
     """Make all attempts. ``keep`` writes those that have ended, ``seen`` is called for each.
 
     ``wave``: so many at a time, written together in the jobs' order (a deterministic run). ``first``: no attempt is on disk
-    yet. ``hopeless``: faults in a row that end the work; None: never. UserError where only faults come. """
+    yet. ``hopeless``: faults in a row that end the work; None: never. UserError where only faults come."""
     ended: list[Attempt] = []
     faults = in_a_row = 0
     failing: set[str] = set()  # problems of the faults in a row
@@ -59,7 +59,7 @@ async def run_attempts(
     try:
         for begin in range(0, len(jobs), wave or max(1, len(jobs))):
             tasks = [start(job) for job in jobs[begin : begin + (wave or len(jobs))]]
-            waiting: set[asyncio.Task[object]] = set(tasks)  # type: ignore[arg-type]  # sets are invariant
+            waiting: set[asyncio.Task[object]] = set(tasks)
             while waiting:
                 done, waiting = await asyncio.wait(waiting, timeout=PART_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:

@@ -59,8 +59,12 @@ class Source:
         problems = self.run.problems()
         dialects = _Dialects(self.run)
         author = author_of(self.run, self.stage)
+        # Attempts of an evaluation that failed are made again, and both are on disk.
+        last = {(t.problem_id, t.sample): file for file in self.files for t in iterate_trajectories(file)}
         for file in self.files:
             for trajectory in iterate_trajectories(file):
+                if last[trajectory.problem_id, trajectory.sample] != file:
+                    continue
                 problem = remembered(problems, trajectory.problem_id)
                 yield transcribe(trajectory, problem, dialects.of(trajectory), author)
 
@@ -99,7 +103,7 @@ def _in_run(path: Path) -> tuple[RunFolder, str, list[Path]]:
         raise UserError(f"{path}: not a run folder (it has no recipe.yaml), nor a stage's folder in one")
     stages = STAGES if top is path else (str(path.absolute().relative_to(top.absolute())),)
     for stage in stages:
-        files = sorted((top / stage / "trajectories").glob("*.jsonl.gz"))
+        files = sorted((top / stage).glob("trajectories/*.jsonl.gz")) or sorted((top / stage).glob("attempts/*.jsonl.gz"))
         if files:
             return RunFolder.load(top), stage, files
     under_way = top / "synthesize" / "transcripts.jsonl"

@@ -18,7 +18,7 @@ from aster.money import Prices
 from aster.terminal import say
 from aster.types import Problem
 
-SECTIONS = ("model", "policy", "sandbox", "rollout")
+SECTIONS = ("model", "policy", "environment", "tools", "sandbox", "rollout")
 """What FIELD=VALUE may change; the rest has options."""
 
 
@@ -48,6 +48,8 @@ def make_request(
         "shard": given["shard"],
         "model": recipe.model,
         "engine": recipe.policy,
+        "environment": recipe.environment,
+        "toolset": recipe.tools,
         "sandbox": recipe.sandbox,
     }
     parse_shard(given["shard"])
