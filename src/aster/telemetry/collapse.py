@@ -60,17 +60,17 @@ def collapse_alarm(
 
 
 class CollapseWatch:
-    """Says once, while a run goes on, that the alarm has gone off."""
+    """Prints the alarm's message once, at the step at which tool use has collapsed."""
 
     def __init__(self, calls_per_step: Sequence[float]) -> None:
-        """``calls_per_step``: of the steps that are done already."""
+        """``calls_per_step`` is the mean number of tool calls per trajectory of each finished step of a resumed run."""
         self._calls = list(calls_per_step)
-        self._told = collapse_alarm(self._calls) is not None
+        self._reported = collapse_alarm(self._calls) is not None
 
     def see(self, calls: float) -> None:
-        """One more step."""
+        """Add the mean number of tool calls per trajectory of the next step."""
         self._calls.append(calls)
-        message = None if self._told else collapse_alarm(self._calls)
+        message = None if self._reported else collapse_alarm(self._calls)
         if message is not None:
-            self._told = True
+            self._reported = True
             say(f"rl: {message}")
