@@ -113,12 +113,12 @@ def test_copies_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     arguments = ["data", "curate", "a.jsonl", "b.jsonl.gz", "density.min=1", "--out", "out.jsonl"]
     result = CliRunner().invoke(main, [*arguments, "--json", "f.json", "--dropped", "d.jsonl", "--html", "f.html"])
     assert result.exit_code == 0, result.output
-    said = [
+    expected = [
         "a.jsonl: 1 trajectory is a copy of others in it",
         "b.jsonl.gz: 3 trajectories are copies of those in a.jsonl",
     ]
-    assert result.output.splitlines()[-4:-2] == said
-    assert all(line in (tmp_path / "f.html").read_text() for line in said)
+    assert result.output.splitlines()[-4:-2] == expected
+    assert all(line in (tmp_path / "f.html").read_text() for line in expected)
     assert list(iterate_set(tmp_path / "out.jsonl")) == [*mine, *both, *theirs]
     report = json.loads((tmp_path / "f.json").read_text())
     assert [(each["filter"], each["kept"]) for each in report["funnel"]][-1] == (UNIQUE, 9)
@@ -138,8 +138,8 @@ def test_copies_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     result = CliRunner().invoke(main, ["data", "stats", "a.jsonl", "b.jsonl.gz", "--json", "s.json", "--html", "s.html"])
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[-2:] == said
-    assert all(line in (tmp_path / "s.html").read_text() for line in said)
+    assert result.output.splitlines()[-2:] == expected
+    assert all(line in (tmp_path / "s.html").read_text() for line in expected)
     found = json.loads((tmp_path / "s.json").read_text())
     assert [each["copies_of"] for each in found] == [{"a.jsonl": 1}, {"a.jsonl": 3}]
 
