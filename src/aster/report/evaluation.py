@@ -66,12 +66,12 @@ def costs(summary: Summary) -> list[str]:
 
 
 def fault_lines(summary: Summary) -> list[str]:
-    """Return a warning if attempts failed because of the engine or the sandbox."""
+    """Return a warning if attempts failed because of the engine, the sandbox or the environment."""
     if not summary["faults"]:
         return []
     return [
-        f"WARNING: {summary['faults']} attempts failed because of the engine or the sandbox and count as wrong; "
-        "--retry-faults makes them again"
+        f"WARNING: {summary['faults']} attempts failed because of the engine, the sandbox or the environment "
+        "and count as wrong; --retry-faults makes them again"
     ]
 
 
