@@ -1,4 +1,4 @@
-"""Two tokenizers: the lab's, and one with byte-pair merges, as large models have."""
+"""Fixtures: the lab's tokenizer, and one with byte-pair merges like those of large models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CORPUS = [
 
 
 def merging_tokenizer() -> Any:
-    """Byte-level BPE with a few hundred merges, among them those of newlines."""
+    """Byte-level BPE with a few hundred merges, including merges of newlines."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -35,5 +35,5 @@ def merging_tokenizer() -> Any:
 
 @pytest.fixture(scope="session", params=["lab", "merging"])
 def tokenizer(request: pytest.FixtureRequest) -> Any:
-    """Each of the two."""
+    """Each of the two tokenizers."""
     return build_tokenizer() if request.param == "lab" else merging_tokenizer()

@@ -1,9 +1,9 @@
-"""Write renderings.json: dialogues as Qwen3's own chat template writes them.
+"""Write renderings.json: dialogues rendered with Qwen3's own chat template.
 
     python tests/chat/make_renderings.py qwen3.jinja
 
-The template is the one of Qwen/Qwen3-1.7B. The package ``trl`` (1.16.0) carries a copy, ``trl/chat_templates/qwen3.jinja``.
-It is not part of this project; only what it writes is kept, to compare with.
+The template is that of Qwen/Qwen3-1.7B. The package ``trl`` (1.16.0) has a copy, ``trl/chat_templates/qwen3.jinja``. The
+template is not part of this project; only its output is stored, for comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aster.chat.qwen3 import TOOL_SCHEMA
 
 RENDERINGS = Path(__file__).parent / "renderings.json"
 
-# system, prompt, tools, and the turns: thinking, content, [code, output] of each call.
+# Turns are [thinking, content, calls], and calls are [code, output].
 DIALOGUES: list[dict[str, Any]] = [
     {"prompt": "What is 1+1?", "tools": True, "turns": []},
     {"prompt": "What is 1+1?", "tools": False, "turns": [["Two.", "\\boxed{2}", []]]},
@@ -64,7 +64,7 @@ DIALOGUES: list[dict[str, Any]] = [
 
 
 def messages_of(dialogue: dict[str, Any]) -> list[dict[str, Any]]:
-    """A dialogue as chat messages."""
+    """Return a dialogue as chat messages."""
     messages = [{"role": "system", "content": dialogue["system"]}] if dialogue.get("system") else []
     messages.append({"role": "user", "content": dialogue["prompt"]})
     for thinking, content, calls in dialogue["turns"]:
@@ -78,7 +78,7 @@ def messages_of(dialogue: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main(template_path: str) -> None:
     """Render every dialogue."""
-    # As transformers sets it up.
+    # The environment that transformers uses for chat templates.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     template = environment.from_string(Path(template_path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Pieces join to the template's rendering; nothing from outside ends a turn; parsing undoes writing and never raises."""
+"""Pieces join to the template's rendering; prompts and outputs cannot end a turn; parsing inverts rendering, never raises."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ final = st.tuples(tidy.filter(bool), tidy)
 
 
 def template_messages(prompt: str, turns: list[Any], last: tuple[str, str]) -> list[dict[str, Any]]:
-    """What the chat template is given for a dialogue; text from outside comes neutralized."""
+    """The messages of a dialogue for the chat template. Prompt and outputs are neutralized, as the dialect does."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": neutralize(prompt)}]
     for thinking, content, calls in turns:
         requests = [{"function": {"name": "python", "arguments": {"code": source}}} for source, _ in calls]
@@ -65,7 +65,7 @@ def template_messages(prompt: str, turns: list[Any], last: tuple[str, str]) -> l
 
 
 def assemble(dialect: Qwen3Dialect, prompt: str, turns: list[Any], last: tuple[str, str], tools: bool = True) -> Trajectory:
-    """A dialogue as the rollout writes it."""
+    """Build the trajectory of a dialogue as a rollout does."""
     trajectory = Trajectory("p", 0, 0)
     trajectory.append("prompt", dialect.prompt_ids(prompt, tools=tools))
     for thinking, content, calls in turns:
@@ -78,7 +78,7 @@ def assemble(dialect: Qwen3Dialect, prompt: str, turns: list[Any], last: tuple[s
 
 
 def sampled_by_template(tokenizer: Any, token_ids: list[int], open_thinking: bool) -> list[int]:
-    """The mask as it follows from the whole rendering: from behind an assistant's header to its <|im_end|>."""
+    """The expected loss mask of a whole rendering: 1 from after each assistant header to its <|im_end|>."""
     header = tokenizer.encode("<|im_start|>assistant\n" + ("<think>\n" if open_thinking else ""), add_special_tokens=False)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     mask, inside, index = [0] * len(token_ids), False, 0
@@ -104,7 +104,7 @@ def test_pieces_join_to_the_templates_rendering(
     whole = tokenizer.apply_chat_template(
         template_messages(prompt, turns, last), tools=[TOOL_SCHEMA] if tools else None, tokenize=True, return_dict=False
     )
-    # The template closes the last turn with a newline, which nobody samples.
+    # The template ends the last turn with a newline, which is not sampled.
     assert trajectory.token_ids + tokenizer.encode("\n", add_special_tokens=False) == whole
     assert trajectory.loss_mask == sampled_by_template(tokenizer, trajectory.token_ids, open_thinking)
 
@@ -112,7 +112,7 @@ def test_pieces_join_to_the_templates_rendering(
 @pytest.mark.parametrize("open_thinking", [True, False])
 @given(thinking=tidy, content=tidy, codes=st.lists(hostile, max_size=3))
 @PROPERTY
-def test_parsing_undoes_writing(tokenizer: Any, open_thinking: bool, thinking: str, content: str, codes: list[str]) -> None:
+def test_parsing_inverts_rendering(tokenizer: Any, open_thinking: bool, thinking: str, content: str, codes: list[str]) -> None:
     dialect = Qwen3Dialect(tokenizer, open_thinking)
     ids = dialect.turn_ids(thinking, content, codes)
     assert dialect.parse(ids) == AssistantTurn(thinking, content, [ParsedCall(source) for source in codes])
@@ -122,7 +122,7 @@ def test_parsing_undoes_writing(tokenizer: Any, open_thinking: bool, thinking: s
 
 @given(prompt=hostile, outputs=st.lists(hostile, min_size=1, max_size=3))
 @PROPERTY
-def test_text_from_outside_cannot_end_its_turn(tokenizer: Any, prompt: str, outputs: list[str]) -> None:
+def test_prompts_and_outputs_cannot_end_their_turn(tokenizer: Any, prompt: str, outputs: list[str]) -> None:
     dialect = Qwen3Dialect(tokenizer)
     control = {tokenizer.convert_tokens_to_ids(text): text for text in [*CONTROL, "<tool_response>"]}
 
@@ -150,7 +150,7 @@ def test_tool_output_is_otherwise_unchanged(tokenizer: Any) -> None:
 @PROPERTY
 def test_parsing_random_tokens_never_raises(tokenizer: Any, open_thinking: bool, data: st.DataObject) -> None:
     tags = [tokenizer.convert_tokens_to_ids(text) for text in CONTROL]
-    # Models' vocabularies are often padded past the tokenizer's.
+    # A model's vocabulary is often larger than the tokenizer's, because it is padded.
     token = st.integers(0, len(tokenizer) + 200) | st.sampled_from(tags)
     dialect = Qwen3Dialect(tokenizer, open_thinking)
     ids = data.draw(st.lists(token, max_size=40))
@@ -161,12 +161,12 @@ def test_parsing_random_tokens_never_raises(tokenizer: Any, open_thinking: bool,
 
 GOOD = render_call("1")
 MALFORMED = {
-    GOOD.removesuffix("</tool_call>"): "not closed",
-    "<tool_call>\n{'name': 'python'}\n</tool_call>": "not valid JSON",
-    "<tool_call>\n</tool_call>": "not valid JSON",
-    '<tool_call>{"name": "python", "arguments": {"code": "a\nb"}}</tool_call>': "not valid JSON",
-    "<tool_call>" + "[" * 100_000 + "</tool_call>": "not valid JSON",
-    "<tool_call>" + "1" * 5000 + "</tool_call>": "not valid JSON",
+    GOOD.removesuffix("</tool_call>"): "</tool_call>",
+    "<tool_call>\n{'name': 'python'}\n</tool_call>": "JSON",
+    "<tool_call>\n</tool_call>": "JSON",
+    '<tool_call>{"name": "python", "arguments": {"code": "a\nb"}}</tool_call>': "JSON",
+    "<tool_call>" + "[" * 100_000 + "</tool_call>": "JSON",
+    "<tool_call>" + "1" * 5000 + "</tool_call>": "JSON",
     "<tool_call>[1]</tool_call>": '"name": "python"',
     GOOD.replace("python", "search"): '"name": "python"',
     '<tool_call>{"name": "python"}</tool_call>': '"code"',
@@ -178,7 +178,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("text", "reason"), MALFORMED.items(), ids=range(len(MALFORMED)))
-def test_a_malformed_call_says_why(tokenizer: Any, text: str, reason: str) -> None:
+def test_the_error_of_a_malformed_call_names_the_fault(tokenizer: Any, text: str, reason: str) -> None:
     dialect = Qwen3Dialect(tokenizer)
     parsed = dialect.parse(tokenizer.encode(f"hm\n</think>\n\nSo:\n{text}<|im_end|>", add_special_tokens=False))
     assert parsed.thinking == "hm"
@@ -199,10 +199,10 @@ def test_good_and_malformed_calls_in_one_turn(tokenizer: Any) -> None:
     [
         ("so\n</think>\n\nhi", ("so", "hi"), ("so", "hi")),
         ("<think>\nso\n</think>\n\nhi", ("so", "hi"), ("so", "hi")),
-        # Thinking that was cut, or a model that does not think.
+        # No closing tag: thinking that was cut off, or a model that does not think.
         ("\\boxed{1}", ("\\boxed{1}", ""), ("", "\\boxed{1}")),
         ("<think>\n\\boxed{1}", ("\\boxed{1}", ""), ("\\boxed{1}", "")),
-        # A call in the thinking is a thought.
+        # A call inside the thinking is not a call.
         (f"{GOOD}\n</think>\n\nhi", (GOOD, "hi"), (GOOD, "hi")),
         ("a</think>b</think>c", ("a", "b</think>c"), ("a", "b</think>c")),
     ],
@@ -215,7 +215,7 @@ def test_where_thinking_ends(tokenizer: Any, text: str, opened: tuple[str, str],
 
 @given(code=hostile)
 @PROPERTY
-def test_a_written_call_holds_its_code_and_no_control_string(code: str) -> None:
+def test_a_rendered_call_holds_its_code_and_no_control_string(code: str) -> None:
     text = render_call(code)
     inside = text.removeprefix("<tool_call>").removesuffix("</tool_call>")
     assert json.loads(inside) == {"name": "python", "arguments": {"code": code}}

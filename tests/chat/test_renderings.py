@@ -1,4 +1,4 @@
-"""Our text against Qwen3's own template (stored by make_renderings.py)."""
+"""Our rendering is the same as that of Qwen3's own template (stored by make_renderings.py)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def test_all_dialogues_are_stored() -> None:
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=range(len(RECORDS)))
-def test_pieces_join_to_qwen3s_text(record: dict[str, Any]) -> None:
+def test_joined_pieces_give_qwen3s_text(record: dict[str, Any]) -> None:
     dialogue = record["dialogue"]
-    # Qwen3-1.7B leaves <think> to the model.
+    # With Qwen3-1.7B the model writes <think> itself.
     dialect = Qwen3Dialect(build_tokenizer(), open_thinking=False)
     ids = dialect.prompt_ids(dialogue["prompt"], tools=dialogue["tools"], system=dialogue.get("system", ""))
     for thinking, content, calls in dialogue["turns"]:
@@ -43,5 +43,5 @@ def test_the_shipped_template_writes_qwen3s_text(record: dict[str, Any]) -> None
         tokenize=False,
         add_generation_prompt=going_on,
     )
-    # The shipped template opens thinking for the model, as that of Qwen3-*-Thinking-2507 does.
+    # The shipped template opens the thinking, as that of Qwen3-*-Thinking-2507 does.
     assert text == record["text"] + ("<think>\n" if going_on else "")

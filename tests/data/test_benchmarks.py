@@ -1,4 +1,4 @@
-"""Benchmarks by name: copies, checks, the hub's library, the registry's table."""
+"""Benchmarks by name: local copies, their checks, downloads from the hub, and the registry's table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(path: Path, count: int = 30, suffix: str = "") -> Path:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"NOT RUN: the published benchmarks; {DATA} is missing")
 @pytest.mark.parametrize("name", ["aime25", "hmmt25"])
-def test_the_copies_at_hand_are_those_on_record(name: str) -> None:
+def test_the_published_copies_have_the_recorded_checksums(name: str) -> None:
     problems = load_benchmark(name, DATA)
     assert len({problem.id for problem in problems}) == REGISTRY[name].count == len(problems)
     assert checksum(problems) == REGISTRY[name].checksum
@@ -37,14 +37,14 @@ def test_the_copies_at_hand_are_those_on_record(name: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["aime24.jsonl", "aime_2024.jsonl", "aime_2024/data/train-00000.jsonl"])
-def test_a_copy_is_found_under_each_of_its_names(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_found_under_each_name(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / place)
     assert local_copy(ENTRY, tmp_path) == path
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     assert len(load_benchmark("aime24")) == 30
 
 
-def test_layout_and_order_of_a_copy_matter_neither_to_ids_nor_to_the_checksum(tmp_path: Path) -> None:
+def test_ids_and_checksum_do_not_depend_on_the_layout_and_order_of_a_copy(tmp_path: Path) -> None:
     bare = load_benchmark("aime24", write(tmp_path / "a" / "aime24.jsonl").parent)
     asking = write(tmp_path / "b" / "aime24.jsonl", suffix=f"  \n{BOX_REQUEST}\n")
     asking.write_text("".join(reversed(asking.read_text().splitlines(keepends=True))))
@@ -53,49 +53,46 @@ def test_layout_and_order_of_a_copy_matter_neither_to_ids_nor_to_the_checksum(tm
     assert checksum(bare) == checksum(other) != checksum(bare[:-1])
 
 
-def test_what_is_not_the_benchmark_is_refused_by_count_and_checksum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_with_another_count_or_checksum_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "aime25.jsonl", count=29)
     record = REGISTRY["aime25"].checksum
     with pytest.raises(UserError) as caught:
         load_benchmark("aime25", tmp_path)
-    for part in ("aime25.jsonl: not the benchmark aime25", "29 problems", "has 30", f"{record} is on record"):
+    for part in ("aime25.jsonl", "29 problems", "30", str(record), "--changed-benchmark"):
         assert part in str(caught.value)
     assert len(load_benchmark("aime25", tmp_path, changed=True)) == 29
-    assert capsys.readouterr().err.count("going on") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-def test_neither_a_copy_nor_a_name_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_what_is_missing_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(UserError, match="aime99: no such benchmark or file; benchmarks are aime24, aime25"):
+    with pytest.raises(UserError, match=r"aime99: .*aime24, aime25"):
         load_benchmark("aime99")
-    with pytest.raises(UserError, match="nowhere: no such folder; --data must name one"):
+    with pytest.raises(UserError, match=r"nowhere: .*--data"):
         load_benchmark("aime24", tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        UserError,
-        match=r"no local copy, and hf:HuggingFaceH4/aime_2024:train: needs the package datasets; .*; or put a copy as aime24",
-    ):
+    with pytest.raises(UserError, match=r"aime24: .*hf:HuggingFaceH4/aime_2024:train: .*pip install .*aime24\.parquet"):
         load_benchmark("aime24", tmp_path)
     for part in ("one", "two"):
         write(tmp_path / "aime_2024" / f"train-{part}.jsonl")
-    with pytest.raises(UserError, match="2 files of the split train"):
+    with pytest.raises(UserError, match=r"aime_2024: 2 files .*train.*aime24\.parquet"):
         load_benchmark("aime24", tmp_path)
 
 
-def test_the_hubs_library_reads_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library for real, on a folder: what it does with the hub's address is its own affair."""
+def test_the_library_datasets_reads_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real library, on a local folder."""
     pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "set" / "train.jsonl")
     problems = benchmarks._from_hub(ENTRY, str(tmp_path / "set"))
     assert (len(problems), problems[3].answer) == (30, "6")
-    with pytest.raises(UserError, match=r"aime24: no local copy, and hf:.*none:train: no such folder; or put a copy as aime24"):
+    with pytest.raises(UserError, match=r"aime24: .*hf:.*none:train: .*aime24\.parquet"):
         benchmarks._from_hub(ENTRY, str(tmp_path / "none"))
 
 
-def test_a_hub_that_is_not_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """A FAKE of the library's call, which warns of each try as the real one does."""
+def test_an_unreachable_hub_gives_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A FAKE of the library's call, which logs a warning for each retry as the real one does."""
     datasets = pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
 
     def unreachable(*_: object, **__: object) -> None:
@@ -103,7 +100,7 @@ def test_a_hub_that_is_not_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, 
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(UserError, match=r"aime24: no local copy, and hf:.*: cannot be read: ConnectionError: no network; or"):
+    with pytest.raises(UserError, match=r"aime24: .*hf:.*ConnectionError: no network.*aime24\.parquet"):
         benchmarks._from_hub(ENTRY)
     assert capfd.readouterr().err == "hf:HuggingFaceH4/aime_2024:train: reading\n"
 
@@ -113,33 +110,33 @@ def test_any_file_is_a_benchmark(tmp_path: Path) -> None:
     assert [problem.source for problem in problems] == ["mine"] * 3
 
 
-def test_a_problem_that_is_there_twice_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ids are made of the text, so attempts at both would be taken for attempts at one."""
+def test_a_repeated_problem_is_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids are hashes of the text, so attempts at both would count as attempts at one."""
     rows = [{"id": "a", "prompt": "What is 1+1?", "answer": "2"}, {"id": "b", "prompt": "What is 1+1? ", "answer": "2"}]
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(load_benchmark(str(path))) == 1
-    assert "1 of 2 problems repeat an earlier one" in capsys.readouterr().err
+    assert "1 of 2 problems" in capsys.readouterr().err
     rows[1]["answer"] = "3"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="one problem is there with the answers '2' and '3'"):
+    with pytest.raises(UserError, match="'2' and '3'"):
         load_benchmark(str(path))
 
 
-def test_the_table_says_what_is_where(tmp_path: Path) -> None:
+def test_the_table_lists_the_registry_and_the_local_copies(tmp_path: Path) -> None:
     write(tmp_path / "aime24.jsonl")
     write(tmp_path / "aime25.jsonl")
     write(tmp_path / "math500.jsonl", count=2)
     text = describe(tmp_path)
     assert all(entry.dataset in text and entry.title in text for entry in REGISTRY.values())
-    assert "aime24.jsonl: 30 problems, sha256 " in text
-    assert "(not on record)" in text
-    assert "not the one on record" in text
-    assert "math500.jsonl: 2 problems, not 500" in text
-    assert "beyondaime: none" in text
+    copies = {name: line for name in REGISTRY for line in text.splitlines() if line.startswith(f"{name}: ")}
+    assert f"{tmp_path}/aime24.jsonl: 30 problems, sha256 {checksum(load_benchmark('aime24', tmp_path))}" in copies["aime24"]
+    assert checksum(load_benchmark("aime25", tmp_path, changed=True)) in copies["aime25"]
+    assert all(part in copies["math500"] for part in ("math500.jsonl: 2 problems", "500"))
+    assert copies["beyondaime"] == "beyondaime: none"
 
 
-def test_published_results_have_a_source_each_and_stand_apart() -> None:
+def test_every_published_result_has_a_source_and_a_score_per_benchmark() -> None:
     assert all(row.source and len(row.scores) == len(BENCHMARKS) for row in ROWS)
     assert set(BENCHMARKS) <= set(REGISTRY)
     best = [score for _, score in published_on("aime25")]

@@ -1,4 +1,4 @@
-"""A row of each set of problems in its documented form, and where its parts end up."""
+"""A documented row of each problem data set, and the problem that it is read as."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ ROWS: list[tuple[str, dict[str, Any], Problem]] = [
 
 
 @pytest.mark.parametrize(("layout", "row", "problem"), ROWS)
-def test_a_row_of_each_layout(tmp_path: Path, layout: str, row: dict[str, Any], problem: Problem) -> None:
+def test_a_row_of_each_layout_is_read(tmp_path: Path, layout: str, row: dict[str, Any], problem: Problem) -> None:
     assert layout_of(row, {}).name == layout
     path = tmp_path / "set.jsonl"
     path.write_text(json.dumps(row))
@@ -121,11 +121,11 @@ def test_a_row_of_each_layout(tmp_path: Path, layout: str, row: dict[str, Any], 
         assert len(read.id) == 16  # a hash of the prompt
 
 
-def test_every_layout_of_the_table_has_its_row() -> None:
+def test_every_layout_of_the_table_is_tested() -> None:
     assert {layout for layout, _, _ in ROWS} == {layout.name for layout in LAYOUTS}
 
 
-def test_rows_of_one_problem_are_one_and_unanswered_ones_are_left_out(tmp_path: Path) -> None:
+def test_rows_of_one_problem_are_joined_and_unanswered_problems_are_left_out(tmp_path: Path) -> None:
     row = ROWS[3][1]
     rows = [row, row | {"generated_solution": "another"}, row | {"problem": "Prove it.", "expected_answer": None}]
     rows[2]["problem_type"] = "converted_proof"
@@ -134,15 +134,17 @@ def test_rows_of_one_problem_are_one_and_unanswered_ones_are_left_out(tmp_path: 
     assert [problem.prompt for problem in load_problems(path)] == ["What is 1+1?"]
     faults: list[str] = []
     assert len(list(iterate_problems(path, fault=faults.append))) == 2
-    assert faults == [f"{path}, line 3: no known answer (converted_proof)"]
+    [fault] = faults
+    assert fault.startswith(f"{path}, line 3: ")
+    assert "converted_proof" in fault
 
 
-def test_a_pass_rate_that_was_not_measured_is_no_difficulty(tmp_path: Path) -> None:
+def test_a_missing_pass_rate_gives_no_difficulty(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text(json.dumps(ROWS[3][1] | {"pass_rate_72b_tir": "n/a"}))
     assert load_problems(tmp_path / "set.jsonl")[0].metadata == {}
 
 
-def test_a_map_of_the_users_own(tmp_path: Path) -> None:
+def test_the_users_column_map_overrides_the_layout(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     row = {
         "task": {"text": "1?", "key.with.dots": "1"},
@@ -155,14 +157,14 @@ def test_a_map_of_the_users_own(tmp_path: Path) -> None:
     path.write_text(json.dumps(row))
     columns = {"prompt": "task.text", "answer": "task.key.with.dots", "difficulty": "hard", "topic": "kind", "id": "n"}
     assert load_problems(path, columns=columns) == [Problem("x", "1?", "1", "set", "", {"difficulty": "yes", "topic": "sums"})]
-    with pytest.raises(UserError, match=r"--columns: no field named .promt.; there are prompt, answer"):
+    with pytest.raises(UserError, match=r"--columns: .*'promt'.*prompt, answer"):
         load_problems(path, columns={"promt": "task"})
-    with pytest.raises(UserError, match="line 1: no prompt: none of question is there"):
+    with pytest.raises(UserError, match=r"line 1: .*question"):
         load_problems(path, columns={"prompt": "question"})
 
 
-def test_a_data_set_of_the_hub_streams(tmp_path: Path) -> None:
-    """From a local folder, which the library reads as it reads the hub's."""
+def test_a_data_set_of_the_hub_is_streamed(tmp_path: Path) -> None:
+    """From a local folder, which the library reads in the same way."""
     pytest.importorskip("datasets")
     (tmp_path / "sums").mkdir()
     lines = "".join(json.dumps({"problem": f"{n}+1?", "answer": str(n + 1), "difficulty": "2/8"}) + "\n" for n in range(3))
@@ -173,6 +175,6 @@ def test_a_data_set_of_the_hub_streams(tmp_path: Path) -> None:
         (f"{n}+1?", str(n + 1), "sums", {"difficulty": 0.75}) for n in range(3)
     ]
     assert len(load_problems(f"hf:{tmp_path}/sums:test")) == 1
-    for source, message in ((f"hf:{tmp_path}/none", "no such folder"), ("hf:", "write a data set as hf:OWNER/NAME")):
-        with pytest.raises(UserError, match=message):
+    for source in (f"hf:{tmp_path}/none", "hf:"):
+        with pytest.raises(UserError, match=f"^{source}: "):
             load_problems(source)

@@ -1,4 +1,4 @@
-"""A transcript, rendered and read back, says the same; only assistant turns are trained."""
+"""Rendering a transcript and transcribing the result gives the same transcript; only assistant turns are trained."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def example() -> Transcript:
     )
 
 
-def test_rendered_and_read_back_it_is_the_same(dialect: Qwen3Dialect) -> None:
+def test_transcribing_a_rendered_transcript_gives_it_back(dialect: Qwen3Dialect) -> None:
     transcript = example()
     trajectory = render(transcript, dialect)
     back = transcribe(trajectory, Problem("p1", "6*7?", "42"), dialect)
@@ -51,17 +51,17 @@ def test_rendered_and_read_back_it_is_the_same(dialect: Qwen3Dialect) -> None:
 
 
 @pytest.mark.parametrize("name", ["set.jsonl", "set.jsonl.gz"])
-def test_a_set_is_read_as_it_was_written(tmp_path: Path, name: str) -> None:
+def test_a_set_is_read_back_unchanged(tmp_path: Path, name: str) -> None:
     odd = Transcript("p\ud800", 0, "half a pair \udc00\u2028", reward=None)
     assert write_set(tmp_path / name, [example(), odd]) == 2
     assert list(iterate_set(tmp_path / name)) == [example(), odd]
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_broken_line_and_a_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     write_set(path, [example()])
     path.write_text(path.read_text() + '{"conversations": []}\n')
-    with pytest.raises(UserError, match=r"line 2: not a transcript"):
+    with pytest.raises(UserError, match=r"set\.jsonl, line 2"):
         list(iterate_set(path))
-    with pytest.raises(UserError, match="no such set"):
+    with pytest.raises(UserError, match=r"other\.jsonl"):
         list(iterate_set(tmp_path / "other.jsonl"))

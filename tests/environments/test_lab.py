@@ -1,4 +1,4 @@
-"""Generated problems: splits, repeatability, and answers against the printed text."""
+"""The lab's problems: splits, repeatability, and answers that follow from the text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def apply(value: int, operation: str) -> int:
 
 
 def solve_chain(prompt: str) -> list[int]:
-    """All values on the way, from the text alone."""
+    """Return all values from the start to the answer, computed from the text only."""
     match = re.fullmatch(r"Start with (\d+)\. Do (.*)\. Give the last value in \\boxed\{\}\.", prompt)
     assert match, prompt
     values = [int(match[1])]
@@ -38,7 +38,7 @@ def solve_chain(prompt: str) -> list[int]:
 
 
 def solve_hunt(problem: Problem) -> list[int]:
-    """All values on the way, by asking what the setup defines."""
+    """Return all values from the start to the answer, found with the function that the setup defines."""
     match = re.fullmatch(
         r"Start with (\d+)\. Rules (.*)\. ask\(value\) names the next rule, or end\. Give the last value in \\boxed\{\}\.",
         problem.prompt,
@@ -55,7 +55,7 @@ def solve_hunt(problem: Problem) -> list[int]:
 
 @pytest.mark.parametrize("family", ["chain", "hunt"])
 @pytest.mark.parametrize("levels", [(1, 3), (6, 10), (20, 20)])
-def test_the_answer_is_that_of_the_printed_problem(family: str, levels: tuple[int, int]) -> None:
+def test_the_answer_follows_from_the_text(family: str, levels: tuple[int, int]) -> None:
     problems = generate({family: 1.0}, levels, "train", 60, seed=3)
     for problem in problems:
         values = solve_chain(problem.prompt) if family == "chain" else solve_hunt(problem)
@@ -66,14 +66,14 @@ def test_the_answer_is_that_of_the_printed_problem(family: str, levels: tuple[in
     assert {problem.metadata["steps"] for problem in problems} == set(range(levels[0], levels[1] + 1))
 
 
-def test_chains_have_conditions_of_both_outcomes() -> None:
+def test_three_in_ten_steps_of_a_chain_are_conditional() -> None:
     prompts = [problem.prompt for problem in generate({"chain": 1.0}, (6, 10), "train", 100, seed=0)]
     conditional = sum(prompt.count("even") for prompt in prompts)
     steps = sum(prompt.count(":") for prompt in prompts)
     assert 0.2 < conditional / steps < 0.4
 
 
-def test_a_wrong_value_leads_astray_but_never_to_the_end() -> None:
+def test_a_wrong_value_gets_a_rule_but_never_the_end() -> None:
     for problem in generate({"hunt": 1.0}, (6, 10), "test", 20, seed=0):
         namespace: dict[str, Any] = {}
         exec(problem.setup, namespace)
@@ -86,7 +86,7 @@ def test_a_wrong_value_leads_astray_but_never_to_the_end() -> None:
 
 @given(first=st.integers(0, 10**6), second=st.integers(0, 10**6), few=st.integers(1, 4))
 @settings(max_examples=25, deadline=None)
-def test_splits_never_overlap_whatever_the_seeds(first: int, second: int, few: int) -> None:
+def test_splits_never_overlap_for_any_seeds(first: int, second: int, few: int) -> None:
     splits: tuple[Split, ...] = ("train", "validation", "test")
     found = {
         split: generate(MIXTURE, (few, 4), split, 15, seed) for split, seed in zip(splits, (first, second, first), strict=True)
@@ -99,7 +99,7 @@ def test_splits_never_overlap_whatever_the_seeds(first: int, second: int, few: i
                 assert not {p.id for p in problems} & {p.id for p in found[other]}
 
 
-def test_the_split_shares() -> None:
+def test_the_splits_have_their_shares() -> None:
     counts = dict.fromkeys(("train", "validation", "test"), 0)
     for index in range(3000):
         counts[split_of(Problem(str(index), f"prompt {index}", ""))] += 1
@@ -109,7 +109,7 @@ def test_the_split_shares() -> None:
 
 @given(seed=st.integers(0, 10**9), count=st.integers(1, 40))
 @settings(max_examples=25, deadline=None)
-def test_generation_repeats_and_gives_so_many_different_problems(seed: int, count: int) -> None:
+def test_generation_is_repeatable_and_gives_different_problems(seed: int, count: int) -> None:
     problems = generate(MIXTURE, (3, 8), "train", count, seed)
     assert problems == generate(MIXTURE, (3, 8), "train", count, seed)
     assert len({problem.id for problem in problems}) == count
@@ -117,13 +117,13 @@ def test_generation_repeats_and_gives_so_many_different_problems(seed: int, coun
     assert generate(MIXTURE, (3, 8), "train", count + 5, seed)[:count] == problems
 
 
-def test_other_seeds_give_other_problems_and_weights_count() -> None:
+def test_other_seeds_give_other_problems_and_weights_are_kept() -> None:
     one, two = (generate({"chain": 3.0, "hunt": 1.0}, (6, 10), "train", 200, seed) for seed in (1, 2))
     assert not {p.id for p in one} & {p.id for p in two}
     assert 0.65 < sum(p.source == "lab/chain" for p in one) / 200 < 0.85
 
 
-def test_more_problems_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "MOST_IDLE", 5)  # a tenth of the draws fall into the test split
-    with pytest.raises(ValueError, match="there are not 50 different test problems with 1 to 1 steps"):
+def test_too_many_problems_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "MOST_IDLE", 5)  # only a tenth of the draws are in the test split
+    with pytest.raises(ValueError, match=r"50 .*test .*1 to 1"):
         generate({"chain": 1.0}, (1, 1), "test", 50, seed=0)

@@ -1,4 +1,4 @@
-"""Answers that a policy may write to stop or slow a grader, and noise. Seeded; used by the tests and benchmarks/verifier.py."""
+"""Seeded answers that could stop or slow down a grader, and random text. Used by the tests and benchmarks/verifier.py."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _pieces(source: random.Random) -> str:
 
 
 def noise(source: random.Random) -> str:
-    """A random string: printable ASCII, any of Unicode with lone surrogates, or pieces of LaTeX."""
+    """A random string: printable ASCII, any Unicode with lone surrogates, or pieces of LaTeX."""
     kind = source.randrange(3)
     if kind == 0:
         return "".join(chr(source.randint(32, 126)) for _ in range(source.randint(0, 50)))
@@ -219,7 +219,7 @@ FAMILIES: dict[str, Callable[[random.Random], str]] = {
 
 
 def hostile_answers(count: int, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """``count`` pairs (family, answer), the families in turns."""
+    """``count`` pairs (family, answer) that cycle through the families."""
     source = random.Random(seed)
     names = list(FAMILIES)
     for index in range(count):
@@ -228,7 +228,7 @@ def hostile_answers(count: int, seed: int = 0) -> Iterator[tuple[str, str]]:
 
 
 def random_strings(count: int, seed: int = 0) -> Iterator[str]:
-    """``count`` strings of noise, one in three in a box."""
+    """``count`` random strings, every third one in a box."""
     source = random.Random(seed)
     for index in range(count):
         text = noise(source)

@@ -1,4 +1,4 @@
-"""The last box of a text."""
+"""Extracting the content of the last box of a text."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from aster.grading.boxed import extract_boxed
         ("\\boxed{x\n= 3}", "x\n= 3"),
     ],
 )
-def test_content_of_the_last_box(text: str, content: str) -> None:
+def test_the_content_of_the_last_box_is_returned(text: str, content: str) -> None:
     assert extract_boxed(text) == content
 
 
 @pytest.mark.parametrize(
     "text", ["", "5", r"\boxed", r"\boxed 5", r"\boxed{5", r"\boxed{1} then \boxed{\frac{1}{2}", r"\boxed{5\}", r"\boxed{5\\"]
 )
-def test_none_without_a_closed_last_box(text: str) -> None:
+def test_none_is_returned_unless_the_last_box_is_closed(text: str) -> None:
     assert extract_boxed(text) is None
 
 
@@ -42,7 +42,7 @@ def test_none_without_a_closed_last_box(text: str) -> None:
         st.sampled_from(["\\", "\\boxed{", "\\fbox {", "{", "}", "\\{", "\\}", "5", " ", "\n", "é", "\ud800"]), max_size=30
     )
 )
-def test_any_string_gives_a_part_of_it_or_none(parts: list[str]) -> None:
+def test_the_content_is_a_part_of_the_text(parts: list[str]) -> None:
     text = "".join(parts)
     content = extract_boxed(text)
     assert content is None or content in text
@@ -50,7 +50,7 @@ def test_any_string_gives_a_part_of_it_or_none(parts: list[str]) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30), st.text(alphabet="ab1 +{}", max_size=20), st.text(max_size=30))
-def test_a_balanced_box_after_and_before_anything_is_found(before: str, content: str, after: str) -> None:
+def test_a_balanced_box_is_found_in_any_text(before: str, content: str, after: str) -> None:
     depth = 0
     for character in content:
         depth += {"{": 1, "}": -1}.get(character, 0)

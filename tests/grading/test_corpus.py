@@ -1,4 +1,4 @@
-"""The verifier on its labelled corpus."""
+"""The verifier on a labelled corpus of answer pairs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_the_corpus_is_large_and_balanced(pairs: list[list[str]]) -> None:
     assert min(labels.values()) > 0.45 * len(pairs)
 
 
-def test_no_false_positive_and_hardly_a_miss(pairs: list[list[str]]) -> None:
+def test_there_is_no_false_positive_and_at_most_one_percent_is_missed(pairs: list[list[str]]) -> None:
     wrong = [pair for pair in pairs if verify(pair[2], pair[3], seconds=30).correct != (pair[1] == "equal")]
     assert [pair for pair in wrong if pair[1] == "different"] == []
     assert len(wrong) <= 0.01 * len(pairs), wrong
 
 
-def test_a_wrapped_answer_is_the_same_answer(pairs: list[list[str]]) -> None:
+def test_a_box_or_dollar_signs_around_an_answer_do_not_matter(pairs: list[list[str]]) -> None:
     for _, label, prediction, answer in pairs[::7]:
         if label == "equal":
             assert verify(rf"\boxed{{ {answer} }}", answer, seconds=30).correct, answer

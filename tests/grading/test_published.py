@@ -1,4 +1,4 @@
-"""The published answers of a benchmark, against themselves and each other."""
+"""The published answers of a benchmark equal themselves and not each other."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def answers() -> list[str]:
     return [problem.answer for problem in load_problems(path)]
 
 
-def test_an_answer_equals_itself_however_it_is_written(answers: list[str]) -> None:
+def test_an_answer_equals_itself_in_another_spelling(answers: list[str]) -> None:
     for answer in answers:
         assert verify(f" ${answer}$. ", answer).correct
         if "," not in answer:
             assert verify(f"0 + {answer}", answer) == Verdict(True, "equal numbers")
 
 
-def test_no_answer_equals_another(answers: list[str]) -> None:
-    """Neighbours in the file, all different."""
+def test_different_answers_are_not_equal(answers: list[str]) -> None:
+    """All neighbours in the file are different."""
     for answer, other in itertools.pairwise(answers):
         assert not verify(answer, other).correct

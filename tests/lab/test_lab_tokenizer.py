@@ -1,4 +1,4 @@
-"""The lab's tokenizer: any text goes round, and what the lab says is short."""
+"""The lab's tokenizer encodes any text without loss, and frequent phrases as single tokens."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def decode(tokenizer: Any, ids: list[int]) -> str:
 
 @given(text=texts)
 @settings(max_examples=200, deadline=None)
-def test_any_text_goes_round(tokenizer: Any, text: str) -> None:
+def test_decoding_inverts_encoding(tokenizer: Any, text: str) -> None:
     assert decode(tokenizer, tokenizer.encode(text, add_special_tokens=False)) == text
 
 
 @given(text=texts)
 @settings(max_examples=50, deadline=None)
-def test_a_saved_tokenizer_is_the_same(tokenizer: Any, lab_folder: Path, text: str) -> None:
+def test_the_saved_tokenizer_is_the_same(tokenizer: Any, lab_folder: Path, text: str) -> None:
     saved = AutoTokenizer.from_pretrained(lab_folder)
     assert saved.encode(text, add_special_tokens=False) == tokenizer.encode(text, add_special_tokens=False)
     assert len(saved) == len(tokenizer)
@@ -47,18 +47,18 @@ def test_phrases_and_characters_are_single_tokens(tokenizer: Any, phrase: str) -
     assert len(tokenizer.encode(phrase, add_special_tokens=False)) == 1
 
 
-def test_the_tool_schema_costs_one_token(tokenizer: Any) -> None:
+def test_the_tool_schema_is_one_token(tokenizer: Any) -> None:
     dialect = Qwen3Dialect(tokenizer)
     assert len(tokenizer.encode(SYSTEM_TOOLS)) == 1
     # <|im_start|> "system\n" schema <|im_end|> newline
     assert len(dialect.prompt_ids("x")) == len(dialect.prompt_ids("x", tools=False)) + 5
 
 
-def test_digits_stay_single(tokenizer: Any) -> None:
+def test_every_digit_is_a_token(tokenizer: Any) -> None:
     assert len(tokenizer.encode("1234567890")) == 10
 
 
-def test_all_ids_fit_the_model(tokenizer: Any) -> None:
+def test_token_ids_are_contiguous(tokenizer: Any) -> None:
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert tokenizer.eos_token == "<|im_end|>"
     assert neutralize(ENDING) == ENDING

@@ -1,4 +1,4 @@
-"""A run folder with every stage in it, written by hand."""
+"""Fixtures: a run folder with every stage in it, written by hand, and its report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One token a byte."""
+    """A tokenizer with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -25,7 +25,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def attempt(problem_id: str, sample: int, calls: int, reward: float, extra: str = "") -> Trajectory:
-    """A trajectory of ``calls`` calls and a final answer."""
+    """A trajectory with ``calls`` calls and a final answer."""
     tokenizer = byte_tokenizer()
 
     def ids(text: str) -> list[int]:
@@ -44,7 +44,7 @@ def attempt(problem_id: str, sample: int, calls: int, reward: float, extra: str 
 
 
 def fill(path: Path, extra: str = "") -> RunFolder:
-    """Every stage of a run under ``path``."""
+    """Write every stage of a run under ``path``."""
     run = RunFolder.open(path, Recipe(name="filled"), ["aster", "run", "recipe.yaml"])
     (path / "tokenizer").mkdir()
     byte_tokenizer().save(str(path / "tokenizer" / "tokenizer.json"))

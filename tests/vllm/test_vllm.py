@@ -19,6 +19,7 @@ from aster.engines import Completion, SamplingParams, TrainingSample
 from aster.engines.base import Engine as AnyPolicy
 from aster.engines.opening import open_engine
 from aster.environments import PythonMath, PythonTool
+from aster.evaluation.folder import EvaluationFolder
 from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.run import RunFolder, read_json
 from aster.types import Budget, Problem, StopReason

@@ -1,6 +1,7 @@
-"""Qwen3's form as decoded text: what rollouts of other trainers are stored as. Turn headers may be there or not.
+"""Qwen3's form as decoded text, in which other trainers store rollouts, with or without special tokens.
 
-Decoders that leave out special tokens take ``<|im_start|>`` and ``<|im_end|>`` away and leave the role's name on a line."""
+Decoding without special tokens removes ``<|im_start|>`` and ``<|im_end|>`` but leaves a line with the name of the role.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +30,11 @@ class Chatml:
     stop: tuple[str, ...] = ()
 
     def close(self, text: str) -> str:
-        """Nothing is taken off."""
+        """Return the text unchanged: there is no stop string."""
         return text
 
     def parse(self, text: str) -> AssistantTurn:
-        """Read one turn."""
+        """Parse one turn."""
         thinking, rest = split_thinking(_END.sub("", text))
         content, calls = parse_calls(rest)
         return AssistantTurn(thinking, content, calls)
@@ -44,11 +45,11 @@ class Chatml:
         return f"<think>\n{thinking}\n</think>\n\n{content}" + ("\n" if content and calls else "") + calls
 
     def results(self, outputs: list[str]) -> str:
-        """The outputs, each in its tags."""
+        """Write each output in its tags."""
         return "\n".join(f"<tool_response>\n{output}\n</tool_response>" for output in outputs)
 
     def dialogue(self, text: str) -> list[Exchange]:
-        """Read a whole attempt: a turn ends where results begin."""
+        """Parse a whole attempt. A turn ends where results begin."""
         exchanges: list[Exchange] = []
         position = 0
         for match in _RESPONSES.finditer(text):

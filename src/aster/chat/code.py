@@ -1,4 +1,4 @@
-"""ReTool's form: code in ``<code>``, results in ``<interpreter>``. The code may stand in a Markdown fence of its own."""
+"""ReTool's form: code in ``<code>``, results in ``<interpreter>``. The code may be inside a Markdown fence."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ INSTRUCTIONS = (
     "one block to the next. Put the final answer in \\boxed{}."
 )
 
-# A fence stands alone on its line, so that backticks within the code do not end it.
+# A fence must be on a line of its own, so that backticks inside the code do not end it.
 FENCED = Blocks(
     opening=r"(?m:^)[ \t]*```(?:python|py|Python)[ \t]*\n",
     closing=r"(?m:^)[ \t]*```[ \t]*(?:\n|\Z)",

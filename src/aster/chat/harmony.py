@@ -1,11 +1,11 @@
-"""Harmony, GPT-OSS's own form, raw: for servers that give the model's text as it is.
+"""Harmony, the form of GPT-OSS, as raw text: for servers that return the model's text unparsed.
 
-A turn is a list of messages ``<|start|>HEADER<|message|>BODY`` that end in ``<|end|>``, ``<|call|>`` or ``<|return|>``. The
+A turn is a list of messages ``<|start|>HEADER<|message|>BODY``, each ending in ``<|end|>``, ``<|call|>`` or ``<|return|>``. The
 header is the role, then ``<|channel|>`` with the channel's name, ``to=`` with a recipient before or after it, and
-``<|constrain|>`` with the body's type. The first message of a turn has no ``<|start|>``: the prompt opened it.
+``<|constrain|>`` with the type of the body. The first message of a turn has no ``<|start|>``, because the prompt ends with it.
 
     analysis     reasoning
-    commentary   a call where there is a recipient; else what is said to the user before calls
+    commentary   with a recipient: a call; without: text for the user before calls
     final        the answer
 """
 
@@ -41,15 +41,15 @@ class Harmony:
     stop: tuple[str, ...] = ()
 
     def close(self, text: str) -> str:
-        """A call that ends without its mark: a server's stop token took it off."""
+        """Return the text unchanged: parsing accepts a call without ``<|call|>``, which the server's stop token removes."""
         return text
 
     def parse(self, text: str) -> AssistantTurn:
-        """Read one turn; text without any mark is its answer."""
+        """Parse one turn. A text without any mark is the answer."""
         return self._turn(list(_MESSAGE.finditer(text)), text)
 
     def render(self, thinking: str, content: str, codes: list[str]) -> str:
-        """Write one turn, as the model does after ``<|start|>assistant``."""
+        """Write one turn as the model writes it after ``<|start|>assistant``."""
         messages = [f"<|channel|>analysis<|message|>{_broken(thinking)}<|end|>"] if thinking else []
         if codes:
             messages += [f"<|channel|>commentary<|message|>{_broken(content)}<|end|>"] if content else []
@@ -64,14 +64,14 @@ class Harmony:
         return "<|start|>assistant".join(messages)
 
     def results(self, outputs: list[str]) -> str:
-        """The outputs, each a message of the tool's."""
+        """Write each output as a message of the tool."""
         return "".join(
             f"<|start|>functions.python to=assistant<|channel|>commentary<|message|>{_broken(output)}<|end|>"
             for output in outputs
         )
 
     def dialogue(self, text: str) -> list[Exchange]:
-        """Read a whole attempt: messages of the tool are results, those of system, developer and user are left out."""
+        """Parse a whole attempt. Messages of the tool are results; those of system, developer and user are skipped."""
         exchanges: list[Exchange] = []
         pending: list[re.Match[str]] = []
         for match in _MESSAGE.finditer(text):
@@ -110,10 +110,10 @@ class Harmony:
 
 
 def without_marks(text: str) -> bool:
-    """Whether this is surely a turn whose marks somebody took off: the names of its channels are glued to its text, as in
-    ``analysisLet me see.assistantfinalIt is 42.`` Where one message ends and the next begins is lost then, so it is not parsed.
+    """Return whether the text is certainly a turn without its marks, so that it cannot be split into messages.
 
-    A lone answer (``finalIt is 42.``) is not told from other text.
+    Then the names of the channels are attached to the text, as in ``analysisLet me see.assistantfinalIt is 42.`` A single
+    answer (``finalIt is 42.``) cannot be distinguished from other text and gives False.
     """
     if _MARK.search(text):
         return False
@@ -127,7 +127,7 @@ def _call(recipient: str, body: str) -> ParsedCall:
 
 
 def _broken(text: str) -> str:
-    """Text that cannot end its own message."""
+    """Break up marks in a text, so that it cannot end its own message."""
     return _MARK.sub(r"< |\1|>", text)
 
 

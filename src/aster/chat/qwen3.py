@@ -1,19 +1,19 @@
 """The Qwen3 dialect: ChatML turns, ``<think>``, JSON in ``<tool_call>``, results in ``<tool_response>``.
 
-Each method returns the ids of one piece, so that pieces are joined and nothing is tokenised twice. Pieces meet at a control
-token, which byte-pair merges never cross, or (after an opened ``<think>``) at the newline of the header. The pieces of one
-trajectory are
+Each method returns the token ids of one piece of a dialogue. Pieces are joined as ids, so nothing is tokenized twice. This
+gives the ids of the whole text, because pieces meet at a control token, which byte-pair merges never cross, or (after an opened
+``<think>``) at the newline of the header. The pieces of one trajectory are
 
     prompt_ids      system (tool schema) + user + the assistant's header          not trained
     (sampled)       the assistant's turn, ending in <|im_end|>                    trained
     tool_ids        newline, tool results as a user turn, the assistant's header  not trained
 
-The newline after ``<|im_end|>`` belongs to the template, so it opens ``tool_ids`` and is never trained. All thinking of a
-trajectory stays: there is one user message, and every assistant turn comes after it, which is where Qwen3's own template
-keeps thinking too.
+The newline after ``<|im_end|>`` belongs to the template, so it is the first token of ``tool_ids`` and is never trained. No
+thinking is removed: Qwen3's own template keeps the thinking of all turns after the last user message, and here every assistant
+turn comes after the only one.
 
-Two variants exist and differ in the header alone: Qwen3-*-Thinking-2507 opens ``<think>`` for the model
-(``open_thinking=True``), Qwen3-1.7B leaves that to the model.
+There are two variants, which differ only in the assistant's header: Qwen3-*-Thinking-2507 opens ``<think>`` for the model
+(``open_thinking=True``); with Qwen3-1.7B the model opens it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any, Protocol
 from aster.chat.tools import PYTHON, AssistantTurn, ParsedCall, ToolSchemas, is_unicode, whole_characters
 
 TOOL_SCHEMA: dict[str, Any] = PYTHON.functions[0]
-"""The Python tool in the form of the OpenAI API, as Qwen3's template takes it."""
+"""The Python tool in the form of the OpenAI API, which Qwen3's template expects."""
 
 
 def system_tools(tools: ToolSchemas) -> str:
-    """What the template puts in the system turn for some tools; empty where there are none."""
+    """Return the text that the template puts into the system turn for the tools; empty without tools."""
     if not tools:
         return ""
     listed = "".join(f"\n{json.dumps(function, ensure_ascii=False)}" for function in tools.functions)
@@ -44,9 +44,9 @@ def system_tools(tools: ToolSchemas) -> str:
 
 
 SYSTEM_TOOLS = system_tools(PYTHON)
-"""Of :data:`TOOL_SCHEMA`."""
+"""The text of the system turn for :data:`TOOL_SCHEMA`."""
 
-# The same rendering as a chat template, for the tokenizer folders that this project writes. It always keeps thinking.
+# The same rendering as a chat template, for the tokenizer folders that this project writes. It keeps the thinking of all turns.
 CHAT_TEMPLATE = """\
 {%- set first_system = messages[0].role == 'system' -%}
 {%- if tools -%}
@@ -85,7 +85,7 @@ _CONTROL = re.compile(r"<(\||/?(?:tool_response|tool_call|think)>)")
 
 
 class Tokenizer(Protocol):
-    """What the dialect needs of a ``transformers`` tokenizer."""
+    """The methods of a ``transformers`` tokenizer that the dialect uses."""
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
 
@@ -97,7 +97,10 @@ class Tokenizer(Protocol):
 
 
 class Qwen3Dialect:
-    """Renders and reads the Qwen3 dialect for one tokenizer and some tools."""
+    """Renders and parses the Qwen3 dialect with one tokenizer and one choice of tools.
+
+    ``open_thinking``: the assistant's header opens ``<think>``. Raises ValueError if the tokenizer has no ChatML tokens.
+    """
 
     def __init__(self, tokenizer: Tokenizer, open_thinking: bool = True, tools: ToolSchemas = PYTHON) -> None:
         self.tokenizer = tokenizer
@@ -112,32 +115,37 @@ class Qwen3Dialect:
         self._header = "<|im_start|>assistant\n" + ("<think>\n" if open_thinking else "")
 
     def _encode(self, text: str) -> list[int]:
-        # Half a surrogate pair, which JSON can hold and no tokenizer takes, is no character.
+        # JSON can hold half a surrogate pair, but a tokenizer cannot encode it.
         text = text if is_unicode(text) else whole_characters(text)
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def with_tools(self, tools: ToolSchemas) -> Qwen3Dialect:
-        """The same dialect with other tools."""
+        """Return the same dialect with other tools."""
         return Qwen3Dialect(self.tokenizer, self.open_thinking, tools)
 
     def decode(self, token_ids: list[int]) -> str:
-        """Text of ids, control tokens included."""
+        """Decode ids, control tokens included."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def prompt_ids(self, prompt: str, tools: bool = True, system: str = "") -> list[int]:
-        """The opening of a trajectory, up to where the model goes on."""
+        """Return the first piece of a trajectory: system text, tool schemas, prompt, and the assistant's header.
+
+        ``tools`` includes the tool schemas; ``system`` is text before them. Control strings in ``prompt`` are broken up.
+        """
         instructions = "\n\n".join(text for text in (system, system_tools(self.tools) if tools else "") if text)
         opening = f"<|im_start|>system\n{instructions}<|im_end|>\n" if instructions else ""
         return self._encode(f"{opening}<|im_start|>user\n{neutralize(prompt)}<|im_end|>\n{self._header}")
 
     def tool_ids(self, outputs: list[str]) -> list[int]:
-        """What follows an assistant turn that called: its results and the next header."""
+        """Return the piece after an assistant turn with calls: one result per call, and the assistant's next header."""
         responses = "".join(f"\n<tool_response>\n{neutralize(output)}\n</tool_response>" for output in outputs)
         return self._encode(f"\n<|im_start|>user{responses}<|im_end|>\n{self._header}")
 
     def turn_ids(self, thinking: str, content: str, calls: Sequence[str | ParsedCall]) -> list[int]:
-        """An assistant turn as ids, for a teacher that writes text: what a model would have sampled after the header. A call
-        that is a text is code for the first tool that takes one."""
+        """Return an assistant turn given as text: the ids that a model would have sampled after the header.
+
+        A call that is a string is the argument of the first tool that takes a single text.
+        """
         opening = "" if self.open_thinking else "<think>\n"
         written = "\n".join(render_call(call, self.tools) for call in calls)
         separator = "\n" if content and written else ""
@@ -145,27 +153,28 @@ class Qwen3Dialect:
         return self._encode(f"{opening}{body}<|im_end|>")
 
     def parse(self, token_ids: list[int]) -> AssistantTurn:
-        """Read a sampled turn. Never raises: what cannot be read becomes a ParsedCall with an error."""
+        """Parse a sampled turn. Never raises: a call that cannot be parsed becomes a ParsedCall with an error."""
         text = self.decode([token for token in token_ids if token != self.end_id])
         thinking, closed, rest = text.partition("</think>")
         if not closed:
-            # A model that was not trained to think writes its content at once; one whose thinking was opened never closed it.
+            # If <think> was opened, by the header or the model, the text is unfinished thinking. Else it has no thinking.
             thinking, rest = (text, "") if self.open_thinking or text.lstrip().startswith("<think>") else ("", text)
         thinking = thinking.strip().removeprefix("<think>").strip()
         return AssistantTurn(thinking, *parse_calls(rest, self.tools))
 
 
 def parse_calls(text: str, tools: ToolSchemas = PYTHON) -> tuple[str, list[ParsedCall]]:
-    """A text without its ``<tool_call>``s, and these."""
+    """Return a text without its ``<tool_call>`` blocks, and the parsed calls."""
     calls = [_parse_call(match[1], bool(match[2]), tools) for match in _CALL.finditer(text)]
     return _CALL.sub("", text).strip(), calls
 
 
 def read_arguments(text: str, tools: ToolSchemas = PYTHON, name: str = "") -> ParsedCall:
-    """A call's arguments as a server or model gives them: a JSON object that fits the schema of the tool called ``name``.
+    """Parse a call's arguments as a server or model gives them: a JSON object that fits the schema of the tool ``name``.
 
-    Where the tool takes one text, plain text is taken for it: models trained with a Python tool of their own (GPT-OSS) write
-    so. What cannot be read keeps its text, with an error."""
+    If the tool takes a single text, plain text is taken as that text, because models with a built-in Python tool (GPT-OSS)
+    write it like that. Arguments that cannot be parsed keep their text as code and have an error.
+    """
     tool = tools.find(name)
     if tool is None:
         return ParsedCall(text, f"there is no tool named {name}")
@@ -185,7 +194,7 @@ def read_arguments(text: str, tools: ToolSchemas = PYTHON, name: str = "") -> Pa
 
 
 def render_call(call: str | ParsedCall, tools: ToolSchemas = PYTHON) -> str:
-    """One tool call as the template writes it. Control strings in it are escaped, as JSON can, so none is lost."""
+    """Return one tool call as the template writes it. Control strings in it are written as JSON escapes."""
     call = ParsedCall(call) if isinstance(call, str) else call
     tool = tools.find(call.tool) or tools.code_tool
     arguments = _CONTROL.sub(r"\\u003c\1", json.dumps(tools.arguments_of(call), ensure_ascii=False))
@@ -193,7 +202,7 @@ def render_call(call: str | ParsedCall, tools: ToolSchemas = PYTHON) -> str:
 
 
 def neutralize(text: str) -> str:
-    """Break the control strings in text from outside (a prompt, a tool's output), so that it cannot end its own turn."""
+    """Break up control strings in a prompt or a tool's output, so that the text cannot end its own turn."""
     return _CONTROL.sub(r"< \1", text)
 
 
@@ -204,6 +213,6 @@ def _parse_call(body: str, closed: bool, tools: ToolSchemas) -> ParsedCall:
         call = json.loads(body)
     except (ValueError, RecursionError) as error:
         return ParsedCall("", f"the tool call is not valid JSON: {error}")
-    # A call without a name is no call: the empty name, which stands for the only tool, is not for JSON.
+    # A call must name its tool. An empty name, which elsewhere means the only tool, is not valid here.
     named = isinstance(call, dict) and call.get("name") != ""
     return tools.read(call.get("name") if named else None, call.get("arguments") if named else None)

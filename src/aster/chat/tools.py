@@ -1,7 +1,8 @@
-"""What a model is told of its tools, and how its calls are read, whatever the dialect.
+"""Schemas of tools, and parsing of calls by these schemas, for all dialects.
 
-A tool is announced by a name, a description and the JSON schema of its arguments (:class:`ToolSchema`). Name, description and
-the argument's name are settings of a recipe: published models differ in them, and many call their Python ``code_interpreter``.
+The model is given a tool's name, its description and the JSON schema of its arguments (:class:`ToolSchema`). The name, the
+description and the argument's name are settings of a recipe, because published models differ in them: many call their Python
+tool ``code_interpreter``.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
     "array": (list,),
     "object": (dict,),
 }
-"""What JSON's types are in Python. ``true`` is no number, although Python's bool is an int."""
+"""The Python types of each JSON type. ``true`` is not a number, although Python's bool is an int."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedCall:
-    """One call as a model wrote it, or why it could not be read (then ``error`` is not empty)."""
+    """One call as a model wrote it, or the reason why it could not be parsed (then ``error`` is not empty)."""
 
     code: str
-    """The text of the tool's only argument: for the Python tool, its code. Empty for tools with other arguments."""
+    """The text argument of a tool that takes a single text (for the Python tool, the code). Empty for other tools."""
     error: str = ""
     tool: str = ""
-    """The tool's name. Empty: the first tool that takes one text."""
+    """The tool's name. Empty: the first tool that takes a single text."""
     arguments: dict[str, Any] | None = None
-    """Of a tool with other arguments than one text."""
+    """The arguments of a tool that does not take a single text."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssistantTurn:
-    """The textual view of one sampled turn."""
+    """The text of one assistant turn, split into its parts."""
 
     thinking: str
     content: str
@@ -48,18 +49,18 @@ class AssistantTurn:
 
 @dataclass(frozen=True, slots=True)
 class ToolSchema:
-    """What a model is told of one tool."""
+    """The description of one tool that the model is given."""
 
     name: str
     description: str
     parameters: dict[str, Any]
-    """JSON schema of an object: ``properties`` and ``required``."""
+    """JSON schema of an object, with ``properties`` and ``required``."""
     aliases: tuple[str, ...] = ()
-    """Other names under which a call is accepted."""
+    """Other names that are accepted in a call."""
 
     @property
     def function(self) -> dict[str, Any]:
-        """The form of the OpenAI API, as chat templates take it."""
+        """The schema in the form of the OpenAI API, which chat templates expect."""
         return {
             "type": "function",
             "function": {"name": self.name, "description": self.description, "parameters": self.parameters},
@@ -67,7 +68,7 @@ class ToolSchema:
 
     @property
     def text_argument(self) -> str | None:
-        """The name of the argument, where the tool takes one text and nothing else."""
+        """The name of the argument, if the tool takes a single text and nothing else; else None."""
         properties = self.parameters.get("properties", {})
         if len(properties) == 1:
             ((name, schema),) = properties.items()
@@ -76,7 +77,7 @@ class ToolSchema:
         return None
 
     def check(self, arguments: Any) -> str:
-        """What is wrong with a call's arguments; empty where they fit."""
+        """Return what is wrong with a call's arguments; empty if they fit the schema."""
         properties = self.parameters.get("properties", {})
         required = self.parameters.get("required", list(properties))
         fits = isinstance(arguments, dict) and all(name in arguments for name in required)
@@ -109,25 +110,25 @@ class ToolSchemas:
 
     @property
     def functions(self) -> list[dict[str, Any]]:
-        """All of them in the form of the OpenAI API."""
+        """The schemas of all tools in the form of the OpenAI API."""
         return [tool.function for tool in self.tools]
 
     @property
     def code_tool(self) -> ToolSchema:
-        """The tool that code without a name is for: the first that takes one text. ValueError where there is none."""
+        """The tool for code without a tool's name: the first that takes a single text. Raises ValueError if there is none."""
         found = self.find("")
         if found is None:
-            raise ValueError("none of the tools takes one text, so code cannot be called for it")
+            raise ValueError("no tool takes a single text, so there is no tool for code without a name")
         return found
 
     def find(self, name: object) -> ToolSchema | None:
-        """The tool of a name or an alias. An empty name stands for :attr:`code_tool`."""
+        """Return the tool with a name or an alias, or None. An empty name means :attr:`code_tool`."""
         if name == "":
             return next((tool for tool in self.tools if tool.text_argument is not None), None)
         return next((tool for tool in self.tools if name == tool.name or name in tool.aliases), None)
 
     def read(self, name: object, arguments: Any) -> ParsedCall:
-        """A call by its name and parsed arguments; what does not fit is a call with an error."""
+        """Return the call with this name and these parsed arguments. If they do not fit a tool, the call has an error."""
         tool = self.find(name)
         if tool is None:
             return ParsedCall("", f'the tool call must be a JSON object with "name": {self._names()}')
@@ -143,7 +144,7 @@ class ToolSchemas:
         return ParsedCall(text, "", name)
 
     def arguments_of(self, call: ParsedCall) -> dict[str, Any]:
-        """A call's arguments as the object that its tool takes."""
+        """Return a call's arguments as the object that its tool expects."""
         if call.arguments is not None:
             return call.arguments
         tool = self.find(call.tool)
@@ -156,7 +157,7 @@ class ToolSchemas:
 def python_schema(
     name: str = "python", description: str = "", argument: str = "code", aliases: Sequence[str] = ()
 ) -> ToolSchema:
-    """The schema of the Python tool. Defaults are what the embedded base model was trained with."""
+    """Return the schema of the Python tool. The defaults are those with which the lab's base model was trained."""
     return ToolSchema(
         name,
         description
@@ -172,12 +173,12 @@ def python_schema(
 
 
 PYTHON = ToolSchemas((python_schema(),))
-"""The Python tool and no other."""
+"""Only the Python tool."""
 NO_TOOLS = ToolSchemas(())
 
 
 def is_unicode(text: str) -> bool:
-    """False where a text holds half a surrogate pair, which JSON can escape and no UTF-8 file can hold."""
+    """Return whether UTF-8 can encode the text. It cannot encode half a surrogate pair, which JSON can contain."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -186,5 +187,5 @@ def is_unicode(text: str) -> bool:
 
 
 def whole_characters(text: str) -> str:
-    """The text with U+FFFD in the place of each lone surrogate."""
+    """Replace each lone surrogate by U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)

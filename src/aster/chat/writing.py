@@ -1,4 +1,4 @@
-"""What every way of writing calls offers, and the part that tag-like ones share."""
+"""The interface of text forms for tool calls, and the shared implementation of forms with opening and closing marks."""
 
 from __future__ import annotations
 
@@ -11,42 +11,44 @@ from aster.chat.tools import AssistantTurn, ParsedCall
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One turn of a written-out dialogue and the outputs that follow it, in order."""
+    """One turn of a dialogue written as text, and the outputs of its calls, in order."""
 
     turn: AssistantTurn
     outputs: list[str] = field(default_factory=list)
 
 
 class Writing(Protocol):
-    """A way of writing calls in text. Reading never raises: a call that cannot be read is a ParsedCall with an error."""
+    """A text form for tool calls. Parsing never raises: a call that cannot be parsed is a ParsedCall with an error."""
 
     @property
     def instructions(self) -> str:
-        """System text for a model that must be told to write so; empty where it was trained to."""
+        """System text that asks a model to use this form; empty if models are trained to use it."""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts after which a server should stop, so that the model does not write its own results."""
+        """Stop strings for a server, so that the model does not write results itself."""
 
     def close(self, text: str) -> str:
-        """A turn that the server stopped at one of ``stop``, with the closing mark that it took off."""
+        """Return a turn that the server stopped at one of ``stop``, with the closing mark that the server removed."""
 
     def parse(self, text: str) -> AssistantTurn:
-        """Read one turn."""
+        """Parse one turn."""
 
     def render(self, thinking: str, content: str, codes: list[str]) -> str:
-        """Write one turn. Where it calls, ``thinking`` holds all its prose."""
+        """Write one turn. In a turn with calls, ``thinking`` must hold all prose."""
 
     def results(self, outputs: list[str]) -> str:
-        """The calls' outputs as the model is given them back."""
+        """Write the outputs of a turn's calls in the form in which the model receives them."""
 
     def dialogue(self, text: str) -> list[Exchange]:
-        """Read a whole attempt, results included."""
+        """Parse a whole attempt, results included."""
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """Thinking in ``<think>`` at the beginning of a text, and the rest; a template may have opened it, so that only its end is
-    there. Without any: no thinking."""
+    """Split a text into the thinking in ``<think>`` at its beginning, and the rest.
+
+    If the template opened the thinking, only ``</think>`` is in the text. Without either tag, the thinking is empty.
+    """
     before, closed, rest = text.partition("</think>")
     if closed:
         return before.strip().removeprefix("<think>").strip(), rest.strip()
@@ -56,38 +58,39 @@ def split_thinking(text: str) -> tuple[str, str]:
 
 
 def join(*texts: str) -> str:
-    """Those that are not empty, as paragraphs."""
+    """Join the texts that are not empty as paragraphs."""
     return "\n\n".join(text for text in texts if text)
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A :class:`Writing` that marks code and results by an opening and a closing mark each.
+    """A :class:`Writing` with an opening and a closing mark around code and around results.
 
-    What such models write before a call is their reasoning: it becomes the turn's thinking. The text of a turn without calls
-    stays its text, apart from what is in ``<think>``."""
+    Models that use such a form reason in the text before a call, so that text becomes the turn's thinking. In a turn without
+    calls only the content of ``<think>`` is thinking.
+    """
 
     opening: str
-    """Regular expression of what opens a call."""
+    """Regular expression for the beginning of a call."""
     closing: str
-    """Of what closes it."""
+    """Regular expression for its end."""
     result_opening: str
     result_closing: str
     call_form: tuple[str, str]
-    """The marks as they are written, around the code with its newlines."""
+    """The marks that are written around the code, with their newlines."""
     result_form: tuple[str, str]
     instructions: str
     stop: tuple[str, ...]
     stop_closes: str = ""
-    """What the server's stop takes off the end of a turn that calls."""
+    """The closing mark that is missing after the server stopped at one of ``stop``."""
 
     def close(self, text: str) -> str:
-        """Append the closing mark to a call that has none."""
+        """Append the closing mark if the last call has none."""
         ends = [match.end() for match in re.finditer(self.opening, text)]
         return text + self.stop_closes if ends and not re.search(self.closing, text[ends[-1] :]) else text
 
     def parse(self, text: str) -> AssistantTurn:
-        """Read one turn. Results that the model made up itself are no part of it, nor is what it makes of them."""
+        """Parse one turn. If the model wrote a result itself, the text from there on is dropped."""
         forged = re.search(self.result_opening, text)
         if forged is not None and re.search(self.opening, text[: forged.start()]):
             text = text[: forged.start()]
@@ -101,11 +104,11 @@ class Blocks:
         return f"<think>\n{thinking}\n</think>\n\n{content}" if thinking else content
 
     def results(self, outputs: list[str]) -> str:
-        """The outputs, each in its marks."""
+        """Write each output between its marks."""
         return "\n".join(f"{self.result_form[0]}{output}{self.result_form[1]}" for output in outputs)
 
     def dialogue(self, text: str) -> list[Exchange]:
-        """Read a whole attempt: a turn ends where a result begins. Results that directly follow one another are one turn's."""
+        """Parse a whole attempt. A turn ends where a result begins; consecutive results belong to one turn."""
         exchanges: list[Exchange] = []
         result = re.compile(f"(?:{self.result_opening})(.*?)(?:{self.result_closing}|$)", re.DOTALL)
         position = 0
@@ -149,6 +152,6 @@ FENCE = re.compile(r"\A\s*```[A-Za-z0-9_+-]*[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL
 
 
 def unfenced(code: str) -> str:
-    """Code without a Markdown fence around the whole of it and without the newlines at its ends."""
+    """Return code without a Markdown fence around it and without newlines at its ends."""
     match = FENCE.match(code)
     return (match[1] if match else code).strip("\n")

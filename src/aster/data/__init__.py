@@ -1,1 +1,1 @@
-"""Problems, sets of trajectories, the layouts of other projects, and what curation keeps of them. No torch here."""
+"""Problems, sets of trajectories, the file layouts of other projects, and curation. Nothing here imports torch."""

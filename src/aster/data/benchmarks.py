@@ -1,14 +1,14 @@
-r"""Benchmarks by name: where each comes from, and whether a copy of it is the one that is meant.
+r"""The benchmarks that can be named: where each comes from, and whether a local copy is unchanged.
 
 A benchmark is looked for in a folder (``folder``, else the environment variable ASTER_BENCHMARKS), under these names:
 
-    NAME.parquet, NAME.jsonl                       for instance aime25.parquet
+    NAME.parquet, NAME.jsonl                       for example aime25.parquet
     REPOSITORY.parquet, REPOSITORY.jsonl           the data set's own name, aime_2025.parquet
     REPOSITORY/**/SPLIT*.parquet (or .jsonl)       a copy of its repository, aime_2025/data/train-0...parquet
 
-and otherwise on the hub, through the library ``datasets``. What is read is reduced to the bare problem: without the request for
-a ``\boxed{}`` that some copies append, and with the ends of lines made alike. An id is the benchmark's name and a hash of the
-bare problem, so all copies give a problem the same id, and with it the same seeds.
+and otherwise on the hub, with the library ``datasets``. Prompts are reduced to the bare problem: the request for a ``\boxed{}``
+that some copies append is removed, and so is white space at the ends of lines. A problem's id is the benchmark's name and a
+hash of the bare problem. It is the same in all copies, and so are the seeds derived from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from aster.data.problems import BOX_REQUEST, HUB, load_problems
+from aster.data.problems import BOX_REQUEST, HUB, digest, load_problems
 from aster.errors import UserError
 from aster.terminal import aligned, say
 from aster.types import Problem
@@ -36,15 +36,16 @@ class Benchmark:
     name: str
     title: str
     dataset: str
-    """Its id on the hub."""
+    """Id on the hub."""
     split: str
     columns: tuple[str, str]
-    """Where the problem and the answer are."""
+    """Columns of the problem and of the answer."""
     licence: str | None
-    """As its card has it; None where none was found."""
+    """From the data set's card; None if the card names none."""
     count: int
+    """Number of problems."""
     checksum: str | None
-    """:func:`checksum` of its problems; None: not on record."""
+    """:func:`checksum` of the problems; None if it is not recorded."""
 
     @property
     def repository(self) -> str:
@@ -90,24 +91,25 @@ REGISTRY = {
         Benchmark("math500", "MATH-500", "HuggingFaceH4/MATH-500", "test", ("problem", "answer"), None, 500, None),
     )
 }
-"""The checksums on record are of copies in verl's layout (``prompt``, ``reward_model.ground_truth``)."""
+"""The recorded checksums were computed from copies in verl's layout (``prompt``, ``reward_model.ground_truth``)."""
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The entry of a name. UserError where there is none."""
+    """Return the entry of a name. Raises UserError if there is none."""
     if name not in REGISTRY:
         raise UserError(
-            f"{name}: no such benchmark or file; benchmarks are {', '.join(REGISTRY)} (aster benchmarks), files end "
-            f"in {' or '.join(ENDINGS)}"
+            f"{name}: no such benchmark or file; the benchmarks are {', '.join(REGISTRY)} (see aster benchmarks), and files "
+            f"must end in {' or '.join(ENDINGS)}"
         )
     return REGISTRY[name]
 
 
 def load_benchmark(name: str, folder: str | Path | None = None, *, changed: bool = False) -> list[Problem]:
-    """The bare problems of a benchmark, or of a file where ``name`` is the path of one.
+    """Return the bare problems of a benchmark, or of a file if ``name`` is a path.
 
-    ``folder``: where local copies are; None: what ASTER_BENCHMARKS names. ``changed``: go on, with a word to stderr, where
-    count or checksum are not those on record. UserError otherwise then, and where there is neither a copy nor a way to the hub.
+    ``folder`` holds local copies (default: the folder that ASTER_BENCHMARKS names). Raises UserError if there is no copy and
+    the hub cannot be reached, and if the number of problems or the checksum differs from the recorded one; with ``changed``,
+    such a difference is only reported on stderr.
     """
     if name.endswith(ENDINGS):
         return _bare(Path(name).stem, load_problems(name))
@@ -117,35 +119,38 @@ def load_benchmark(name: str, folder: str | Path | None = None, *, changed: bool
     where = str(path) if path is not None else entry.dataset
     faults = []
     if len(problems) != entry.count:
-        faults.append(f"it has {len(problems)} problems, and {entry.title} has {entry.count}")
+        faults.append(f"it has {len(problems)} problems, but {entry.title} has {entry.count}")
     found = checksum(problems)
     if entry.checksum is not None and found != entry.checksum:
-        faults.append(f"its checksum is {found}, and {entry.checksum} is on record")
+        faults.append(f"its checksum is {found}, but the recorded one is {entry.checksum}")
     if faults and not changed:
-        raise UserError(f"{where}: not the benchmark {name}: {'; '.join(faults)} (--changed-benchmark goes on all the same)")
+        raise UserError(f"{where}: not the benchmark {name}: {'; '.join(faults)} (--changed-benchmark uses it anyway)")
     for fault in faults:
-        say(f"{name}: {where}: {fault}; going on")
+        say(f"{name}: {where}: {fault}; using it anyway")
     return problems
 
 
 def checksum(problems: list[Problem]) -> str:
-    """SHA-256 over the bare prompts and answers, as JSON lines in sorted order: neither layout nor order of a copy matters."""
+    """Return the SHA-256 of the bare prompts and answers, as sorted JSON lines: the copy's layout and order do not matter."""
     lines = sorted(json.dumps([_bare_prompt(problem.prompt), problem.answer.strip()]) for problem in problems)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def benchmark_folder(folder: str | Path | None = None) -> Path | None:
-    """The folder of local copies: the given one, else that of the environment variable. UserError where it is none."""
+    """Return the folder of local copies: the given one, else that of the environment variable, else None.
+
+    Raises UserError if that folder does not exist.
+    """
     given = folder or os.environ.get(VARIABLE)
     if not given:
         return None
     if not Path(given).is_dir():
-        raise UserError(f"{given}: no such folder; {'--data' if folder else VARIABLE} must name one with copies of benchmarks")
+        raise UserError(f"{given}: no such folder; {'--data' if folder else VARIABLE} must name a folder of benchmark files")
     return Path(given)
 
 
 def local_copy(entry: Benchmark, folder: str | Path | None = None) -> Path | None:
-    """The file that holds a benchmark, or None. UserError where several parts of a split are there: that is no copy to read."""
+    """Return the file that holds a benchmark, or None. Raises UserError if the split is in several files."""
     root = benchmark_folder(folder)
     if root is None:
         return None
@@ -156,14 +161,15 @@ def local_copy(entry: Benchmark, folder: str | Path | None = None) -> Path | Non
     found = sorted(path for ending in ENDINGS for path in (root / entry.repository).rglob(f"{entry.split}*{ending}"))
     if len(found) > 1:
         raise UserError(
-            f"{root / entry.repository}: {len(found)} files of the split {entry.split}; put one as {entry.name}"
-            f".parquet into {root}"
+            f"{root / entry.repository}: {len(found)} files of the split {entry.split}; join them into one file "
+            f"{entry.name}.parquet in {root}"
         )
     return found[0] if found else None
 
 
 def describe(folder: str | Path | None = None) -> str:
-    """The registry as a table, and below it what is known of each local copy."""
+    """Return the registry as a table, followed by a line about each local copy."""
+
     rows = [("name", "title", "data set", "split", "columns", "licence", "problems", "sha256")]
     copies = []
     for entry in REGISTRY.values():
@@ -174,14 +180,14 @@ def describe(folder: str | Path | None = None) -> str:
                 entry.dataset,
                 entry.split,
                 ", ".join(entry.columns),
-                entry.licence or "not on record",
+                entry.licence or "not recorded",
                 str(entry.count),
-                entry.checksum[:12] if entry.checksum else "not on record",
+                entry.checksum[:12] if entry.checksum else "not recorded",
             )
         )
         copies.append(f"{entry.name}: {_copy_line(entry, folder)}")
     place = benchmark_folder(folder)
-    where = f"local copies in {place}" if place is not None else f"no folder of local copies (--data, or {VARIABLE})"
+    where = f"local copies in {place}" if place is not None else f"no folder of local copies (set --data or {VARIABLE})"
     return "\n".join([*aligned(rows), "", f"{where}:", *copies])
 
 
@@ -194,16 +200,16 @@ def _copy_line(entry: Benchmark, folder: str | Path | None) -> str:
     if len(problems) != entry.count:
         return f"{path}: {len(problems)} problems, not {entry.count}"
     if entry.checksum is None:
-        return f"{path}: {len(problems)} problems, sha256 {found} (not on record)"
+        return f"{path}: {len(problems)} problems, sha256 {found} (no recorded one to compare with)"
     return f"{path}: {len(problems)} problems, sha256 " + (
-        "as on record" if found == entry.checksum else f"{found}, not the one on record"
+        "as recorded" if found == entry.checksum else f"{found}, not the recorded one"
     )
 
 
 def _from_hub(entry: Benchmark, source: str | None = None) -> list[Problem]:
-    """Download through ``datasets``. ``source``: another place that it reads, such as a local folder."""
+    """Download with ``datasets``. ``source`` replaces the hub's id, for example by a local folder."""
     advice = (
-        f"put a copy as {entry.name}.parquet or .jsonl into a folder and name it with --data or {VARIABLE} (on a machine with "
+        f"put a copy named {entry.name}.parquet or .jsonl into a folder and give that folder with --data or {VARIABLE} (with a "
         f"network: huggingface-cli download --repo-type dataset {entry.dataset} --local-dir FOLDER/{entry.repository})"
     )
     try:
@@ -213,24 +219,23 @@ def _from_hub(entry: Benchmark, source: str | None = None) -> list[Problem]:
 
 
 def _bare(name: str, problems: list[Problem]) -> list[Problem]:
-    """The bare problems, each once. UserError where one is there with two answers: attempts at both would have one id."""
+    """Return each bare problem once. Raises UserError if one occurs with two answers, because both would have one id."""
     bare: dict[str, Problem] = {}
     for problem in problems:
         prompt = _bare_prompt(problem.prompt)
-        digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-        found = dataclasses.replace(problem, id=f"{name}-{digest}", prompt=prompt, source=name)
+        found = dataclasses.replace(problem, id=f"{name}-{digest(prompt, 6)}", prompt=prompt, source=name)
         first = bare.setdefault(found.id, found)
         if first.answer.strip() != found.answer.strip():
             raise UserError(
-                f"{name}: one problem is there with the answers {first.answer!r} and {found.answer!r} (id {problem.id}): "
+                f"{name}: the same problem has the answers {first.answer!r} and {found.answer!r} (id {problem.id}): "
                 f"{' '.join(prompt.split())[:60]!r}; delete one"
             )
     if len(bare) < len(problems):
-        say(f"{name}: {len(problems) - len(bare)} of {len(problems)} problems repeat an earlier one and are asked once")
+        say(f"{name}: {len(problems) - len(bare)} of {len(problems)} problems repeat an earlier one and are left out")
     return list(bare.values())
 
 
 def _bare_prompt(prompt: str) -> str:
-    """The problem without the request for a box, and without spaces at the ends of its lines."""
+    """Return the problem without the request for a box and without spaces at the ends of lines."""
     prompt = "\n".join(line.rstrip() for line in prompt.strip().splitlines())
     return prompt.removesuffix(BOX_REQUEST).strip()

@@ -1,7 +1,7 @@
-r"""The layouts of the field's sets of problems, as a table: under which names their rows keep what.
+r"""A table of the common problem data sets: which columns hold the prompt, the answer and the rest.
 
-A row is read with the first layout all of whose ``marks`` it has. Of the columns named for a thing the first counts that has a
-value. A dotted name (``reward_model.ground_truth``) goes into a column of objects.
+A row is read with the first layout whose ``marks`` it all has. Where a layout names several columns for one field, the first
+column with a value is used. A dotted name (``reward_model.ground_truth``) names a key inside a column of objects.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One layout. Each field but the first two names columns in the order in which they are looked at."""
+    """One layout. Every field after ``marks`` names columns, in the order in which they are tried."""
 
     name: str
     marks: tuple[str, ...]
-    """Columns that together tell the layout from others. Empty: any row."""
+    """Columns that identify the layout. Empty: the layout fits any row."""
     prompt: tuple[str, ...] = ("prompt", "problem", "question")
-    """A text, or chat messages (the last of the user counts)."""
+    """Columns with a text, or with chat messages (then the last user message is the prompt)."""
     answer: tuple[str, ...] = ("answer", "expected_answer", "reward_model.ground_truth", "solution")
-    """Of a column named ``solution`` the last ``\\boxed{}``."""
+    """In a column named ``solution`` the answer is the content of the last ``\\boxed{}``."""
     id: tuple[str, ...] = ("id", "extra_info.index")
     source: tuple[str, ...] = ("data_source",)
     difficulty: tuple[str, ...] = ("difficulty", "level")
-    """How hard, as the set says it: see :func:`difficulty_of`. What is kept is 0 (easy) to 1 (hard), or the set's own word."""
+    """Columns with the data set's own difficulty; see :func:`difficulty_of`."""
     pass_rate: tuple[str, ...] = ()
-    """Columns with the share of attempts that succeed: 1 is easy."""
+    """Columns with the share of attempts that succeed (1 is easy)."""
     fail_count: tuple[str, ...] = ()
-    """Columns with the number of 16 attempts that fail."""
+    """Columns with the number of failed attempts out of 16."""
     topic: tuple[str, ...] = ("topic", "subject", "problem_type")
     unanswered: tuple[str, tuple[str, ...]] | None = None
-    """A column and its values in rows whose answer nobody knows."""
+    """A column, and the values it has in rows without a known answer."""
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -63,7 +63,7 @@ LAYOUTS: tuple[Layout, ...] = (
         marks=("problem", "problem_type", "generated_solution"),
         prompt=("problem",),
         answer=("expected_answer",),
-        id=(),  # rows are solutions: many are of one problem
+        id=(),  # a row is a solution, and a problem has many
         source=("problem_source",),
         pass_rate=("pass_rate_72b_tir",),
         topic=("topic",),
@@ -74,25 +74,25 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("verl (DAPO-Math-17k, ...)", marks=("data_source", "prompt", "reward_model.ground_truth", "extra_info")),
     Layout("AIME, BeyondAIME, MATH, any other", marks=()),
 )
-"""POLARIS writes the pass rate of its difficulty column as ``3/8``; a set with a text like ``hard`` there keeps its word."""
+"""POLARIS writes the pass rate in its difficulty column as ``3/8``. A word there (``hard``) is kept as it is."""
 
 FIELDS = ("prompt", "answer", "id", "source", "difficulty", "topic")
-"""What a map of the user's own may name."""
+"""Fields that the user's own column map may name."""
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
 
 def layout_of(row: Row, columns: Mapping[str, str]) -> Layout:
-    """The layout of a row, with the user's ``columns`` (what -> column) in the place of its own."""
+    """Return the layout of a row, with its columns replaced by the user's ``columns`` (field -> column)."""
     found = next(layout for layout in LAYOUTS if all(value_of(row, mark) is not None for mark in layout.marks))
     return mapped(found, columns) if columns else found
 
 
 def mapped(layout: Layout, columns: Mapping[str, str]) -> Layout:
-    """The layout with the user's columns. UserError where one is for something unknown."""
+    """Return the layout with the user's columns. Raises UserError for an unknown field."""
     unknown = sorted(set(columns) - set(FIELDS))
     if unknown:
-        raise UserError(f"--columns: no field named {unknown[0]!r}; there are {', '.join(FIELDS)}")
+        raise UserError(f"--columns: no field named {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
     fields = {name: getattr(layout, name) for name in Layout.__slots__} | {name: (column,) for name, column in columns.items()}
     if "difficulty" in columns:
         fields |= {"pass_rate": (), "fail_count": ()}
@@ -100,7 +100,7 @@ def mapped(layout: Layout, columns: Mapping[str, str]) -> Layout:
 
 
 def value_of(row: Row, name: str) -> Any:
-    """The value under a name, dotted or not; None where it is missing. A column's own name may have dots in it."""
+    """Return the value under a name, which may be dotted; None if there is none. A column's own name may contain dots."""
     if name in row:
         return row[name]
     value: Any = row
@@ -114,7 +114,7 @@ def value_of(row: Row, name: str) -> Any:
 
 
 def metadata_of(row: Row, layout: Layout) -> dict[str, Any]:
-    """``difficulty`` (0 easy to 1 hard, or the set's own word) and ``topic`` of a row, as far as its layout has them."""
+    """Return ``difficulty`` (0 easy to 1 hard, or the data set's own value) and ``topic`` of a row, where it has them."""
     found: dict[str, Any] = {}
     difficulty = difficulty_of(row, layout)
     if difficulty is not None:
@@ -130,7 +130,10 @@ def metadata_of(row: Row, layout: Layout) -> dict[str, Any]:
 
 
 def difficulty_of(row: Row, layout: Layout) -> float | str | None:
-    """How hard a row is: what its layout has of failures, pass rate or difficulty; None where that is nothing."""
+    """Return a row's difficulty from its failures, its pass rate or its own difficulty column; None if it has none of them.
+
+    Failures and pass rates become a number from 0 (easy) to 1 (hard). The set's own number or word is kept as it is.
+    """
     for name in layout.fail_count:
         if (failed := _number(value_of(row, name))) is not None:
             return round(failed / 16, 4)
@@ -150,7 +153,7 @@ def difficulty_of(row: Row, layout: Layout) -> float | str | None:
 
 
 def _number(value: Any) -> float | None:
-    """A number, as such or written (``3/8``, ``0.5``)."""
+    """Return a number, or the number that a text such as ``3/8`` or ``0.5`` spells; else None."""
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""Where problems come from, row by row: files and data sets of the hub. Every row is needed: a broken one stops the reading."""
+"""Read rows of problems from files and data sets of the hub. A broken row raises UserError: none is skipped."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from aster.jsonl import Row, json_line_rows, parquet_rows, unbroken
 from aster.terminal import say
 
 HUB = "hf:"
-"""What a data set's id begins with where a file's path could stand."""
+"""Prefix that marks a source as a data set of the hub and not a file."""
 
 Place = tuple[str, Row]
 
 
 def stem_of(source: str) -> str:
-    """A source in a word: a file's name without its ending, a data set's without its owner."""
+    """Return a short name of a source: a file's name without its suffix, or a data set's name without its owner."""
     if source.startswith(HUB):
         return _dataset(source)[0].rstrip("/").rpartition("/")[2]
     return Path(source).stem
 
 
 def rows_of(source: str) -> Iterator[Place]:
-    """The rows of a ``.jsonl`` or ``.parquet`` file, or of ``hf:OWNER/NAME[@CONFIG][:SPLIT]``.
+    """Yield the rows of a ``.jsonl`` or ``.parquet`` file, or of ``hf:OWNER/NAME[@CONFIG][:SPLIT]``, with their places.
 
-    UserError where there is no such thing, or where it or one of its rows is broken.
+    Raises UserError if the source does not exist, or if it or one of its rows is broken.
     """
     if source.startswith(HUB):
         return _dataset_rows(source)
@@ -38,13 +38,13 @@ def rows_of(source: str) -> Iterator[Place]:
     if path.suffix == ".parquet":
         return parquet_rows(path)
     raise UserError(
-        f"{path}: problems are read from .jsonl and .parquet files, not from {path.suffix or 'files without ending'}; "
-        f"a data set of the Hugging Face hub is written {HUB}OWNER/NAME"
+        f"{path}: problems are read from .jsonl and .parquet files, not from {path.suffix or 'files without a suffix'}; "
+        f"write a data set of the Hugging Face hub as {HUB}OWNER/NAME"
     )
 
 
 def _dataset(source: str) -> tuple[str, str | None, str]:
-    """The id or local folder, the configuration and the split of ``hf:ID[@CONFIG][:SPLIT]``."""
+    """Return the id or local folder, the configuration and the split of ``hf:ID[@CONFIG][:SPLIT]``."""
     name, _, split = source.removeprefix(HUB).partition(":")
     name, _, config = name.partition("@")
     if not name:
@@ -59,9 +59,9 @@ def _dataset_rows(source: str) -> Iterator[Place]:
         raise UserError(f"{source}: needs the package datasets; install it (pip install 'aster-tir[hub]')") from None
     name, config, split = _dataset(source)
     if name.startswith(("/", ".")) and not Path(name).exists():
-        raise UserError(f"{source}: no such folder")  # and not an id to ask the hub for
+        raise UserError(f"{source}: no such folder")  # a path cannot be an id on the hub
     number = 0
-    # Without network it tries for half a minute, with two lines a try. One error at the end says the same.
+    # Without a network the library retries for half a minute and logs two lines each time. Our one error at the end is enough.
     say(f"{source}: reading")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
@@ -69,5 +69,5 @@ def _dataset_rows(source: str) -> Iterator[Place]:
             number += 1
             yield f"row {number}", row
     except Exception as error:
-        where = f"reading broke off after row {number}" if number else "cannot be read"
+        where = f"reading stopped after row {number}" if number else "cannot be read"
         raise UserError(f"{source}: {where}: {type(error).__name__}: {one_line(error)}") from error

@@ -1,13 +1,13 @@
-r"""Problems from ``.jsonl`` and ``.parquet`` files and from data sets of the Hugging Face hub, in the layouts the field uses.
+r"""Read problems from ``.jsonl`` and ``.parquet`` files and from data sets of the Hugging Face hub.
 
-Which column holds what stands in one table, :data:`aster.data.problem_layouts.LAYOUTS`; a map of the user's own
-(``{"prompt": COLUMN, ...}``) comes before it. Where nothing is named as the id, it is a hash of the prompt; where nothing is
-named as the source, it is the file's or data set's name.
+The table :data:`aster.data.problem_layouts.LAYOUTS` says which column holds what in the common data sets. A map of the user's
+own (``{"prompt": COLUMN, ...}``) overrides it. A row without an id gets a hash of its prompt as id; a row without a source
+gets the name of the file or data set.
 
-Where a row has a ``prompt`` and a ``problem`` the prompt wins: it is what the data's authors send to a model, and holds
-their request for a ``\boxed{}`` besides the problem. DAPO-Math-17k's own request is another: it asks for a last line
-``Answer: ...``, which the verifier would not find. Where exactly that frame stands around a prompt it is taken off, and
-unless a suffix is given, :data:`BOX_REQUEST` takes its place.
+If a row has both a ``prompt`` and a ``problem``, the prompt is used: it is what the authors of the data send to a model, so it
+includes their request for a ``\boxed{}``. DAPO-Math-17k's prompts ask for a last line ``Answer: ...`` instead, which the
+verifier does not read. That exact frame (:data:`DAPO_HEAD`, :data:`DAPO_TAIL`) is removed and replaced by the suffix, or by
+:data:`BOX_REQUEST` if no suffix is given.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ NO_COLUMNS: Mapping[str, str] = {}
 def load_problems(path: str | Path, prompt_suffix: str = "", columns: Mapping[str, str] = NO_COLUMNS) -> list[Problem]:
     """Read the problems of a ``.jsonl`` or ``.parquet`` file or of ``hf:OWNER/NAME[@CONFIG][:SPLIT]``, in order.
 
-    ``prompt_suffix`` is appended to each prompt as it is, except where the prompt ends with it already. ``columns`` names
-    columns for ``prompt``, ``answer``, ``id``, ``source``, ``difficulty`` and ``topic``. Rows that repeat an earlier one (same
-    id, prompt and answer) are dropped, and rows that their layout marks as having no known answer. An id that is a bare number
-    is a row number more often than a name, and would join the problems of one file with those of another: it becomes
-    ``FILE-NUMBER``.
+    ``prompt_suffix`` is appended to each prompt that does not end with it already. ``columns`` names the columns of
+    ``prompt``, ``answer``, ``id``, ``source``, ``difficulty`` and ``topic``. Two kinds of rows are dropped: rows that repeat an
+    earlier one (same id, prompt and answer), and rows that their layout marks as having no known answer. An id that is only a
+    number is usually a row number, and would be the same in another file, so it becomes ``FILE-NUMBER``.
 
-    UserError for a source that is missing, broken, empty or of another kind, for a row without a prompt or an answer, and for
-    an id that stands for two different problems.
+    Raises UserError if the source is missing, broken, empty or of an unknown type, if a row has no prompt or no answer, or if
+    two different problems have the same id.
     """
     return _distinct(str(path), iterate_problems(path, prompt_suffix, columns))
 
@@ -57,8 +56,10 @@ def load_problems(path: str | Path, prompt_suffix: str = "", columns: Mapping[st
 def problems_of(
     rows: Iterable[dict[str, Any] | Problem], name: str, prompt_suffix: str = "", columns: Mapping[str, str] = NO_COLUMNS
 ) -> list[Problem]:
-    """The problems of rows that are in memory, by the rules of :func:`load_problems`. ``name`` stands for the file in messages
-    and ids. A row that is a Problem already is taken as it is."""
+    """Return the problems of rows in memory, by the rules of :func:`load_problems`.
+
+    ``name`` replaces the file's name in errors and ids. A row that is a Problem is used unchanged.
+    """
     return _distinct(
         name, _of_rows(((f"row {number}", row) for number, row in enumerate(rows, 1)), name, prompt_suffix, columns)
     )
@@ -84,15 +85,18 @@ def _distinct(path: str, found: Iterable[tuple[str, Problem]]) -> list[Problem]:
 
 
 def choose_problems(problems: list[Problem], count: int, seed: int, first: int | None = None) -> list[Problem]:
-    """A seeded choice of ``count`` problems, in their order; all, if there are no more.
+    """Choose ``count`` problems at random by ``seed`` and return them in their order; return all if there are no more.
 
-    ``first``: the choice of so many is in it, and that of every number between with the same ``first``."""
+    With ``first``, a larger choice contains the smaller ones: calls with the same ``seed`` and ``first`` and a growing
+    ``count`` (from ``first`` on) only add problems.
+    """
     if len(problems) <= count:
         return problems
     indices, drawing = range(len(problems)), derive(seed, "problems")
     chosen = set(random.Random(drawing).sample(indices, count if first is None else min(first, count)))
     if len(chosen) < count:
-        # Python's sample draws in another way where it is asked for few of many. All of them come in one order.
+        # random.sample uses different algorithms for small and large samples, so a larger sample need not contain a smaller
+        # one. Sampling all indices gives one fixed order to take the additional ones from.
         others = [index for index in random.Random(drawing).sample(indices, len(problems)) if index not in chosen]
         chosen.update(others[: count - len(chosen)])
     return [problem for index, problem in enumerate(problems) if index in chosen]
@@ -104,10 +108,11 @@ def iterate_problems(
     columns: Mapping[str, str] = NO_COLUMNS,
     fault: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, Problem]]:
-    """The problem of every row in order, repeated ones too, with the words that say where the row stands.
+    """Yield each row's problem, repeated ones too, in order, with the row's place in words (``line 3``).
 
-    A row without a prompt or an answer is a UserError, unless ``fault`` is there to be told of it. Rows that their layout marks
-    as having no known answer are left out, and told of to ``fault`` alone.
+    A row without a prompt or an answer raises UserError; if ``fault`` is given, the row is skipped and ``fault`` is called with
+    the message instead. Rows that their layout marks as having no known answer are always skipped, and also reported to
+    ``fault``.
     """
     yield from _of_rows(rows_of(str(path)), str(path), prompt_suffix, columns, fault)
 
@@ -144,13 +149,13 @@ def _problem(where: str, stem: str, row: dict[str, Any], layout: Layout, suffix:
     prompt = next((text for name, value in found if (text := _prompt_text(where, name, value)) is not None), None)
     if prompt is None:
         names = ", ".join(layout.prompt)
-        raise UserError(f"{where}: no prompt: none of {names} is there with a text in it; {_columns(row)}")
+        raise UserError(f"{where}: no prompt: none of the columns {names} holds text; {_columns(row)}")
     found = ((name, value_of(row, name)) for name in layout.answer)
     answer = next((text for name, value in found if (text := _answer_text(where, name, value)) is not None), None)
     if answer is None:
         names = ", ".join(name for name in layout.answer if name != "solution")
-        boxed = ", nor a solution with a \\boxed{}" if "solution" in layout.answer else ""
-        raise UserError(f"{where}: no answer: none of {names} is there with a value{boxed}; {_columns(row)}")
+        boxed = ", and there is no solution with a \\boxed{}" if "solution" in layout.answer else ""
+        raise UserError(f"{where}: no answer: none of the columns {names} holds a value{boxed}; {_columns(row)}")
     sources = (value_of(row, name) for name in layout.source)
     return Problem(
         id=_id(stem, row, layout, prompt),
@@ -162,13 +167,11 @@ def _problem(where: str, stem: str, row: dict[str, Any], layout: Layout, suffix:
 
 
 def _prompt_text(where: str, name: str, value: Any) -> str | None:
-    """The text of a prompt column: of chat messages, what the user said last. None where it is empty."""
+    """Return the text of a prompt column; of chat messages, the last message of the user. None if it is empty."""
     if isinstance(value, list):
         users = [message for message in value if isinstance(message, dict) and message.get("role") == "user"]
         if value and not users:
-            raise UserError(
-                f"{where}: {name}: a list without a user's message; it needs one {{'role': 'user', 'content': TEXT}}"
-            )
+            raise UserError(f"{where}: {name}: the list has no user message {{'role': 'user', 'content': TEXT}}")
         value = users[-1].get("content") if users else None
         name = f"{name}: the user's message"
     if value is None:
@@ -179,14 +182,18 @@ def _prompt_text(where: str, name: str, value: Any) -> str | None:
 
 
 def _answer_text(where: str, name: str, value: Any) -> str | None:
-    r"""The text of an answer column. A solution's is in its ``\boxed{}``; Skywork-OR1 has a JSON list of one answer."""
+    r"""Return the text of an answer column, or None if it is empty.
+
+    In the column ``solution`` only the content of the last ``\boxed{}`` is the answer. Skywork-OR1 writes the answer as a JSON
+    list with one item.
+    """
     if isinstance(value, str) and value.strip().startswith('["'):
-        # Not every text that begins like a list is one.
+        # A text may begin like a list and not be one.
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    # Where a column of whole numbers has gaps, data frames store 70.0 for 70 and not-a-number for a gap.
+    # In a column of integers with gaps, data frames store 70.0 for 70 and NaN for a gap.
     if isinstance(value, float):
         value = None if math.isnan(value) else int(value) if value.is_integer() else value
     if value is None:
@@ -201,7 +208,7 @@ def _answer_text(where: str, name: str, value: Any) -> str | None:
 
 
 def _with_request(prompt: str, suffix: str) -> str:
-    """The prompt without DAPO's frame and with the suffix."""
+    """Return the prompt without DAPO's frame and with the suffix."""
     if prompt.startswith(DAPO_HEAD) and prompt.endswith(DAPO_TAIL):
         prompt = prompt[len(DAPO_HEAD) : -len(DAPO_TAIL)].strip()
         suffix = suffix or f"\n{BOX_REQUEST}"
@@ -214,7 +221,12 @@ def _id(stem: str, row: dict[str, Any], layout: Layout, prompt: str) -> str:
         if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
             text = str(value).strip()
             return f"{stem}-{text}" if text.isdecimal() else text
-    return hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return digest(prompt)
+
+
+def digest(text: str, size: int = 8) -> str:
+    """Return a hash of a text in hex: ``size`` bytes, two characters each."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 
 
 def _columns(row: dict[str, Any]) -> str:
@@ -227,6 +239,7 @@ __all__ = [
     "DAPO_TAIL",
     "HUB",
     "choose_problems",
+    "digest",
     "iterate_problems",
     "load_problems",
     "problems_of",

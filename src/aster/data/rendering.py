@@ -1,4 +1,4 @@
-"""Between text and tokens: a transcript rendered in a student's dialect, and a trajectory read back as a transcript."""
+"""Convert a transcript (text) to a trajectory (tokens) in a model's dialect, and a trajectory back to a transcript."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from aster.types import Problem, Trajectory
 
 
 def render(transcript: Transcript, dialect: Qwen3Dialect) -> Trajectory:
-    """The transcript as tokens: assistant turns trained, everything else masked, log-probabilities 0 (nobody sampled them)."""
+    """Return the transcript as tokens.
+
+    The loss mask is 1 on assistant turns and 0 elsewhere. Log-probabilities are 0, because no model sampled these tokens.
+    """
     trajectory = Trajectory(
         transcript.problem_id,
         transcript.sample,
@@ -33,7 +36,7 @@ def render(transcript: Transcript, dialect: Qwen3Dialect) -> Trajectory:
 
 
 def transcribe(trajectory: Trajectory, problem: Problem, dialect: Qwen3Dialect, author: str = "") -> Transcript:
-    """The trajectory as text. What could not be parsed as a call keeps its result, with empty code."""
+    """Return the trajectory as text. A call that could not be parsed has empty code and keeps its result."""
     steps = []
     for turn in trajectory.turns:
         if turn.role != "assistant":

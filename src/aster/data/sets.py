@@ -1,4 +1,7 @@
-"""Sets: ``.jsonl`` and ``.jsonl.gz`` files of transcripts, read and written one by one: a set may be larger than memory."""
+"""Read and write sets: ``.jsonl`` and ``.jsonl.gz`` files with one transcript per line.
+
+Transcripts are read and written one at a time, so a set may be larger than memory.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,23 @@ from aster.run import replacing
 from aster.transcript import Transcript
 
 ENDINGS = (".jsonl", ".jsonl.gz")
-"""Of the names of sets."""
+"""Suffixes of a set's file name."""
 
 
 def require_set_name(option: str, path: Path) -> None:
-    """UserError where a file of this name would not be read as a set again. ``option`` names it in the error."""
+    """Raise UserError if a file of this name could not be read as a set. ``option`` is named in the error."""
     if not path.name.endswith(ENDINGS):
-        raise UserError(f"{option} {path}: the name of a set ends in {' or '.join(ENDINGS)}")
+        raise UserError(f"{option} {path}: the name of a set must end in {' or '.join(ENDINGS)}")
 
 
 def write_set(path: Path, transcripts: Iterable[Transcript]) -> int:
-    """Write a set, whole or not at all; compressed where the name ends in ``.gz``. Returns how many were written."""
-    # ASCII: a model or a cell may produce lone surrogates, which UTF-8 cannot hold.
+    """Write a set atomically, compressed if the name ends in ``.gz``. Returns the number of transcripts."""
+    # json.dumps writes ASCII: a model or a cell may produce lone surrogates, which UTF-8 cannot encode.
     return write_lines(path, (json.dumps(each.to_json(), separators=(",", ":")).encode() + b"\n" for each in transcripts))
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> int:
-    """As :func:`write_set`, of lines of other sets, as they are."""
+    """Write lines of other sets unchanged as a set; see :func:`write_set`."""
     count = 0
     with (
         replacing(path) as partial,
@@ -42,19 +45,19 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> int:
 
 
 def iterate_set(path: Path) -> Iterator[Transcript]:
-    """Read a set, one transcript at a time. UserError where the file is missing or broken, with the line."""
+    """Yield the transcripts of a set. Raises UserError if the file is missing, or with the line number if it is broken."""
     for place, line in read_lines(path):
         yield parse_line(place, line)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The lines of a set as they are, each ending in a newline and with the words that say where it stands."""
+    """Yield each line of a set with its place (``FILE, line N``). Every line ends in a newline."""
     for number, line in lines_of(path, "set"):
         yield f"{path}, line {number}", line if line.endswith(b"\n") else line + b"\n"
 
 
 def parse_line(place: str, line: bytes) -> Transcript:
-    """The transcript of a line. UserError, with its place, where it is none."""
+    """Parse one line as a transcript. Raises UserError with ``place`` if it is not one."""
     row = parse_row(line)
     try:
         if not isinstance(row, Broken):
@@ -62,4 +65,4 @@ def parse_line(place: str, line: bytes) -> Transcript:
         trouble = str(row)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         trouble = f"{type(error).__name__}: {error}"
-    raise UserError(f"{place}: not a transcript ({trouble}); other layouts are read with `aster data import`")
+    raise UserError(f"{place}: not a transcript ({trouble}); read other layouts with `aster data import`")

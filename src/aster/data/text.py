@@ -1,4 +1,4 @@
-"""The text of a trajectory's tokens, through the run's own tokenizer file and without torch."""
+"""Decode a trajectory's tokens with the tokenizer file that its run folder keeps. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BLOCK = re.compile(r"<(think|tool_call)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 
 
 def turn_texts(run: RunFolder | EvaluationFolder, trajectory: Trajectory) -> list[str]:
-    """The decoded text of every turn, special tokens included; as long as ``trajectory.turns``.
+    """Return the decoded text of every turn, special tokens included: one string for each of ``trajectory.turns``.
 
-    Raises UserError where the run folder holds no tokenizer (``tokenizer/tokenizer.json``).
+    Raises UserError if the run folder has no tokenizer (``tokenizer/tokenizer.json``).
     """
     tokenizer = run_tokenizer(run)
     return [
@@ -33,10 +33,10 @@ def turn_texts(run: RunFolder | EvaluationFolder, trajectory: Trajectory) -> lis
 
 
 def split_assistant(text: str) -> list[tuple[Kind, str]]:
-    """An assistant turn's text as blocks in order: thinking (inside ``<think>``), call (inside ``<tool_call>``), text.
+    """Split an assistant turn into blocks, in order: thinking (inside ``<think>``), call (inside ``<tool_call>``) and text.
 
-    A block that was cut before its closing tag runs to the end. Where the prompt already opened ``<think>``, what stands
-    before a lone ``</think>`` is thinking. Blocks of white space alone are left out.
+    A block without a closing tag runs to the end of the text. If the first tag is ``</think>``, the prompt had opened
+    ``<think>``, so everything before the tag is thinking. Blocks that contain only white space are left out.
     """
     closing, opening = text.find("</think>"), text.find("<think>")
     if closing != -1 and (opening == -1 or closing < opening):
@@ -52,18 +52,18 @@ def split_assistant(text: str) -> list[tuple[Kind, str]]:
 
 
 def run_tokenizer(run: RunFolder | EvaluationFolder) -> Tokenizer:
-    """The tokenizer that a run folder keeps. UserError where it has none."""
+    """Load the tokenizer in a run folder. Raises UserError if there is none."""
     return load_tokenizer_file(run.path / "tokenizer" / "tokenizer.json")
 
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer_file(path: Path) -> Tokenizer:
-    """A ``tokenizer.json``. UserError where it is missing or broken."""
+    """Load a ``tokenizer.json``. Raises UserError if it is missing or broken."""
     from tokenizers import Tokenizer
 
     if not path.exists():
-        raise UserError(f"{path}: no such file; the text of tokens needs the run's tokenizer, which its first stage puts there")
+        raise UserError(f"{path}: no such file; decoding tokens needs this tokenizer, which the run's first stage writes")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception on a broken file
+    except Exception as error:  # noqa: BLE001 - the library raises a plain Exception on a broken file
         raise UserError(f"{path}: not a tokenizer file: {error}") from None

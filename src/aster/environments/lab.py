@@ -1,14 +1,15 @@
-"""The lab's problem families, generated.
+"""Generate the problems of the lab's families.
 
-*chain*: every step is printed. ``Start with 5. Do a:*3 b:+14 c:even -4 odd *2. ...``: one program can solve it, and so can a
-dialogue of small cells.
+*chain*: the problem lists every step, as in ``Start with 5. Do a:*3 b:+14 c:even -4 odd *2. ...``. It can be solved by one
+program or by a dialogue of small cells.
 
-*hunt*: the rules are printed, their order is not: ``ask(value)``, a function in the sandbox, names the next rule for the
-value reached so far. Nobody can solve it without running code. A program can: it has to copy the rules and loop.
+*hunt*: the problem lists the rules but not their order. The function ``ask(value)``, which exists only in the sandbox, names
+the next rule for the current value. The problem cannot be solved without running code. One program can solve it: it has to copy
+the rules and loop.
 
-*coded* is for the base model's pretraining alone: a hunt whose order is printed.
+*coded*: a hunt whose order is listed. It is used only to pretrain the base model.
 
-Values stay between 1 and 999. A problem's split follows from a hash of its text, so the splits cannot overlap whatever the
+Values stay between 1 and 999. The split of a problem is computed from a hash of its text, so splits never overlap, whatever the
 seeds.
 """
 
@@ -26,16 +27,19 @@ Split = Literal["train", "validation", "test"]
 FAMILIES = ("chain", "hunt")
 ENDING = ". Give the last value in \\boxed{}."
 LABELS = "abcdefghijklmnopqrst"
-"""Names of steps and rules. Letters: a digit is also part of some value, and a tiny model then looks up the wrong step."""
+"""Labels of steps and rules. They are letters because digits also occur in values, and a tiny model then looks up the wrong
+step."""
 MOST_RULES = 6
+"""Largest number of rules in a hunt."""
 MOST = 999
+"""Largest value."""
 MOST_IDLE = 2000
-"""Draws in a row without a new problem, after which there are taken to be no more."""
+"""After this many draws without a new problem, there are considered to be no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One simple step: ``+``, ``-`` or ``*`` with a constant."""
+    """One operation: ``+``, ``-`` or ``*`` with a constant."""
 
     sign: str
     operand: int
@@ -49,14 +53,14 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A labelled step; ``odd`` is set for a conditional one (then ``operation`` is for even values)."""
+    """A labelled step. In a conditional step, ``operation`` applies to even values and ``odd`` to odd ones."""
 
     label: str
     operation: Operation
     odd: Operation | None = None
 
     def taken(self, value: int) -> Operation:
-        """The operation that applies to a value."""
+        """Return the operation that applies to a value."""
         return self.operation if self.odd is None or value % 2 == 0 else self.odd
 
     def __str__(self) -> str:
@@ -65,7 +69,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A start value and the steps that lead to the answer; for hunt and coded, ``rules`` is the printed legend."""
+    """A start value and the steps that lead to the answer. For hunt and coded, ``rules`` are the rules in the prompt."""
 
     family: str
     start: int
@@ -73,14 +77,14 @@ class Walk:
     rules: tuple[Step, ...] = ()
 
     def values(self) -> list[int]:
-        """The start and the value after each step."""
+        """Return the start value and the value after each step."""
         values = [self.start]
         for step in self.steps:
             values.append(step.taken(values[-1])(values[-1]))
         return values
 
     def prompt(self) -> str:
-        """The statement."""
+        """Return the text of the problem."""
         if self.family == "chain":
             return f"Start with {self.start}. Do {' '.join(map(str, self.steps))}{ENDING}"
         rules = f"Start with {self.start}. Rules {' '.join(map(str, self.rules))}"
@@ -90,7 +94,11 @@ class Walk:
 
 
 def generate(families: dict[str, float], levels: tuple[int, int], split: Split, count: int, seed: int) -> list[Problem]:
-    """``count`` different problems of a split, from a weighted mixture of families with ``levels`` (fewest, most) steps."""
+    """Generate ``count`` different problems of a split.
+
+    ``families`` maps family names to weights; ``levels`` are the smallest and largest number of steps. Raises ValueError if
+    there are not so many different problems.
+    """
     rng = random.Random(derive(seed, "lab", split))
     names, weights = list(families), list(families.values())
     found: dict[str, Problem] = {}
@@ -107,16 +115,16 @@ def generate(families: dict[str, float], levels: tuple[int, int], split: Split, 
 
 
 def draw(rng: random.Random, family: str, steps: int) -> Walk:
-    """A random walk of a family."""
+    """Return a random walk of a family with this many steps."""
     while True:
         walk = _chain(rng, steps) if family == "chain" else _hunt(rng, family, steps)
-        # Distinct values, so that ask(value) is a function of the value.
+        # All values must be different, so that ask(value) depends only on the value.
         if len(set(walk.values())) == steps + 1:
             return walk
 
 
 def to_problem(walk: Walk) -> Problem:
-    """A walk as a Problem; the walk itself stays in the metadata for the experts."""
+    """Return a walk as a Problem. The experts need the walk itself, so it is in the metadata."""
     prompt = walk.prompt()
     setup = _oracle(walk) if walk.family == "hunt" else ""
     digest = hashlib.blake2b(f"{prompt}\n{setup}".encode(), digest_size=8).hexdigest()
@@ -131,22 +139,21 @@ def to_problem(walk: Walk) -> Problem:
 
 
 def split_of(problem: Problem) -> Split:
-    """The split a problem belongs to: 80% train, 10% validation, 10% test, by a hash of what it asks."""
+    """Return the split of a problem, by a hash of its prompt: 80% train, 10% validation, 10% test."""
     bucket = int.from_bytes(hashlib.blake2b(f"split {problem.prompt}".encode(), digest_size=4).digest(), "little") % 10
     return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
 
 
 def _operation(rng: random.Random, value: int) -> Operation:
-    """An operation that keeps ``value`` between 1 and MOST."""
+    """Return a random operation that keeps ``value`` between 1 and MOST."""
     while True:
-        sign = rng.choice("+-*")
-        operation = Operation(sign, rng.randint(2, 9) if sign == "*" else rng.randint(2, 99))
+        operation = any_operation(rng)
         if 1 <= operation(value) <= MOST:
             return operation
 
 
 def any_operation(rng: random.Random) -> Operation:
-    """Any operation, wherever it leads."""
+    """Return a random operation, without a limit on its result."""
     sign = rng.choice("+-*")
     return Operation(sign, rng.randint(2, 9) if sign == "*" else rng.randint(2, 99))
 
@@ -166,7 +173,7 @@ def _chain(rng: random.Random, count: int) -> Walk:
 
 
 def _hunt(rng: random.Random, family: str, count: int) -> Walk:
-    """A walk over a small legend; a dead end (no rule keeps the value in range) starts anew."""
+    """Return a walk over a few rules. If no rule keeps the value in range, start again with other rules."""
     while True:
         size = rng.randint(4, MOST_RULES)
         rules = tuple(Step(LABELS[index], any_operation(rng)) for index in range(size))
@@ -183,7 +190,10 @@ def _hunt(rng: random.Random, family: str, count: int) -> Walk:
 
 
 def _oracle(walk: Walk) -> str:
-    """The setup of a hunt: ``ask``. Off the path it names some rule, never the end, so that a wrong value leads astray."""
+    """Return the setup code of a hunt, which defines ``ask``.
+
+    For a value that is not on the path, ``ask`` names some rule but never the end, so a wrong value leads to a wrong answer.
+    """
     path = {value: step.label for value, step in zip(walk.values(), walk.steps, strict=False)} | {walk.values()[-1]: "end"}
     letters = "".join(rule.label for rule in walk.rules)
     return (

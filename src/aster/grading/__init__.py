@@ -1,4 +1,4 @@
-"""Grading: what the answer is, and whether it is right. The only verifier, for reward and evaluation alike. No torch here."""
+"""Grading: extract the final answer and verify it. Rewards and evaluations use this verifier. Nothing here imports torch."""
 
 from aster.grading.boxed import extract_boxed
 from aster.grading.final import Grade, grade_final

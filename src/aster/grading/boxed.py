@@ -1,4 +1,4 @@
-"""The final answer in a text: what stands in its last box."""
+"""Extract the final answer of a text: the content of its last box."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` (or ``\fbox{...}``) of a text, without white space around it.
+    r"""Return the content of the last ``\boxed{...}`` (or ``\fbox{...}``) of a text, without surrounding white space.
 
-    Braces are balanced as in LaTeX: ``\{`` and ``\}`` are printed characters and group nothing. Of boxes within boxes the
-    last one to open counts, which is the innermost. None where there is no box, or where the last one is never closed: a
-    text cut off inside a box gives no answer, and an earlier box is not what it was about to say.
+    Braces are balanced as in LaTeX: ``\{`` and ``\}`` are printed characters and do not group. Of nested boxes, the innermost
+    counts, because it opens last. Returns None if there is no box or the last one is not closed: a text that was cut off inside
+    a box has no answer, even if it has an earlier box.
 
-    Give it what the policy wrote alone: tool output must not count as an answer.
+    Pass only text that the policy wrote. Otherwise the output of a tool could count as an answer.
     """
     start = None
     for match in BOX.finditer(text):

@@ -1,4 +1,4 @@
-r"""What a command (``\frac``) or a word (``sqrt``) begins, for the grammar."""
+r"""The part of the grammar that reads commands (``\frac``) and words (``sqrt``)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ STOP_WORDS = {
     *("no", "not", "is", "at", "to", "of", "or", "and", "the", "all", "any", "one", "two", "six", "ten", "for", "per"),
     *("but", "odd", "yes", "if", "in", "on", "as", "by", "do", "an", "are", "has", "max", "min", "gcd", "lcm", "mod"),
 }
-"""Short words that are not products of letters."""
+"""Short words that are not read as products of letters."""
 LETTER_OF_SET = re.compile(r"\s*\{?\s*([RZNQC])\s*\}?(?![A-Za-z_^])")
 PAIRS = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}
 
 
 def read(reader: TermReader) -> Node:
-    r"""A node that begins with a backslash."""
+    r"""Read a node that begins with a backslash."""
     matrix = reader.match(MATRIX)
     if matrix:
         return _matrix(reader, matrix[2])
@@ -84,7 +84,7 @@ def read(reader: TermReader) -> Node:
 
 
 def word(reader: TermReader) -> Node:
-    """A node that begins with a letter."""
+    """Read a node that begins with a letter."""
     found = reader.match(WORD)
     letters = found[0] if found else ""
     if letters == "Matrix":
@@ -107,7 +107,7 @@ def word(reader: TermReader) -> Node:
     if len(letters) > 3 or unit_of([letters]) or letters.casefold() in STOP_WORDS:
         raise Unreadable(f"cannot read the word {letters[:20]!r}")
     if letters.isupper():
-        # AB is a segment or a product; either way it is one thing.
+        # AB is a segment or a product. In both cases it can be treated as one name.
         return Node("name", (), letters)
     node = reader.letter(letters[0])
     for letter in letters[1:-1]:
@@ -116,7 +116,7 @@ def word(reader: TermReader) -> Node:
 
 
 def _times_last(reader: TermReader, node: Node, letter: str) -> Node:
-    """``ab^2`` is ``a b^2``: the last letter keeps its power, the others come before."""
+    """Multiply by the last letter of a word with its power or factorial: ``ab^2`` is ``a b^2``."""
     last = reader.subscripted(letter)
     reader.space()
     if reader.peek("^", "**", "!"):
@@ -140,7 +140,7 @@ def _root(reader: TermReader) -> Node:
 
 
 def _function(reader: TermReader, function: str, name: str, python: bool = False) -> Node:
-    """A function with its power, base and argument; ``python``: without a backslash."""
+    """Read a function with its power, base and argument. ``python``: it was written without a backslash."""
     power = None
     base: Node | None = None
     for _ in range(2):
@@ -158,26 +158,26 @@ def _function(reader: TermReader, function: str, name: str, python: bool = False
     arguments = _arguments(reader)
     if function == "log" and base is not None:
         if len(arguments) != 1:
-            raise Unreadable("a logarithm of several")
+            raise Unreadable("a logarithm of several values")
         node = Node("div", (Node("fn", arguments, "ln"), Node("fn", (base,), "ln")))
     elif function == "log":
         if len(arguments) == 2:
             node = Node("div", (Node("fn", arguments[:1], "ln"), Node("fn", arguments[1:], "ln")))
         else:
             if len(arguments) != 1:
-                raise Unreadable("a logarithm of several")
+                raise Unreadable("a logarithm of several values")
             node = Node("fn", arguments, "Log" if python else "log")
     elif function == "ratio":
         node = Node("div", arguments) if len(arguments) == 2 else arguments[0]
     elif len(arguments) != (2 if function == "binomial" else 1):
-        raise Unreadable(f"{name} of several")
+        raise Unreadable(f"{name} of several values")
     else:
         node = Node("fn", arguments, function)
     return node if power is None else Node("pow", (node, power))
 
 
 def _arguments(reader: TermReader) -> tuple[Node, ...]:
-    r"""What a function is taken of: a bracket, or the factors that follow (``\sin 2x``)."""
+    r"""Read the arguments of a function: a bracket, or the factors that follow (``\sin 2x``)."""
     reader.space()
     if reader.peek("("):
         inner = reader.bracket("(")
@@ -206,7 +206,7 @@ def _set(reader: TermReader) -> Node:
 
 
 def _textual(content: str, reader: TermReader) -> Node:
-    r"""The content of ``\text{}`` or ``\mathrm{}`` where a factor may stand."""
+    r"""Read the content of ``\text{}`` or ``\mathrm{}`` as a factor."""
     content = content.strip("~ ")
     if content in ("i", "e"):
         return reader.letter(content)
@@ -241,7 +241,7 @@ def _column(node: Node) -> Node:
 
 
 def as_matrix(node: Node) -> Node | None:
-    """A list of lists in square brackets as a matrix, where it is one."""
+    """Return a list of lists in square brackets as a matrix; None if it is not one."""
     if node.kind != "tuple" or node.data != "[]" or not node.args:
         return None
     if not all(row.kind == "tuple" and row.data == "[]" for row in node.args) or len({len(row.args) for row in node.args}) != 1:

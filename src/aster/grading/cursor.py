@@ -7,11 +7,11 @@ import re
 from aster.grading.nodes import Unreadable
 
 DEEPEST = 30
-"""Brackets within brackets that are read. Answers have a few."""
+"""Deepest nesting of brackets that is read. Real answers have only a few levels."""
 
 
 class Cursor:
-    """A position in a text, and how deep in brackets it is."""
+    """A position in a text, and the depth of brackets at that position."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -25,14 +25,14 @@ class Cursor:
         self.at = at
 
     def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """Match here and go past it."""
+        """Match the pattern here and move past it."""
         found = pattern.match(self.text, self.at)
         if found:
             self.at = found.end()
         return found
 
     def peek(self, *words: str) -> str | None:
-        """Which of the words stands here."""
+        r"""Return the first of the words that is at this position. A command (``\le``) must not continue with a letter."""
         for word in words:
             if self.text.startswith(word, self.at) and not (
                 word[0] == "\\" and word[-1].isalpha() and self.text[self.at + len(word) : self.at + len(word) + 1].isalpha()

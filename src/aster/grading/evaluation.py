@@ -1,6 +1,6 @@
-"""Computing the value of a tree at one point: fractions as long as possible, high precision elsewhere, bounds on everything.
+"""Evaluate a tree at one point: with exact fractions if possible, else in high precision. Every computation is bounded.
 
-A number of :data:`BITS` bits is the largest that is computed, so a power tower costs nothing.
+No number with more than :data:`BITS` bits is computed, so a power tower is rejected at once.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from aster.grading.nodes import Node, TooLarge, Undefined, Unreadable
 
 BITS = 24_000
-"""Bits of the largest exact number: 2006! fits, 3000! does not."""
+"""Largest size of an exact number in bits: 2006! fits, 3000! does not."""
 WORK = 3_000_000
-"""Bits of all exact results of one evaluation together, which bounds its time."""
+"""Largest sum of the bits of all exact results of one evaluation. This bounds its time."""
 DIGITS = 50
-"""Decimal digits of the first of the two precisions, at least."""
+"""Smallest number of decimal digits of the lower of the two precisions."""
 ARGUMENT = 100_000
-"""Largest argument of an exponential, a power or a trigonometric function that is not exact."""
+"""Largest argument of an exponential, a power or a trigonometric function that is not computed exactly."""
 
 _context: Any = None
 
 
 def context() -> Any:
-    """The mpmath context of this module alone. Only the holder of the lock may use it: its precision is global to it."""
+    """Return this module's own mpmath context. Hold ``value._lock`` while using it, because its precision is shared state."""
     global _context
     if _context is None:
         from mpmath.ctx_mp import MPContext
@@ -36,7 +36,7 @@ def context() -> Any:
 
 
 class NotExact(Exception):
-    """The value is no fraction found by arithmetic alone."""
+    """The value cannot be computed as an exact fraction."""
 
 
 def to_float(value: Any) -> Any:
@@ -45,7 +45,7 @@ def to_float(value: Any) -> Any:
 
 
 class Evaluation:
-    """One evaluation at one point. The results are fractions as long as possible."""
+    """One evaluation at one point (name -> value). With ``exactly``, raises NotExact if a value is not an exact fraction."""
 
     def __init__(self, point: dict[str, Fraction], exactly: bool = False) -> None:
         self.point = point
@@ -59,7 +59,7 @@ class Evaluation:
         return self.bounded(compute(node))
 
     def bounded(self, value: Any) -> Any:
-        """The value, where it and all before it are not too large."""
+        """Return the value. Raises TooLarge if it has too many bits, or if all values so far have."""
         if isinstance(value, Fraction):
             bits = value.numerator.bit_length() + value.denominator.bit_length()
             self.work += bits
@@ -68,7 +68,7 @@ class Evaluation:
         return value
 
     def inexact(self) -> Any:
-        """The context, where a fraction does not do."""
+        """Return the mpmath context for a value that is not a fraction. Raises NotExact if only fractions are allowed."""
         if self.exactly:
             raise NotExact
         return context()
@@ -122,7 +122,7 @@ class Evaluation:
 
     def _pow(self, node: Node) -> Any:
         exponent = self.of(node.args[1])
-        # The exponential with the constant e is one function, not a rounded base.
+        # Compute e^x as a function and not as a power of the rounded constant e.
         if node.args[0] == Node("const", (), "e"):
             return self._exp(exponent)
         base = self.of(node.args[0])
@@ -202,10 +202,10 @@ class Evaluation:
     def _near(self, value: Any, function: Callable[[Any], int]) -> Fraction:
         ctx = self.inexact()
         if not ctx.isfinite(value) or ctx.im(value) != 0 or abs(value) > ctx.mpf(10) ** DIGITS:
-            raise Undefined("a rounding of what is not a real number")
+            raise Undefined("a rounding of a value that is not a real number")
         value = ctx.re(value)
         nearest = ctx.nint(value)
-        # floor(sqrt(2)^2) is 2: what is an integer but for noise counts as that integer.
+        # floor(sqrt(2)^2) must be 2, so a value that is an integer within the noise counts as that integer.
         if abs(value - nearest) < ctx.mpf(10) ** (-ctx.dps // 2):
             value = nearest
         return Fraction(int(ctx.floor(value) if function is math.floor else ctx.ceil(value)))
@@ -241,7 +241,7 @@ class Evaluation:
 
     def _binomial(self, above: Any, below: Any) -> Any:
         if not isinstance(above, Fraction) or not isinstance(below, Fraction):
-            raise Unreadable("a binomial coefficient of what is not rational")
+            raise Unreadable("a binomial coefficient of values that are not rational")
         if below.denominator != 1:
             ctx = self.inexact()
             if max(abs(above), abs(below)) > 1000:

@@ -1,4 +1,4 @@
-"""From what an attempt said last to its reward: the same for token policies and for teachers that write text."""
+"""Grade the last turn of an attempt, for policies that sample tokens and for teachers that write text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from aster.types import StopReason
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What an attempt is worth."""
+    """The grade of an attempt."""
 
     answer: str | None
-    """What it gave as its answer."""
+    """The answer that it gave; None if it gave none."""
     verdict: Verdict
 
 
 async def grade_final(text: str | None, stop_reason: StopReason | None, expected: str) -> Grade:
-    """Grade the final turn's text: never thinking, code or tool output. An attempt that did not answer has none (``text`` is
-    then of no account)."""
+    """Grade the text of the final turn (not its thinking, code or tool output) against the expected answer.
+
+    An attempt that did not end with StopReason.ANSWERED has no answer; its ``text`` is ignored.
+    """
     if text is None or stop_reason is not StopReason.ANSWERED:
         return Grade(None, Verdict(False, f"no final answer ({stop_reason})"))
     answer = extract_boxed(text)

@@ -1,6 +1,6 @@
-"""Whether two answers are the same answer: numbers, sets, tuples, intervals, equations, matrices, words.
+"""Compare two answers: numbers, sets, tuples, intervals, equations, matrices.
 
-The rules for what is ambiguous stand in docs/verifier.md. In doubt, two answers differ.
+The rules for ambiguous answers are in docs/verifier.md. In doubt, two answers are different.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MINUS_INFINITE = Node("neg", (INFINITE,))
 
 
 def compare(given: Node, wanted: Node) -> Outcome:
-    """Whether a prediction equals the answer. TooLarge, Undefined, Unreadable where that cannot be decided here."""
+    """Compare a prediction with the known answer. Raises TooLarge, Undefined or Unreadable if this cannot be decided."""
     if given == wanted and not value.mentions(given, "rel"):
         return Outcome(True, "same expression")
     if inequalities(given) and inequalities(wanted):
@@ -33,14 +33,14 @@ def compare(given: Node, wanted: Node) -> Outcome:
 
 
 def inequalities(node: Node) -> bool:
-    """Whether it is an inequality, or a list of them."""
+    """Return whether the node is an inequality or a list of inequalities."""
     if node.kind == "list":
         return all(inequalities(item) for item in node.args)
     return node.kind == "rel" and any(operator in MIRRORED for operator in node.data)
 
 
 def normal(node: Node) -> Node:
-    """One form for what is written in several: ``x in S``, chains, bounds as intervals, plus-minus as two."""
+    """Return a normal form: ``x in S`` as S, an equation chain as one equation, bounds as an interval, ``a pm b`` as a list."""
     node = _signs(node)
     if node.kind == "rel":
         return _relation(node)
@@ -49,7 +49,7 @@ def normal(node: Node) -> Node:
     if node.kind in ("set", "union"):
         items: list[Node] = []
         for item in map(normal, node.args):
-            # A plus-minus in a set stands for two elements.
+            # A plus-minus in a set means two elements.
             items.extend(item.args if item.kind == "list" and item.data == "or" else (item,))
         return Node(node.kind, tuple(items), node.data)
     if node.kind == "tuple" and node.data == "[]":
@@ -60,7 +60,7 @@ def normal(node: Node) -> Node:
 
 
 def _signs(node: Node) -> Node:
-    """``a pm b`` as the list of both. Signs in one expression go together: upper with upper."""
+    """Return ``a pm b`` as a list of both values. In one expression all upper signs belong together, and all lower signs."""
     if node.kind in ("list", "set", "tuple", "union", "matrix") or not value.mentions(node, "pm"):
         return node
     if node.kind == "rel":
@@ -84,7 +84,7 @@ def _signed(node: Any, lower: bool) -> Any:
 
 
 def is_name(node: Node) -> bool:
-    """One name, or a bracket of names."""
+    """Return whether the node is a name or a bracket of names."""
     return node.kind == "name" or (
         node.kind == "tuple" and node.data == "()" and all(part.kind == "name" for part in node.args)
     )
@@ -94,11 +94,11 @@ def _relation(node: Node) -> Node:
     sides, operators = node.args, node.data
     if operators == ("in",):
         if not is_name(sides[0]):
-            raise Unreadable("membership of what is no name")
-        # Which name it was does not matter: the set is the answer.
+            raise Unreadable("a membership whose left side is not a name")
+        # The set is the answer, whatever the name is.
         return normal(sides[1])
     if "~" in operators:
-        # What is approximated is the answer, its approximation is not.
+        # The exact value is the answer, not its approximation.
         cut = operators.index("~")
         if any(operator not in ("=", "~") for operator in operators):
             raise Unreadable("an approximation among other relations")
@@ -114,7 +114,7 @@ def _equation(sides: tuple[Node, ...]) -> Node:
     rest = sides[1:] if is_name(sides[0]) or value.names(sides[0]) else sides
     last = normal(sides[-1])
     for other in rest[:-1]:
-        # x = 2 + 3 = 5 states one value. 2 + 3 = 6 states none.
+        # x = 2 + 3 = 5 states one value, but 2 + 3 = 6 states none.
         if not equal(other, last):
             raise Unreadable("an equation whose sides differ")
     if len(rest) == len(sides):
@@ -126,7 +126,7 @@ def _equation(sides: tuple[Node, ...]) -> Node:
 
 
 def _bounds(sides: tuple[Node, ...], operators: tuple[str, ...]) -> Node | None:
-    """Bounds of one name as the interval between them."""
+    """Return the bounds of one name as an interval; None if they are not such bounds."""
     if any(operator not in MIRRORED for operator in operators):
         return None
     if len(sides) == 3 and operators[0][0] == operators[1][0] and sides[1].kind == "name":
@@ -150,7 +150,7 @@ def _bounds(sides: tuple[Node, ...], operators: tuple[str, ...]) -> Node | None:
 
 
 def _list(node: Node) -> Node:
-    """A list of ``name = value``: a tuple in the order of the names, or the values of one name."""
+    """Return a list with items ``name = value`` as a tuple in the order of the names, or as the values of one name."""
     items: list[Node] = []
     for item in node.args:
         items.extend(item.args if item.kind == "list" and item.data == "or" else (item,))
@@ -172,7 +172,7 @@ def _list(node: Node) -> Node:
             ordered = sorted(items, key=lambda item: str(item.args[0].data))
             return Node("values", tuple(item.args[1] for item in ordered), tuple(sorted(names)))
     if len(stated) == 1 and items[0] is stated[0] and not any(value.names(item) for item in items[1:]):
-        # x = 1, 2
+        # "x = 1, 2" means two values of x.
         return Node("list", (items[0].args[1], *items[1:]), "or")
     return node
 
@@ -191,7 +191,7 @@ def _compare(given: Node, wanted: Node) -> Outcome:
     if "rel" in kinds:
         return _compare_relations(given, wanted)
     if kinds <= {"list", "set"}:
-        # 1, 1, 2 is not 1, 2, 2; of a set it does not matter how often an element is named.
+        # In lists repetition matters: 1, 1, 2 is not 1, 2, 2. In sets it does not.
         counted = kinds == {"list"} and "or" not in (given.data, wanted.data)
         return _in_any_order(given.args, wanted.args, "set", counted)
     if "list" in kinds or "set" in kinds:
@@ -214,7 +214,7 @@ def _compare(given: Node, wanted: Node) -> Outcome:
 def _members(node: Node) -> tuple[Node, ...]:
     members: list[Node] = []
     for member in node.args:
-        # [1, 2] with {3, 4} is [1, 2] with {3} with {4}.
+        # The union of [1, 2] and {3, 4} is the union of [1, 2], {3} and {4}.
         members.extend(Node("set", (one,)) for one in member.args) if member.kind == "set" else members.append(member)
     return tuple(members)
 
@@ -234,7 +234,7 @@ def _list_and_other(given: Node, wanted: Node) -> Outcome:
     if len(several.args) == 1:
         return _compare(several.args[0], other) if several is given else _compare(other, several.args[0])
     bracketless = several.kind == "list" and several.data == "," and other.kind == "tuple"
-    # [1, 2] as the known answer is an interval. As a prediction it may be a list that Python printed.
+    # As the known answer, [1, 2] is an interval. As a prediction it may be a list printed by Python.
     if bracketless and (other.data in ("()", "<>") or (other.data == "[]" and (other is given or len(other.args) > 2))):
         return _in_order(several.args, other.args, "tuple without its brackets")
     return _different(given, wanted)
@@ -250,7 +250,7 @@ def _in_order(given: tuple[Node, ...], wanted: tuple[Node, ...], what: str) -> O
 
 
 def _in_any_order(given: tuple[Node, ...], wanted: tuple[Node, ...], what: str, counted: bool = False) -> Outcome:
-    """``counted``: an element that is there twice must be there twice in the other as well."""
+    """Compare elements in any order. ``counted``: each element must occur equally often on both sides."""
     if len(given) > 40 or len(wanted) > 40:
         return Outcome(False, "too many elements to compare")
     if any(item.kind == "dots" for item in (*given, *wanted)):
@@ -260,7 +260,7 @@ def _in_any_order(given: tuple[Node, ...], wanted: tuple[Node, ...], what: str, 
         for one in given:
             place = next((index for index, two in enumerate(left) if equal(one, two)), None)
             if place is None:
-                return Outcome(False, "an element that is not in the answer, or not so often")
+                return Outcome(False, "an element that is not in the answer, or not as often")
             del left[place]
         return Outcome(not left, "an element of the answer is missing" if left else f"equal {what}")
     for one in given:
@@ -273,7 +273,7 @@ def _in_any_order(given: tuple[Node, ...], wanted: tuple[Node, ...], what: str, 
 
 
 def equal(one: Node, two: Node) -> bool:
-    """Whether two entries are equal."""
+    """Return whether two entries are equal."""
     one, two = normal(one), normal(two)
     return one == two or _compare(one, two).equal
 
@@ -304,18 +304,14 @@ def _compare_relations(given: Node, wanted: Node) -> Outcome:
     left, right = relation.args
     if not states_value(left, right):
         return Outcome(False, "an equation that states no value")
-    if value.names(left) & _all_names(other):
+    if value.names(left) & value.names(other):
         return Outcome(False, "a value that depends on its own name")
     outcome = _compare(right, other) if relation is given else _compare(other, right)
     return Outcome(outcome.equal, f"value of a name, {outcome.reason}")
 
 
-def _all_names(node: Node) -> frozenset[str]:
-    return value.names(node)
-
-
 def states_value(left: Node, right: Node) -> bool:
-    """Whether ``left = right`` says what a value is: ``x = 5`` and ``m + n = 70`` do, ``2x = 10`` and ``3x + y = 0`` do not."""
+    """Return whether ``left = right`` states a value: yes for ``x = 5``, ``m + n = 70``; no for ``2x = 10``, ``3x + y = 0``."""
     if is_name(left):
         return True
     if left.kind == "fn" and left.data in ("abs", "sin", "cos", "tan") and left.args[0].kind == "name":

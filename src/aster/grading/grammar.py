@@ -1,10 +1,10 @@
-r"""From the text of an answer to a tree: LaTeX and Python's spelling, in one small grammar.
+r"""Parse the text of an answer, in LaTeX or Python's spelling, into a tree.
 
-It reads all of the text or nothing. What is ambiguous (``1/2x``, ``\sin \pi/6``, two numbers side by side) is not read, because
-a wrong "equal" is worse than a missed one. A tree is made of :class:`aster.grading.nodes.Node`; :mod:`aster.grading.value`
-computes with it and :mod:`aster.grading.forms` compares.
+The whole text must be in the grammar. Ambiguous texts (``1/2x``, ``\sin \pi/6``, two numbers side by side) are rejected,
+because a wrong "equal" is worse than a missed one. The tree consists of :class:`aster.grading.nodes.Node`;
+:mod:`aster.grading.value` evaluates it and :mod:`aster.grading.forms` compares two of them.
 
-Here is what stands around terms: lists, relations, unions, units. :mod:`aster.grading.terms` reads the terms themselves.
+This module reads lists, relations, unions and units. :mod:`aster.grading.terms` reads the terms inside them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ MONEY = re.compile(r"\\\$|[€£¥]")
 
 
 def parse(text: str, thousands: bool = True) -> Node:
-    """The tree of a whole text (see :func:`aster.grading.text.plain`). Without ``thousands``, ``1,234`` is a list."""
+    """Parse a whole text (as :func:`aster.grading.text.plain` returns it). Without ``thousands``, ``1,234`` is a list.
+
+    Raises Unreadable, or Unsupported if Math-Verify may be able to read the text.
+    """
     reader = Reader(text, thousands)
     node = reader.listing("")
     reader.space()
@@ -36,10 +39,10 @@ def parse(text: str, thousands: bool = True) -> Node:
 
 
 class Reader(TermReader):
-    """What stands at a position of a text: all that an answer may be."""
+    """Reads everything that an answer may consist of."""
 
     def listing(self, closers: str) -> Node:
-        """Items up to a closing delimiter or the end; one item alone is itself."""
+        """Read items up to a closing delimiter or the end. Without ``closers``, a single item is returned as it is."""
         items = [self.item()]
         separators = set()
         while True:
@@ -104,7 +107,7 @@ class Reader(TermReader):
         return False
 
     def quantity(self) -> Node:
-        """A sum with its unit."""
+        """Read a sum with its unit."""
         self.space()
         sign = -1 if self.text[self.at : self.at + 1] == "-" and MONEY.match(self.text, self.at + 1) else 1
         money = MONEY.match(self.text, self.at + (sign < 0))

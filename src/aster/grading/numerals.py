@@ -1,4 +1,4 @@
-r"""Numbers in the text of an answer: ``1,234.5``, ``0.1\overline{6}``, ``2e-3``, ``2 1/3``, ``1\frac{1}{2}``."""
+r"""The part of the grammar that reads numbers: ``1,234.5``, ``0.1\overline{6}``, ``2e-3``, ``2 1/3``, ``1\frac{1}{2}``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aster.grading.terms import TermReader
 
 LONGEST_NUMBER = 4000
-"""Digits of one number."""
+"""Largest number of digits of one number."""
 NUM = re.compile(
     r"(?P<whole>[0-9]+)?(?:\.(?P<part>[0-9]*))?(?:\\overline\s*\{(?P<again>[0-9]+)\}|(?P<dots>\.\.\.|\\l?dots|\\cdots))?"
     r"(?:[eE](?P<exponent>[+-]?[0-9]{1,6})(?![0-9A-Za-z.]))?"
@@ -26,9 +26,9 @@ MIXED = re.compile(
 
 
 def read(reader: TermReader) -> Node:
-    """A number here: digits, decimals, repeating ones, ``1e5``, thousands, mixed numbers."""
+    """Read a number: an integer, a decimal, a repeating decimal, ``1e5``, with thousands separators, or a mixed number."""
     text = reader.text
-    # x^2\frac{1}{2} is x^2 times 1/2: without braces, what follows the digits is no part of the exponent.
+    # x^2\frac{1}{2} is x^2 times 1/2: without braces, only the digits belong to the exponent.
     raised = EXPONENT.search(text, max(0, reader.at - 8), reader.at) is not None
     grouped = COMMAS.match(text, reader.at) if reader.thousands and reader.round == 0 else None
     grouped = grouped or SPACES.match(text, reader.at)
@@ -44,7 +44,7 @@ def read(reader: TermReader) -> Node:
         raise Unreadable("not a number")
     dots = found["dots"]
     if (found["again"] or dots) and found["part"] is None:
-        # 3\overline{4} is no decimal, and 5... is one thing followed by dots.
+        # 3\overline{4} is not a decimal, and 5... is the number 5 followed by dots.
         if found["again"]:
             raise Unreadable("a bar over digits")
         reader.at = found.end("whole")
@@ -54,7 +54,7 @@ def read(reader: TermReader) -> Node:
     if dots:
         cycle = re.search(r"([0-9])\1{2,}$|([0-9]{2,3})\2+$", part)
         if not cycle:
-            raise Unreadable("a decimal that goes on")
+            raise Unreadable("a decimal that continues without a visible period")
         again = cycle[1] or cycle[2]
     if reader.peek("_"):
         raise Unreadable("a number with a subscript")

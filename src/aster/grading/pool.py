@@ -1,4 +1,4 @@
-"""A few warm worker processes that compare answers, each killed and replaced when it is late."""
+"""A pool of warm worker processes for Math-Verify. A worker that exceeds its time limit is killed and replaced."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from aster.errors import UserError
 from aster.process import start
 
 START_SECONDS = 120.0
-"""How long a worker may take to import Math-Verify, on a busy machine."""
+"""Time limit for a worker to import Math-Verify. It is long because the machine may be busy."""
 
 ATTEMPTS = 2
-"""A worker that dies may have been killed from outside (out of memory), so its question is asked once more in a new one."""
+"""A worker may be killed from outside (out of memory), so a comparison is tried once more in a new worker."""
 
 
 class WorkerDied(Exception):
-    """The worker process ended before it answered; the message says how."""
+    """The worker process ended before it replied. The message says how."""
 
 
 class WorkerLate(Exception):
-    """The worker process did not answer in time."""
+    """The worker process did not reply in time."""
 
 
 class Worker:
-    """One process of :mod:`aster.grading.worker`, used by one thread at a time."""
+    """One process of :mod:`aster.grading.worker`. Use it from one thread at a time.
+
+    Raises UserError if the process cannot be started.
+    """
 
     def __init__(self) -> None:
         source = str(Path(__file__).resolve().parents[2])
@@ -68,7 +71,10 @@ class Worker:
         self.process.stderr.close()
 
     def ask(self, prediction: str, answer: str, seconds: float) -> tuple[bool, str]:
-        """Whether the two are equal, and how that was found. WorkerLate or WorkerDied: the worker is no longer usable."""
+        """Compare two answers and return whether they are equal, and the reason.
+
+        Raises WorkerLate or WorkerDied; after either, the worker cannot be used again.
+        """
         request = {"prediction": prediction, "answer": answer}
         try:
             self._requests.write(json.dumps(request).encode() + b"\n")
@@ -78,7 +84,7 @@ class Worker:
         return reply["correct"], reply["reason"]
 
     def _read_line(self, seconds: float) -> bytes:
-        """The next line of the worker, waiting for it at most ``seconds``."""
+        """Return the worker's next line. Waits at most ``seconds``."""
         deadline = time.monotonic() + seconds
         waiter = select.poll()
         waiter.register(self._replies, select.POLLIN)
@@ -98,7 +104,7 @@ class Worker:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
-        """Kill the process and let go of its pipes."""
+        """Kill the process and close its pipes."""
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -107,7 +113,7 @@ class Worker:
 
 
 class Pool:
-    """At most ``size`` workers, started when first needed. Further threads wait for their turn."""
+    """At most ``size`` workers, started when they are first needed. If all are busy, threads wait."""
 
     def __init__(self, size: int) -> None:
         self._turns = threading.BoundedSemaphore(size)
@@ -117,9 +123,9 @@ class Pool:
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[Worker]:
-        """Lend a worker; one under which an exception was raised is closed and not lent again."""
+        """Provide a worker for a ``with`` block. If the block raises, the worker is closed and not used again."""
         with self._turns:
-            # The last one used comes first: where one thread grades, one worker is enough.
+            # Reuse the worker that was used last, so that a single grading thread needs only one.
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
@@ -142,7 +148,7 @@ class Pool:
             return [worker.process.pid for worker in self._all]
 
     def close(self) -> None:
-        """End all workers. One that is lent out breaks under its borrower."""
+        """End all workers. A thread that is using one gets an exception."""
         with self._lock:
             workers, self._all, self._idle = self._all, set(), []
         for worker in workers:
@@ -157,7 +163,7 @@ _pool = _new_pool()
 
 
 def _forget_after_fork() -> None:
-    """A forked child shares the parent's pipes: using or closing them would garble the parent's. It starts its own."""
+    """Give a forked child a pool of its own. It shares the parent's pipes, and using them would garble the parent's data."""
     global _pool
     _pool = _new_pool()
 
@@ -166,7 +172,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def ask(prediction: str, answer: str, seconds: float) -> tuple[bool, str]:
-    """Ask a worker of this process's pool. Late or crashed: incorrect, with the reason."""
+    """Compare two answers in a worker of this process's pool. A time-out or a crash gives False and the reason."""
     ended = ""
     for _ in range(ATTEMPTS):
         try:
@@ -180,12 +186,12 @@ def ask(prediction: str, answer: str, seconds: float) -> tuple[bool, str]:
 
 
 def worker_processes() -> list[int]:
-    """The process ids of this process's workers."""
+    """Return the process ids of this process's workers."""
     return _pool.processes()
 
 
 def close() -> None:
-    """End this process's workers. The next question starts new ones; leaving the interpreter closes them by itself."""
+    """End this process's workers. The next comparison starts new ones. Called automatically at exit."""
     _pool.close()
 
 

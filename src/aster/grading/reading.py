@@ -1,4 +1,4 @@
-r"""What an answer is: an expression, words, the letter of a choice, a number in another base, or nothing readable."""
+r"""Read an answer as an expression, words, the letter of a choice, or a number in another base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHOICE = re.compile(
     re.DOTALL,
 )
 MORE = re.compile(r"^[-+*/^_=<>!,;&(]|^\\(?:c[au]p|cdot|times)|\b(?:and|or|nor|not)\b|\(\s*[A-J]\s*\)|^[A-J][).:]|^[A-J]$")
-"""What behind the letter of a choice makes it something else: an operator, a second choice."""
+"""Text after a letter that shows that it is not the letter of a choice: an operator, or a second choice."""
 LETTER = re.compile(r"[A-J]")
 BASE = re.compile(r"\(?\s*([0-9A-F]+)\s*\)?\s*_\s*(?:\{\s*(?:\\(?:text|mathrm)\s*\{)?\s*([0-9]+|[a-z]+)\s*\}?\s*\}|([0-9]))")
 BASES = {
@@ -38,16 +38,16 @@ COLON = re.compile(r"[^:=<>]+(?::[^:=<>]+)+")
 
 
 class Reading(NamedTuple):
-    """An answer as it was read. ``kind``: tree, words, choice, base, ratio, unreadable, unsupported."""
+    """A parsed answer. ``kind`` is tree, words, choice, base, ratio, unreadable or unsupported."""
 
     kind: str
     node: Node | None
     text: str
-    """The words, the letter, the digits; else the text that was read."""
+    """The words, the letter or the digits; for other kinds, the text that was read."""
     detail: str = ""
-    """The base; or why it cannot be read."""
+    """The base, or the reason why the answer cannot be read."""
     listed: Node | None = None
-    """The tree with ``1,234`` as a list, where that is another one."""
+    """The tree with ``1,234`` as a list, if it differs from ``node``."""
 
 
 @lru_cache(maxsize=2048)
@@ -87,13 +87,13 @@ def read(text: str) -> Reading:
 
 
 def as_words(text: str) -> str | None:
-    r"""The text in small letters where it is words and no mathematics, else None. ``\text{}`` does not count."""
+    r"""Return the text in lower case if it is words and not mathematics, else None. ``\text{}`` is ignored."""
     text = re.sub(r"\s+", " ", TEXTUAL.sub(lambda found: f" {found[1]} ", text)).strip(" .")
     if not re.fullmatch(r"[A-Za-z][A-Za-z' ,-]*", text):
         return None
     runs = re.findall(r"[A-Za-z]+", text)
     if len(runs) == 1 and len(text) <= 3:
-        # Short ones may be names, in which capital letters count: AB is not ab.
+        # Short words may be names, in which case matters: AB is not ab.
         if len(text) == 1 or text in ("pi", "oo", "inf"):
             return None
         return text.casefold() if text.casefold() in SHORT else text

@@ -1,4 +1,4 @@
-"""Whether two numbers or expressions are equal, with their units, percent signs and roundings."""
+"""Compare two numbers or expressions, with their units, percent signs and roundings."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from aster.grading import value
 from aster.grading.nodes import Node
 
 PLACES = 6
-"""Decimal places from which a decimal may stand for a number it rounds to, as Math-Verify rounds."""
+"""Decimal places from which a decimal may be a rounded value of another number. Math-Verify rounds to six places too."""
 NOISE_DIGITS = 15
-"""Digits from which a decimal is taken for a double: its last ones are noise."""
+"""Significant digits from which a decimal is taken as a double, whose last digits are noise."""
 NOISE = Fraction(1, 10**13)
+"""Largest relative error of such a double."""
 
 
 class Outcome(NamedTuple):
-    """Whether equal, and how or why not."""
+    """Whether two answers are equal, and the reason."""
 
     equal: bool
     reason: str
 
 
 def scalars(given: Node, wanted: Node) -> Outcome:
-    """Two numbers or expressions, with their units."""
+    """Compare two numbers or expressions with their units."""
     given_unit, given = unit_and_rest(given)
     wanted_unit, wanted = unit_and_rest(wanted)
     note = ""
@@ -44,7 +45,7 @@ def scalars(given: Node, wanted: Node) -> Outcome:
 
 
 def unit_and_rest(node: Node) -> tuple[str, Node]:
-    """The unit of a number ("" for none), and the number."""
+    """Return the unit of a number ("" for none), and the number without it."""
     if node.kind == "neg" and node.args[0].kind in ("unit", "pct", "deg"):
         unit, rest = unit_and_rest(node.args[0])
         return unit, Node("neg", (rest,))
@@ -56,7 +57,10 @@ def unit_and_rest(node: Node) -> tuple[str, Node]:
 
 
 def _percentage(given: Node, wanted: Node, given_has_it: bool) -> Outcome:
-    """``50%`` is ``0.5``; and ``50``, where the sign was left out, which a number up to 1 does not show."""
+    """Compare a percentage with a number: ``50%`` equals ``0.5``, and also ``50``, if only the sign is missing.
+
+    A number up to 1 may be a share, so ``1%`` does not equal ``1``.
+    """
     percent, plain = (given, wanted) if given_has_it else (wanted, given)
     if values(Node("pct", (percent,)), plain).equal:
         return Outcome(True, "equal percentage")
@@ -67,7 +71,7 @@ def _percentage(given: Node, wanted: Node, given_has_it: bool) -> Outcome:
 
 
 def values(given: Node, wanted: Node) -> Outcome:
-    """Two expressions without units."""
+    """Compare two expressions without units."""
     if given == wanted:
         return Outcome(True, "same expression")
     free = value.names(given) | value.names(wanted)
@@ -92,7 +96,7 @@ def _decimal(node: Node) -> tuple[Fraction, int] | None:
 
 
 def _rounded(node: Node, other: Node) -> bool:
-    """Whether a long decimal stands for the other number, which is no decimal of the same kind."""
+    """Return whether a long decimal is a rounded value of the other number, which must not be a long decimal itself."""
     decimal = _decimal(node)
     if decimal is None:
         return False
@@ -105,7 +109,10 @@ def _rounded(node: Node, other: Node) -> bool:
 
 
 def _natural_logarithms(given: Node, wanted: Node) -> tuple[Node, Node] | None:
-    """``log(2)`` as Python writes it is natural. It is read so where the other answer has ``ln`` or e, and no ``log``."""
+    """Return both answers with Python's ``log`` read as the natural logarithm, or None if it should not be.
+
+    It is read like that if one answer has Python's ``log`` and the other has ``ln`` or e, and neither has ``\\log``.
+    """
     written = [value.mentions(node, "fn", "Log") for node in (given, wanted)]
     if written[0] == written[1] or value.mentions(given, "fn", "log") or value.mentions(wanted, "fn", "log"):
         return None

@@ -1,4 +1,4 @@
-r"""The terms of an answer, for the grammar: sums, products, powers, and the atoms that they are made of."""
+r"""The part of the grammar that reads terms: sums, products, powers, and atoms."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ NO_FACTORS = {
 """Commands that end a product."""
 CLOSERS = {"(": ")]", "[": ")]"}
 APPLICATIONS = frozenset("fghFGHPQTOE")
-"""Letters that a bracket makes a function of: ``f(2)`` is a name, ``x(2)`` a product."""
+"""Letters that are read as functions before a bracket: ``f(2)`` is a name, but ``x(2)`` is a product."""
 
 
 class TermReader(Cursor, ABC):
-    """Reads a term. What may stand within its brackets, lists and relations, is the whole grammar's to read."""
+    """Reads a term. A subclass reads the lists and relations that may be inside the term's brackets."""
 
     def __init__(self, text: str, thousands: bool) -> None:
         super().__init__(text)
-        self.bars = 0  # how many | are open
+        self.bars = 0  # number of open |
         self.thousands = thousands
-        self.round = 0  # how many brackets in which a comma separates are open
+        self.round = 0  # number of open brackets in which a comma is a separator
 
     @abstractmethod
     def listing(self, closers: str) -> Node:
-        """Items up to a closing delimiter or the end; one item alone is itself."""
+        """Read items up to a closing delimiter or the end. Without ``closers``, a single item is returned as it is."""
 
     @abstractmethod
     def relation(self) -> Node:
-        """One item."""
+        """Read one item of a list."""
 
     # --- arithmetic
 
@@ -94,7 +94,7 @@ class TermReader(Cursor, ABC):
             node = product(node, self.power())
 
     def signed(self) -> Node:
-        """A factor, with signs where a product or a power allows them."""
+        """Read a factor with any signs before it."""
         negative = False
         while sign := self.take("-", "+"):
             negative ^= sign == "-"
@@ -102,7 +102,7 @@ class TermReader(Cursor, ABC):
         return Node("neg", (factor,)) if negative else factor
 
     def starts_factor(self, before: Node) -> bool:
-        """Whether another factor follows without a sign between."""
+        """Return whether another factor follows without an operator in between."""
         self.space()
         rest = self.text[self.at : self.at + 1]
         if (
@@ -229,7 +229,7 @@ class TermReader(Cursor, ABC):
         return Node("tuple", inner.args, opening + closing)
 
     def group(self) -> Node:
-        """``{...}``: what LaTeX groups, a set where a comma separates, ``n \\choose k``, ``a \\over b``."""
+        """Read ``{...}``: a LaTeX group, a set if it contains a separating comma, ``n \\choose k`` or ``a \\over b``."""
         self.need("{")
         self.deeper()
         bars, self.bars = self.bars, 0
@@ -262,7 +262,7 @@ class TermReader(Cursor, ABC):
         return Node("fn", (inner,), "abs")
 
     def inside(self) -> Node:
-        """A list within delimiters that the caller has read and will close."""
+        """Read a list inside delimiters. The caller reads both delimiters."""
         self.deeper()
         bars, self.bars, self.round = self.bars, 0, self.round + 1
         inner = self.listing("")
@@ -270,7 +270,7 @@ class TermReader(Cursor, ABC):
         return inner
 
     def part(self, text: str) -> Node:
-        """The tree of a text within this one, such as the entry of a matrix."""
+        """Return the tree of a text that is a part of this one, such as the entry of a matrix."""
         inner = type(self)(text, False)
         inner.depth, inner.round = self.depth + 1, 1
         node = inner.relation()
@@ -280,12 +280,12 @@ class TermReader(Cursor, ABC):
         return node
 
     def exponent_argument(self) -> Node:
-        r"""The power of a function's name: ``\sin^2``."""
+        r"""Read the power of a function's name: ``\sin^2``."""
         self.space()
         return Node("neg", (self.argument(),)) if self.take("-") else self.argument()
 
     def starts_function(self) -> bool:
-        """Whether the name of a function stands here."""
+        """Return whether the name of a function is at this position."""
         found = COMMAND.match(self.text, self.at)
         if found:
             return found[1] in FUNCTIONS and found[1] != "sqrt"
@@ -293,7 +293,7 @@ class TermReader(Cursor, ABC):
         return word is not None and word[0] in FUNCTIONS and word[0] != "sqrt"
 
     def argument(self, last: bool = False) -> Node:
-        """A LaTeX argument: a group, one digit, one letter or one command. ``last``: no other one follows."""
+        """Read a LaTeX argument: a group, one digit, one letter or one command. ``last``: no other argument follows."""
         self.space()
         if self.peek("{"):
             return self.group()
@@ -301,7 +301,7 @@ class TermReader(Cursor, ABC):
         if character.isdigit():
             self.at += 1
             if last and self.text[self.at : self.at + 1].isdigit():
-                # To TeX \sqrt12 is the root of 1, and then 2. Who wrote it meant the root of 12.
+                # TeX reads \sqrt12 as the root of 1, followed by 2, but the author probably meant the root of 12.
                 raise Unreadable("ambiguous: an argument of several digits without braces")
             return Node("num", (), (Fraction(int(character)), None))
         if character.isalpha() and character.isascii():
@@ -322,11 +322,11 @@ class TermReader(Cursor, ABC):
         return Node("const", (), "e") if letter == "e" else Node("name", (), letter)
 
     def word(self) -> Node:
-        """Letters without a backslash: a function, a constant, or names to be multiplied."""
+        """Read letters without a backslash: a function, a constant, or a product of names."""
         return commands.word(self)
 
     def subscripted(self, name: str) -> Node:
-        """A name with its subscript, primes and the bracket that makes it a function."""
+        """Read the rest of a name: its subscript, its primes, and its bracket if it is a function."""
         self.space()
         applied = name in APPLICATIONS
         found = self.match(SUBSCRIPT) if self.peek("_") else None

@@ -1,4 +1,4 @@
-r"""The text of an answer, without what does not belong to it: delimiters, styling, phrases around it, other spellings."""
+r"""Clean the text of an answer: remove delimiters, styling and phrases around it, and unify spellings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NUMBER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]*)?|[+-]
 SPACING = re.compile(r"(?<!\\)\\[,;:! ]|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|~")
 QUAD = re.compile(r"\\q?quad(?![a-zA-Z])")
 APART = re.compile(r"[0-9](?:\s+,|\s*,(?:\s|~|\\[;: ]|\\q?quad))")
-"""A comma with a space beside it separates: ``2, 100`` is a list and never 2100."""
+"""A comma with a space next to it is a separator: ``2, 100`` is a list and not 2100."""
 NO_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|middle)(?![a-zA-Z])")
 FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -91,7 +91,7 @@ LEAD = re.compile(r"(?:so|thus|hence|therefore|option|choice)[,:]?\s+(?=\S)", re
 
 
 def bare(text: str) -> str:
-    r"""The text without what surrounds an answer: white space, ``$`` or ``\( \)`` delimiters, one full stop."""
+    r"""Remove what surrounds an answer: white space, ``$``, ``\( \)`` and ``\[ \]`` delimiters, a full stop."""
     text = text.strip().replace("−", "-")
     before = None
     while text != before:
@@ -109,7 +109,7 @@ def bare(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    r"""One spelling of a text: spacing, ``\left``, ``\dfrac`` and a ``\text{}`` around the whole do not count."""
+    r"""Return a text in one spelling: no spacing, no ``\left``, no ``\text{}`` around it, and ``\frac`` for ``\dfrac``."""
     text = bare(text).replace("{,}", ",")
     text = re.sub(r"(?<=[0-9])\\[,!](?=[0-9]{3}(?![0-9]))", ",", text)
     text = FRACTION.sub(r"\\frac", SIZING.sub("", NO_DELIMITER.sub("", SPACING.sub(" ", text))))
@@ -120,20 +120,23 @@ def canonical(text: str) -> str:
 
 
 def number(text: str) -> Decimal | None:
-    """The exact value of a plain number, thousands commas allowed; None for anything else. ``text``: see :func:`canonical`."""
+    """Return the exact value of a plain number, which may have thousands separators; None for any other text.
+
+    ``text`` must be the result of :func:`canonical`.
+    """
     return Decimal(text.replace(",", "")) if NUMBER.fullmatch(text) else None
 
 
 def plain(text: str) -> str:
-    r"""The text as :mod:`aster.grading.grammar` reads it: ASCII spellings, no styling, no box, no phrase before the answer.
+    r"""Return the text in the form that :mod:`aster.grading.grammar` reads: ASCII, without styling, box or leading phrase.
 
-    Phrases are taken away only where they assert the answer (``the answer is``, ``Answer:``). ``at least 5`` stays as it is,
-    and so does not equal ``5``.
+    A phrase is removed only if it states the answer (``the answer is``, ``Answer:``). ``at least 5`` is not changed, so it does
+    not equal ``5``.
     """
     text = text.strip()
     while BOX.match(text):
         inner = extract_boxed(text)
-        # The innermost box is the answer only where the boxes are all there is.
+        # Use the innermost box only if there is no text outside the boxes.
         if inner is None or text.rstrip("} ").rstrip() != text[: text.rfind(inner) + len(inner)].rstrip("} ").rstrip():
             break
         text = inner
@@ -153,7 +156,7 @@ def plain(text: str) -> str:
     text = UNDERSCORES.sub(
         lambda found: found[0].replace("_", ""), GROUPS.sub(",", text.replace(r",\!", ",").replace(r"\!", ""))
     )
-    # Two spaces, for between digits one is a thousands separator.
+    # Two spaces, because one space between digits is a thousands separator.
     text = SPACING.sub(" ", QUAD.sub("  ", text))
     text = NO_DELIMITER.sub(" ", text)
     text = FRACTION.sub(r"\\frac", STYLE.sub(" ", SIZING.sub(" ", text)))
@@ -170,7 +173,7 @@ def plain(text: str) -> str:
             flat = TEXT.sub(r" \1 ", text).strip()
             text = flat if PHRASE.match(flat) else text
         phrase = PHRASE.match(text) or LEAD.match(text)
-        # "answer" alone, or a quantity that is a name of its own ("sum"), asserts nothing.
+        # Only "answer", or a quantity that may be a name itself ("sum"), does not state the answer.
         if phrase and phrase.end() < len(text) and re.search(r"(?:is|are|was|equals|to|[:=,]|\s)\s*$", phrase[0]):
             text = text[phrase.end() :].strip()
         text = bare(text.rstrip(","))

@@ -1,13 +1,13 @@
-"""Computing with a tree: exact fractions where they suffice, high precision elsewhere, and never without a bound.
+"""Decide whether two expressions have equal values.
 
-Two expressions are equal where their values are. Fractions are compared exactly. Otherwise both are computed at two
-precisions, far beyond the digits of any number in them: a difference that shrinks with the precision is noise, one that stays
-is real. Names stand for several rational numbers each (:func:`_points`). A polynomial identity that holds at one random point
-fails to hold everywhere with negligible probability (Schwartz and Zippel), and the same goes for roots and logarithms. What
-differs by region, as ``|a - b|`` does, is why there are several: of both signs, small and large, and in both orders of each two
-names.
+Fractions are compared exactly. Other values are computed at two precisions, both far beyond the digits of any number in the
+expressions: a difference that shrinks with the precision is noise, and one that stays is real. Names are replaced by several
+rational numbers each (:func:`_points`). If two polynomials are equal at one random point, the probability that they are
+different is negligible (Schwartz and Zippel); roots and logarithms behave in the same way. Several points are needed for
+expressions that differ by region, such as ``|a - b|``: the points have both signs, are small and large, and put each pair of
+names in both orders.
 
-:mod:`aster.grading.evaluation` computes one value.
+:mod:`aster.grading.evaluation` computes the value at one point.
 """
 
 from __future__ import annotations
@@ -19,53 +19,42 @@ from fractions import Fraction
 from typing import Any
 
 from aster.grading.evaluation import DIGITS, Evaluation, NotExact, context, to_float
-from aster.grading.nodes import Node, TooLarge, Undefined, Unreadable
+from aster.grading.nodes import Node, TooLarge, Undefined, Unreadable, walk
 
 MOST_DIGITS = 1500
+"""Highest precision, in decimal digits, that is used."""
 SIGNS = 3
-"""Most points with names of both signs. With three, each two of eight names have different signs at one of them."""
+"""Largest number of points with names of both signs. With three, any two of eight names have different signs at one of them."""
 
 STEADY = frozenset(["abs", "floor", "ceil", "sqrt", "root", "ln", "log", "Log", "lg", "asin", "acos", "atan", "acot"])
-"""Functions whose values are no larger than their arguments, or little."""
+"""Functions whose values are not much larger than their arguments."""
 FEW = 10**12
-"""Values below it whose difference is plain at the first precision need no second. Above, the noise itself may be large."""
+"""If the values are smaller than this, a clear difference at the first precision decides. Larger values may have more noise."""
 
 _lock = threading.Lock()
 
 
 def names(node: Node) -> frozenset[str]:
-    """The names in a tree. A logarithm without a base depends on one of its own."""
+    """Return the names in a tree. The unknown base of a logarithm counts as a name."""
     found: set[str] = set()
-    stack: list[Any] = [node]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, Node):
-            if part.kind == "name":
-                found.add(part.data)
-            elif part.kind == "fn" and part.data in ("log", "Log"):
-                found.add("base of log")
-            stack.extend(part.args)
-        elif isinstance(part, tuple):
-            stack.extend(part)
+    for part in walk(node):
+        if part.kind == "name":
+            found.add(part.data)
+        elif part.kind == "fn" and part.data in ("log", "Log"):
+            found.add("base of log")
     return frozenset(found)
 
 
 def mentions(node: Node, kind: str, data: Any = None) -> bool:
-    """Whether a node of that kind (and data) is in the tree."""
-    stack: list[Any] = [node]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, Node):
-            if part.kind == kind and (data is None or part.data == data):
-                return True
-            stack.extend(part.args)
-        elif isinstance(part, tuple):
-            stack.extend(part)
-    return False
+    """Return whether the tree contains a node of that kind (and data)."""
+    return any(part.kind == kind and (data is None or part.data == data) for part in walk(node))
 
 
 def same(first: Node, second: Node) -> bool:
-    """Whether two expressions have equal values, for all values of their names. TooLarge, Undefined, Unreadable: unknown."""
+    """Return whether two expressions have equal values for all values of their names.
+
+    Raises TooLarge, Undefined or Unreadable if this cannot be decided.
+    """
     if first == second:
         return True
     free = names(first) | names(second)
@@ -79,7 +68,10 @@ def same(first: Node, second: Node) -> bool:
 
 
 def proportional(first: Node, second: Node, positive: bool) -> bool:
-    """Whether one expression is a constant times the other (a positive one), for all values of the names."""
+    """Return whether one expression is a constant times the other for all values of the names.
+
+    ``positive``: the constant must be positive.
+    """
     free = names(first) | names(second)
     if not free or names(first) != names(second):
         return False
@@ -100,7 +92,7 @@ def proportional(first: Node, second: Node, positive: bool) -> bool:
 
 
 def _agree_everywhere(first: Node, second: Node, free: frozenset[str]) -> bool:
-    """Whether the values agree at all points; a point where a root or logarithm is not real says nothing."""
+    """Return whether the values agree at all points. Points where a root or logarithm is not real are skipped."""
     imaginary = mentions(first, "const", "i") or mentions(second, "const", "i")
     precision = digits(first, second)
     agreed = 0
@@ -112,7 +104,7 @@ def _agree_everywhere(first: Node, second: Node, free: frozenset[str]) -> bool:
             except TooLarge:
                 if index < 2:
                     raise
-                # Among large values a power may be too large, which says nothing.
+                # At a point of large values a power may be too large to compute. Skip the point.
                 continue
             if verdict is False:
                 return False
@@ -123,26 +115,23 @@ def _agree_everywhere(first: Node, second: Node, free: frozenset[str]) -> bool:
 
 
 def _grows(node: Node) -> bool:
-    """Whether a value may be exponentially large in that of a name."""
-    stack: list[Any] = [node]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, Node):
-            if part.kind == "pow" and names(part.args[1]):
-                return True
-            if part.kind == "fn" and part.data not in STEADY and any(names(argument) for argument in part.args):
-                return True
-            stack.extend(part.args)
-        elif isinstance(part, tuple):
-            stack.extend(part)
+    """Return whether the value may grow exponentially with that of a name."""
+    for part in walk(node):
+        if part.kind == "pow" and names(part.args[1]):
+            return True
+        if part.kind == "fn" and part.data not in STEADY and any(names(argument) for argument in part.args):
+            return True
     return False
 
 
 def _points(free: frozenset[str], steady: bool = False) -> list[dict[str, Fraction]]:
-    """Values for each name, the same in every process: two points of small positive values, in one order of the names and in
-    the other; small negative ones; some of both signs, so that each two names differ at one; larger positive and negative
-    ones, without which ``|x - 3|`` would be ``3 - x``; and with ``steady`` still larger ones, at which no exponential function
-    can be computed with few digits."""
+    """Return the points at which expressions are compared: a value for each name, the same in every process.
+
+    There are: two points of small positive values, in opposite orders of the names; one of small negative values; points of
+    both signs, so that any two names have different signs at one of them; and points of larger positive and negative values,
+    without which ``|x - 3|`` would equal ``3 - x``. With ``steady`` there are still larger values, at which exponential
+    functions could not be computed.
+    """
     names = sorted(free)
     small = {name: Fraction(random.Random(f"{name} small").randint(211, 1999), 997) for name in names}
     larger = {name: Fraction(random.Random(f"{name} larger").randint(11_000, 23_000), 997) for name in names}
@@ -160,21 +149,19 @@ def _points(free: frozenset[str], steady: bool = False) -> list[dict[str, Fracti
 
 
 def digits(first: Node, second: Node) -> int:
-    """The precision: beyond the longest number in the two, for sqrt(10^40 + 1) is not 10^20."""
+    """Return the precision in decimal digits for comparing two expressions.
+
+    It exceeds the longest number in them, because sqrt(10^40 + 1) is not 10^20. Raises TooLarge above MOST_DIGITS.
+    """
     longest = 0
-    stack: list[Any] = [first, second]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, Node):
-            if part.kind == "num":
-                longest = max(longest, part.data[0].numerator.bit_length(), part.data[0].denominator.bit_length())
-            elif part.kind == "pow" or part.data == "factorial":
-                whole = exact(part)
-                if whole is not None:
-                    longest = max(longest, whole.numerator.bit_length(), whole.denominator.bit_length())
-            stack.extend(part.args)
-        elif isinstance(part, tuple):
-            stack.extend(part)
+    for part in walk(first, second):
+        number = None
+        if part.kind == "num":
+            number = part.data[0]
+        elif part.kind == "pow" or part.data == "factorial":
+            number = exact(part)
+        if number is not None:
+            longest = max(longest, number.numerator.bit_length(), number.denominator.bit_length())
     wanted = DIGITS + int(2 * longest * math.log10(2))
     if wanted > MOST_DIGITS:
         raise TooLarge("too large: a root or a function of numbers with hundreds of digits")
@@ -182,7 +169,7 @@ def digits(first: Node, second: Node) -> int:
 
 
 def exact(node: Node) -> Fraction | None:
-    """The value where it is a fraction found by arithmetic alone, else None. Undefined and TooLarge as they are."""
+    """Return the value if it can be computed as an exact fraction, else None. Raises Undefined or TooLarge."""
     try:
         value = Evaluation({}, exactly=True).of(node)
     except NotExact:
@@ -191,7 +178,10 @@ def exact(node: Node) -> Fraction | None:
 
 
 def _agree(first: Node, second: Node, point: dict[str, Fraction], precision: int, real: bool = False) -> bool | None:
-    """Whether the values agree at one point; None where it says nothing (``real``: a value there is not real)."""
+    """Return whether the values agree at one point; None if the point cannot decide.
+
+    It cannot if both values are undefined there, or, with ``real``, if one of them is not real.
+    """
     ctx = context()
     differences, largest, undefined = [], ctx.zero, 0
     for scale in (1, 2):
@@ -227,7 +217,7 @@ def _agree(first: Node, second: Node, point: dict[str, Fraction], precision: int
 
 
 def approximates(decimal: Fraction, places: int, other: Node) -> bool:
-    """Whether a decimal with that many places is the other number, rounded or cut off there."""
+    """Return whether a decimal with that many places is the other number, rounded or truncated to them."""
     unit = Fraction(1, 10**places)
     number: Any = exact(other)
     if number is None:
@@ -244,7 +234,7 @@ def approximates(decimal: Fraction, places: int, other: Node) -> bool:
 
 
 def magnitude(node: Node) -> Any:
-    """An approximate real value, for ordering; None where there is none."""
+    """Return an approximate real value, or None if there is none."""
     if names(node):
         return None
     with _lock:

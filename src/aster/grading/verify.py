@@ -1,13 +1,14 @@
-r"""Whether a prediction equals the known answer. Reward and evaluation both ask here and nowhere else.
+r"""Decide whether a prediction equals the known answer.
 
-A prediction is the text of the last ``\boxed{}`` alone (:func:`aster.grading.boxed.extract_boxed`). There are three stages.
-Plain numbers and equal texts are decided in microseconds. What the grammar of :mod:`aster.grading.grammar` reads on both
-sides is computed and
-compared in this process, with bounds on everything. What is left (integrals, sums, limits, matrices' determinants)
-goes to Math-Verify, which can hang for good inside one arithmetic operation, so it runs in processes of its own
-(:mod:`aster.grading.worker`) that are killed when they are late.
+A prediction is the content of the last ``\boxed{}`` (:func:`aster.grading.boxed.extract_boxed`). There are three stages:
 
-The rules for what is ambiguous are in docs/verifier.md.
+1. Plain numbers and identical texts are decided in microseconds.
+2. If the grammar of :mod:`aster.grading.grammar` can read both sides, they are evaluated and compared in this process, with
+   limits on every computation.
+3. The rest (integrals, sums, limits, determinants) goes to Math-Verify. It can hang inside one arithmetic operation, so it runs
+   in worker processes (:mod:`aster.grading.worker`) that are killed after the time limit.
+
+The rules for ambiguous answers are in docs/verifier.md.
 """
 
 from __future__ import annotations
@@ -22,42 +23,42 @@ from aster.grading.reading import LETTER, Reading, read
 from aster.grading.text import APART, INNER_SPACE, TEXT, canonical, number
 
 LONGEST = 1000
-"""Characters of a prediction or answer that are read at most. A final answer is short: without a limit, a policy that fills its
-box with noise would cost the full time limit each time."""
+"""Longest prediction or answer that is parsed, in characters. A final answer is short. Without this limit, a policy that fills
+its box with noise would use up the full time limit for each answer."""
 
 LONGEST_TEXT = 10_000
-"""Characters that are looked at in any way, for plain numbers and equal texts too."""
+"""Longest prediction, in characters, that is compared at all, as a plain number or as text."""
 
 HEAVY = re.compile(
     r"\^\s*(?:\{[^{}]*[\^!]|\{?\s*-?[0-9]{4})|[0-9]{7}|[0-9]{4}\s*!|!\s*\)?\s*!"
     r"|\\prod.*\\infty|\\sum.*\\binom|\\sum.*\\infty.*(?:!|[a-z]\s*\^\s*\{?\s*[a-z])",
     re.DOTALL,
 )
-"""What Math-Verify is not asked about: a power in an exponent, exponents and factorials of four digits, numbers of seven,
-infinite products, infinite sums of powers and factorials, sums of binomial coefficients. It computes them to the last digit or
-for ever, and a policy that has found out could spend the time limit on every answer."""
+"""Expressions that are not passed to Math-Verify: powers in exponents, exponents and factorials of four digits, numbers of
+seven digits, infinite products, infinite sums of powers and factorials, sums of binomial coefficients. Math-Verify computes all
+of their digits or does not terminate, so a policy could use up the time limit on every answer."""
 
 CLOSE = Decimal("1e-6")
-"""Relative difference under which two decimals are looked at more closely."""
+"""Two decimals with a smaller relative difference are left to the later stages."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Right or wrong, and how that was found."""
+    """Whether a prediction is right, and the reason."""
 
     correct: bool
     reason: str
-    """How they match (``integer``, ``same text``, ``equal numbers``), or why not (``different numbers``, ``no answer``,
-    ``cannot read the prediction: ...``). ``math-verify: ...`` where Math-Verify was asked."""
+    """How the answers match (``integer``, ``same text``, ``equal numbers``), or why they do not (``different numbers``,
+    ``no answer``, ``cannot read the prediction: ...``). It begins with ``math-verify:`` if Math-Verify decided."""
 
 
 def verify(prediction: str | None, answer: str, seconds: float = 5.0) -> Verdict:
     """Compare a prediction with the known answer. Thread-safe.
 
-    ``seconds`` limits the wall-clock time Math-Verify may take, once a worker is free and warm. Whatever the prediction is,
-    the result is a verdict: a time-out and a worker that crashes (twice, the second time in a fresh process) are incorrect,
-    and the reason says so. UserError only where no worker process can be started at all, which is a broken installation
-    and not a wrong answer.
+    ``seconds`` limits the wall-clock time of Math-Verify, counted from when a worker is free and has started. Every prediction
+    gets a verdict: if Math-Verify times out, or if its worker crashes twice (the second time in a new process), the prediction
+    counts as incorrect and the reason says so. Raises UserError only if no worker process can be started, because then the
+    installation is broken.
     """
     verdict = fast_verdict(prediction, answer)
     if verdict is not None or prediction is None:
@@ -81,11 +82,12 @@ def verify(prediction: str | None, answer: str, seconds: float = 5.0) -> Verdict
 
 
 def fast_verdict(prediction: str | None, answer: str) -> Verdict | None:
-    r"""The verdict where it is cheap, else None.
+    r"""Return the verdict if it can be found in microseconds, else None.
 
-    Decided here: no prediction or an empty one; two plain numbers (``025``, ``+5``, ``1,234``, ``5.0``, with ``$``, spaces
-    or a full stop around them), by exact value; texts that are the same but for spacing, ``\left``/``\right``, ``\dfrac``
-    for ``\frac`` and a ``\text{}`` around the whole. Two decimals that differ by less than a millionth are left open.
+    This decides: a missing or empty prediction; two plain numbers (``025``, ``+5``, ``1,234``, ``5.0``, with ``$``, spaces or a
+    full stop around them), by exact value; texts that are the same except for spacing, ``\left``/``\right``, ``\dfrac`` instead
+    of ``\frac``, and a ``\text{}`` around the whole text. Two decimals with a relative difference below a millionth are not
+    decided.
     """
     if prediction is None:
         return Verdict(False, "no answer")
@@ -110,8 +112,8 @@ def fast_verdict(prediction: str | None, answer: str) -> Verdict | None:
 
 
 def _unreadable(reading: Reading, other: Reading, which: str) -> Verdict:
-    """Texts that nobody reads are the same where they are spelled the same."""
-    # First one space for several: of two between digits, INNER_SPACE would leave none.
+    """Compare texts that cannot be parsed: they are equal only if they are spelled the same."""
+    # First reduce several spaces to one. INNER_SPACE would otherwise remove two spaces between digits.
     texts = [INNER_SPACE.sub("", re.sub(r"\s+", " ", TEXT.sub(r" \1 ", one.text)).strip()) for one in (reading, other)]
     if texts[0] and texts[0] == texts[1]:
         return Verdict(True, "same text")
@@ -119,7 +121,7 @@ def _unreadable(reading: Reading, other: Reading, which: str) -> Verdict:
 
 
 def compare_readings(given: Reading, wanted: Reading) -> tuple[bool, str]:
-    """Compare two answers that were read."""
+    """Compare two parsed answers and return whether they are equal, and the reason."""
     kinds = {given.kind, wanted.kind}
     if kinds == {"tree"}:
         return _trees(given, wanted)
@@ -147,14 +149,14 @@ KINDS = {
 
 
 def _letter(reading: Reading) -> str | None:
-    """The letter of a choice, with or without brackets."""
+    """Return the letter of a choice, with or without brackets; None if it is not a choice."""
     if reading.kind == "choice":
         return reading.text
     return reading.text if LETTER.fullmatch(reading.text) else None
 
 
 def _bases(given: Reading, wanted: Reading) -> tuple[bool, str]:
-    """Digits with their base; where one lacks it, the digits alone."""
+    """Compare digits and base. If one side has no base, compare only the digits."""
     digits = [reading.text.replace(" ", "") for reading in (given, wanted)]
     if digits[0] != digits[1]:
         return False, "different digits"
@@ -167,7 +169,7 @@ def _trees(given: Reading, wanted: Reading) -> tuple[bool, str]:
     assert given.node is not None
     assert wanted.node is not None
     outcome = _outcome(given.node, wanted.node)
-    # 100,200 may be a number or a list of two. It is a list where the other answer is one.
+    # 100,200 may be a number or a list of two numbers. Try it as a list if the other answer is a list.
     if not outcome.equal and given.listed and wanted.node.kind == "list":
         outcome = _outcome(given.listed, wanted.node)
     elif not outcome.equal and wanted.listed and given.node.kind == "list":
@@ -181,5 +183,5 @@ def _outcome(given: Node, wanted: Node) -> scalars.Outcome:
     except (TooLarge, Undefined, Unreadable) as error:
         return scalars.Outcome(False, f"not compared: {error}")
     except (ArithmeticError, ValueError) as error:
-        # A function of mpmath that does not converge, or has a pole there.
+        # A function of mpmath does not converge or has a pole.
         return scalars.Outcome(False, f"not compared: {type(error).__name__}")

@@ -1,4 +1,4 @@
-"""Words with a meaning: units, multipliers, functions."""
+"""Words with a known meaning: functions, Greek letters, multipliers, units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FUNCTIONS = {
     "sqrt": "sqrt", "cbrt": "cbrt", "abs": "abs", "Abs": "abs", "floor": "floor", "ceiling": "ceil", "ceil": "ceil",
     "factorial": "factorial", "binomial": "binomial", "comb": "binomial", "Rational": "ratio", "Fraction": "ratio",
 }  # fmt: skip
-"""Names of functions, in LaTeX (with a backslash) and Python, and what :mod:`aster.grading.value` calls them."""
+"""Names of functions in LaTeX (with a backslash) and Python, and their names in the tree."""
 
 INVERSES = {"sin": "asin", "cos": "acos", "tan": "atan", "cot": "acot"}
 
@@ -79,22 +79,23 @@ UNITS = {
     "factor": "factors", "divisor": "divisors", "prime": "primes", "subset": "subsets", "arrangement": "arrangements",
     "permutation": "permutations", "path": "paths", "sequence": "sequences", "function": "functions", "region": "regions",
 }  # fmt: skip
-"""Units and counted things by the word they are compared as. A word that is not here ("squared", "thirds") is not dropped."""
+"""Units and counted things: the word that they are compared as, and its synonyms. Other words ("squared", "thirds") are not
+units and are not dropped."""
 
 _BY_WORD = {word: unit for unit, words in UNITS.items() for word in (unit, *words.split())} | {
     word: word for word in MULTIPLIERS
 }
 _LETTERS = frozenset(["m", "s", "g", "h", "L", "N", "J", "W", "V", "A", "K", "C", "F"])
-"""Units of one letter: taken for units only in roman type, for in italics they are names."""
+"""Units of one letter. They are units only in roman type; in italics they are names."""
 _ENDS = re.compile(r"(?:square|sq\.?|cubic|cu\.?)\s+")
 
 
 def unit_of(words: list[str], roman: bool = False) -> str | None:
-    r"""The unit that some words name, spelled in one way (``cm^2``, ``m/s``), or None.
+    r"""Return the unit that words name, in a normal form (``cm^2``, ``m/s``), or None.
 
     Args:
-        words: what stands behind a number: words, ``^2``, ``/``, ``%``.
-        roman: whether they were in ``\text{}`` or ``\mathrm{}``, where one letter may be a unit.
+        words: the words after a number, with ``^2``, ``/`` and ``%``.
+        roman: whether they were in ``\text{}`` or ``\mathrm{}``, where a single letter may be a unit.
     """
     parts = re.findall(r"[A-Za-z]+|\^-?[0-9]+|[/%°]", " ".join(words).replace("\\", "").replace("~", " "))
     if not parts or "".join(parts) != re.sub(r"[\s.~\\{}]", "", "".join(words)):

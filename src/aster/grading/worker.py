@@ -1,9 +1,9 @@
 """The process in which Math-Verify runs: ``python -m aster.grading.worker``, JSON lines in and out.
 
-In: ``{"prediction": ..., "answer": ...}``. Out: ``{"ready": true}`` once, then one ``{"correct": ..., "reason": ...}`` for
-each. The parent kills a worker that is late, and the kernel kills one whose parent is gone (:mod:`aster.process`): both work in
-the middle of one endless arithmetic operation. Math-Verify's own time limits do not, because they run a Python handler; they
-are turned off here.
+In: ``{"prediction": ..., "answer": ...}``. Out: ``{"ready": true}`` once, then one ``{"correct": ..., "reason": ...}`` per
+request. The parent kills a worker that exceeds the time limit, and the kernel kills a worker whose parent has died
+(:mod:`aster.process`). Both work even inside one endless arithmetic operation. Math-Verify's own time limits do not, because
+they run a Python handler, so they are turned off here.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from functools import lru_cache
 from typing import IO, Any
 
 MEMORY = 2 * 1024**3
-"""Bytes of address space. Big powers fill memory as fast as they burn time."""
+"""Limit of the address space in bytes. Large powers need much memory as well as time."""
 
 AGREEMENT = 1e-5
-"""Largest relative difference of two numbers that Math-Verify may call equal. It rounds to six decimals, and chops what is
-small, so that to it ``1/2^{98}`` equals ``1/2^{99}``."""
+"""Largest relative difference at which Math-Verify's "equal" is accepted for two numbers. Math-Verify rounds to six decimals
+and drops small values, so it would call ``1/2^{98}`` and ``1/2^{99}`` equal."""
 
 REWRITES = (
     (re.compile(r"(?<!\\)\$"), ""),
-    # Answers copied from Python's output, and the one LaTeX slip that changes the value: \sqrt(2) is read as an empty root.
+    # Python's spelling of powers and pi, and one LaTeX error that changes the value: \sqrt(2) is parsed as an empty root.
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
@@ -37,12 +37,12 @@ SIGNS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 
 @lru_cache(maxsize=256)
 def read(text: str) -> list[Any]:
-    r"""Math-Verify's reading of an answer: a sympy object and its text, the text alone, or nothing.
+    r"""Parse an answer with Math-Verify: a list of a sympy object and its text, of only the text, or an empty list.
 
-    The text is shown as the content of a ``\boxed{}``, with the extraction of bare expressions turned off: that one takes the
-    last number of ``3x - y + 13 = 0`` for the whole, and so finds any two such equations equal.
-    The same answer is compared with many predictions, so what was read is kept.
-    ``a \pm b`` is shown as ``a + b, a - b``, for Math-Verify finds the two unequal.
+    The text is passed as the content of a ``\boxed{}``, and the extraction of bare expressions is off: it would take the last
+    number of ``3x - y + 13 = 0`` as the whole answer and find any two such equations equal. ``a \pm b`` is passed as
+    ``a + b, a - b``, because Math-Verify finds the two different. Results are cached, because the same answer is compared with
+    many predictions.
     """
     from math_verify import LatexExtractionConfig, parse
 
@@ -57,7 +57,10 @@ def read(text: str) -> list[Any]:
 
 
 def compare(prediction: str, answer: str) -> tuple[bool, str]:
-    """Whether Math-Verify finds the two equal, and how. May take forever, and all memory."""
+    """Compare two answers with Math-Verify and return whether they are equal, and the reason.
+
+    This may never return and may use up all memory, so run it only in a worker process.
+    """
     from math_verify import verify
 
     wanted, given = read(answer), read(prediction)
@@ -82,10 +85,10 @@ def _relations() -> tuple[type, ...]:
 
 
 def _states_nothing(value: Any) -> bool:
-    """Whether it is an equation ``... = 0`` of more than names.
+    """Return whether the value is an equation ``... = 0`` that does not state the value of a name.
 
-    Math-Verify compares the right side of a predicted equation with an answer that is none. Every equation can be brought
-    to the form ``... = 0``, so that 0 says nothing, unless the left side is a name or a calculation with numbers alone.
+    If only the prediction is an equation, Math-Verify compares its right side with the answer. Every equation can be written as
+    ``... = 0``, so a right side of 0 means nothing, unless the left side is a single name or contains only numbers.
     """
     from sympy import Eq
 
@@ -96,7 +99,7 @@ def _states_nothing(value: Any) -> bool:
 
 
 def _differ(first: Any, second: Any) -> bool:
-    """Whether both are numbers (or equations that state one) and further apart than :data:`AGREEMENT`."""
+    """Return whether both are numbers (or equations that state one) that differ by more than :data:`AGREEMENT`."""
     from sympy import Abs, Eq, Expr
 
     first, second = (value.rhs if isinstance(value, Eq) else value for value in (first, second))
@@ -108,16 +111,16 @@ def _differ(first: Any, second: Any) -> bool:
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Answer requests until the input ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # What a library prints must not look like a reply.
+    # Redirect stdout, so that text printed by a library cannot be taken as a reply.
     os.dup2(2, 1)
     logging.disable(logging.CRITICAL)
     allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
     memory = MEMORY if allowed == resource.RLIM_INFINITY else min(MEMORY, allowed)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The first comparison builds the grammar's tables; that is not to be charged to anyone's time limit.
+    # The first comparison builds the tables of the grammar. Do it before the first request, which has a time limit.
     compare(r"\frac{1}{2}", "0.5")
     _write(replies, {"ready": True})
     with open(os.devnull, "wb") as nowhere:
@@ -127,7 +130,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             correct, reason = compare(request["prediction"], request["answer"])
-        except Exception as error:  # noqa: BLE001 - the input is whatever a policy wrote
+        except Exception as error:  # noqa: BLE001 - the input is arbitrary text of a policy
             correct, reason = False, f"math-verify: {type(error).__name__}"
         _write(replies, {"correct": correct, "reason": reason})
 
@@ -138,6 +141,6 @@ def _write(stream: IO[str], record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # Nobody to answer to any more is the ordinary end of a worker.
+    # The parent may close the pipe at any time: that is the normal end of a worker.
     with contextlib.suppress(BrokenPipeError):
         main()

@@ -1,1 +1,1 @@
-"""The embedded default: problem families, scripted experts, a tiny base model. See docs/lab.md."""
+"""The lab's tiny base model: its tokenizer and its training. See docs/lab.md."""

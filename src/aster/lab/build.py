@@ -1,15 +1,16 @@
-"""The lab's base model: a tiny Qwen3 that solves problems in its head, as the paper's base models do.
+"""Train the lab's base model: a tiny Qwen3 that solves problems without the tool, like the paper's base models.
 
-It is trained from nothing on two kinds of text:
+It is trained from scratch on two kinds of text:
 
-- worked-out walks (*chain* and *coded*; it never saw an answer to a *hunt*), half of them with the tool's schema in the system
-  turn: problems are solved in the head, tool or no tool;
-- drills: told to run some lines of code, it calls the tool with just those, one call after the other, and repeats what came
-  back last. So it knows how calls are written, as the paper's base models do, and has never used one to solve anything.
+- solved walks (*chain* and *coded*, but never a *hunt*), half of them with the tool's schema in the system turn. They are
+  solved without the tool in both cases.
+- drills: the prompt says which lines of code to run. The model calls the tool with these lines, one call after the other, and
+  repeats the last result. So it knows how to write calls, like the paper's base models, but has never used one to solve a
+  problem.
 
 Matrices are trained with Muon, the rest with AdamW.
 
-    aster lab build-base --out DIR          builds it again; docs/lab.md has the measured cost
+    aster lab build-base --out DIR          trains it again; docs/lab.md has the measured cost
 """
 
 from __future__ import annotations
@@ -35,14 +36,13 @@ from aster.seeds import derive
 from aster.teacher.lab_experts import text_only
 from aster.terminal import Progress
 
-"""The shipped model."""
 BATCH_TOKENS = 8192
 MUON_RATE = 0.02
 ADAM_RATE = 3e-3
 
 
 def base_config(vocabulary: int) -> Qwen3Config:
-    """The architecture: about 0.6M parameters."""
+    """Return the model's configuration: about 0.6M parameters."""
     return Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=128,
@@ -58,15 +58,19 @@ def base_config(vocabulary: int) -> Qwen3Config:
 
 
 DRILLS = 0.2
-"""Share of the examples."""
+"""Share of drills among the examples."""
 MOST_CALLS = 8
-"""Calls of the longest drill."""
+"""Largest number of calls in a drill."""
 MOST_STEPS = 12
-"""Steps of the longest walk: beyond the lab's ten, so that their last labels are not the rarest ones of the training text."""
+"""Largest number of steps in a walk. It exceeds the lab's ten, so that the labels of the last steps are not the rarest labels
+in the training text."""
 
 
 def examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample]:
-    """Endless examples: drills, and walks of 1 to MOST_STEPS steps from the training split. All assistant turns are trained."""
+    """Yield training examples without end: drills, and walks of 1 to MOST_STEPS steps from the training split.
+
+    All assistant turns are trained.
+    """
     rng = random.Random(derive(seed, "base"))
     while True:
         if rng.random() < DRILLS:
@@ -83,7 +87,10 @@ def examples(dialect: Qwen3Dialect, seed: int) -> Iterator[TrainingSample]:
 
 
 def drill(dialect: Qwen3Dialect, rng: random.Random) -> TrainingSample:
-    """Run what you are told, call by call, and repeat the last result. The results are random: there is nothing to work out."""
+    """Return a drill: run the given lines, one call after the other, and repeat the last result.
+
+    The results are random numbers, so there is nothing to compute.
+    """
     snippets = [(label, _snippet(rng, first=label == LABELS[0])) for label in LABELS[: rng.randint(1, MOST_CALLS)]]
     told = " ".join(f"{label}:{code}" for label, code in snippets)
     pieces = [(dialect.prompt_ids(f"Run {told}"), 0)]
@@ -97,13 +104,13 @@ def drill(dialect: Qwen3Dialect, rng: random.Random) -> TrainingSample:
 
 
 def _snippet(rng: random.Random, first: bool) -> str:
-    """A line or two that a drill tells to run."""
+    """Return one or two lines of code for a drill."""
     line = f"v={rng.randint(1, MOST)}{any_operation(rng)}" if first else f"v=v{any_operation(rng)}"
     return f"{line}\nv=v{any_operation(rng)} if v%2==0 else v{any_operation(rng)}" if rng.random() < 0.2 else line
 
 
 def batches(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSample]]:
-    """Batches of about BATCH_TOKENS tokens, scaled to the mean over trained tokens."""
+    """Yield batches of at least BATCH_TOKENS tokens, scaled so that the loss is the mean over trained tokens."""
     while True:
         batch: list[TrainingSample] = []
         tokens = 0
@@ -115,10 +122,11 @@ def batches(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSample]]
 
 
 class Muon:
-    """Muon (Keller Jordan, 2024): momentum whose matrices are orthogonalised by five Newton-Schulz steps.
+    """Muon (Keller Jordan, 2024): momentum, orthogonalized by five Newton-Schulz steps.
 
-    ``torch.optim.Muon`` does the same in bfloat16, which processors without bfloat16 arithmetic emulate: there it cost 0.7 s a
-    step here, two thirds of the forward and backward pass. This one works in float32, all matrices of a shape at once.
+    ``torch.optim.Muon`` does the same in bfloat16. Processors without bfloat16 arithmetic emulate it: there it took 0.7 s per
+    step, two thirds of the time of the forward and backward pass. This implementation uses float32 and processes all matrices
+    of one shape at once.
     """
 
     MOMENTUM = 0.95
@@ -130,7 +138,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """One step; the update is scaled by sqrt(max(1, rows / columns)) as in the original."""
+        """Update the matrices. The update is scaled by sqrt(max(1, rows / columns)), as in the original."""
         for group, momentum in zip(self.groups, self.momenta, strict=True):
             gradient = torch.stack([matrix.grad for matrix in group if matrix.grad is not None])
             momentum.lerp_(gradient, 1 - self.MOMENTUM)
@@ -140,7 +148,7 @@ class Muon:
                 matrix.sub_(change, alpha=learning_rate * max(1.0, rows / columns) ** 0.5)
 
     def orthogonalize(self, batch: torch.Tensor) -> torch.Tensor:
-        """Matrices (B, rows, columns) -> their nearest orthogonal ones, roughly: singular values come to lie around 1."""
+        """Orthogonalize matrices (B, rows, columns) approximately: their singular values become close to 1."""
         a, b, c = self.COEFFICIENTS
         tall = batch.shape[-2] > batch.shape[-1]
         x = batch.mT if tall else batch
@@ -170,7 +178,7 @@ def build_base(out: Path, seed: int, tokens: int) -> None:
     steps = max(1, math.ceil(tokens / BATCH_TOKENS))
     with Progress("base model", steps, "step") as progress:
         for step, batch in enumerate(itertools.islice(batches(examples(dialect, seed)), steps)):
-            # Linear warm-up over 2% of the steps, then linear decay to zero.
+            # Linear warm-up over the first 2% of the steps, with a linear decay to zero.
             rate = min((step + 1) / max(1.0, 0.02 * steps), (steps - step) / steps)
             adam.param_groups[0]["lr"] = ADAM_RATE * rate
             metrics = trainer.forward_backward(batch, Loss("cross_entropy"))

@@ -1,8 +1,8 @@
-"""The lab's tokenizer: bytes, plus whole phrases as single tokens.
+"""The lab's tokenizer: one token per byte, and one token for each phrase that is frequent in the lab.
 
-Any text can be written in it (256 byte tokens, so a traceback costs a token a character), and what the lab says often costs
-one: the dialect's fixed phrases (the whole tool schema is one token), the words of problems and programs. So a turn of a tiny
-model has about 35 tokens in the very text a large model would read. Digits stay single.
+The 256 byte tokens can encode any text (a traceback takes a token per character). The fixed phrases of the dialect (the whole
+tool schema is one token) and the words of problems and programs are single tokens, so that a turn of the tiny model has about
+35 tokens, although its text is the same as for a large model. Every digit is a token of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PHRASES = (
     "even ",
     " odd ",
     "Run ",
-    # reasoning and code (JSON writes a newline as backslash n)
+    # reasoning and code (in JSON a newline is a backslash and n)
     "\\n",
     "v=v",
     "v=",
@@ -51,7 +51,7 @@ PHRASES = (
     "ask",
     "end",
     "run",
-    # what the sandbox says when code fails
+    # error messages of the sandbox
     "Traceback (most recent call last):\n",
     '  File "<cell ',
     ", line ",
@@ -63,7 +63,7 @@ PHRASES = (
 
 
 def build_tokenizer() -> Any:
-    """The tokenizer as ``transformers`` knows it, chat template included."""
+    """Return the tokenizer as a ``transformers`` tokenizer with its chat template."""
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

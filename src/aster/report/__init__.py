@@ -1,4 +1,4 @@
-"""What a run's folder says, for people: the HTML report, the terminal's table, one trajectory as text. No torch."""
+"""Present results to people: HTML reports, tables for the terminal, one trajectory as text. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def write_report(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
-    """Write ``report.html`` in the run's folder and return its path; ``others`` are overlaid in the charts of RL.
+    """Write ``report.html`` in the run's folder and return its path. The RL charts also show the curves of ``others``.
 
-    Stages that are missing are named in the page as missing. UserError where a file is broken or cannot be written.
+    The page names stages that are missing. Raises UserError if a file is broken or cannot be written.
     """
-    # matplotlib takes half a second to import, which the terminal's table need not wait for.
+    # Imported here because matplotlib takes half a second, and the terminal's table does not need it.
     from aster.report.page import write_page
 
     return write_page(run, others)

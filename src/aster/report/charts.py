@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Drawn without pyplot, so that nothing global is left behind."""
+"""Draw charts as inline SVG. Uses matplotlib without pyplot, which would keep global state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS = ("#1f5fa8", "#c2571a", "#2e8b57", "#8a4fa3", "#7a7a7a", "#b8860b", "#3
 
 _STYLE = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names of runs are text, whatever they contain
+    "text.parse_math": False,  # names of runs may contain dollar signs
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -34,9 +34,10 @@ Series = tuple[str, Sequence[float], Sequence[float]]
 def line_chart(
     title: str, x_label: str, series: Sequence[Series], boundaries: Sequence[float] = (), smoothed: bool = False
 ) -> str:
-    """Lines over a common axis as an SVG element; ``boundaries`` are dotted verticals (the beginnings of later stages).
+    """Draw lines over a common x axis as an SVG element.
 
-    ``smoothed`` draws the trailing mean of each series and the series itself thin below it.
+    ``boundaries`` are x values of dotted vertical lines (the beginnings of later stages). ``smoothed`` draws the trailing mean
+    of each series, and the series itself as a thin line.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _canvas(title, x_label)
@@ -57,7 +58,7 @@ def line_chart(
 
 
 def band_chart(title: str, x_label: str, points: Sequence[tuple[float, float, float, float]]) -> str:
-    """One line with its band as an SVG element; ``points`` are (x, y, low, high), y from 0 to 1."""
+    """Draw one line with a band around it as an SVG element. ``points`` are (x, y, low, high) with y from 0 to 1."""
     x, y, low, high = (list(column) for column in zip(*points, strict=True))
     with matplotlib.rc_context(_STYLE):
         figure, axes = _canvas(title, x_label)
@@ -69,9 +70,10 @@ def band_chart(title: str, x_label: str, points: Sequence[tuple[float, float, fl
 
 
 def histogram_chart(title: str, x_label: str, groups: Mapping[str, Sequence[int]]) -> str:
-    """Distributions of whole numbers side by side as an SVG element.
+    """Draw distributions of whole numbers side by side as an SVG element.
 
-    ``groups`` gives for each name the counts of 0, 1, 2, ...; drawn as shares, in bins of several numbers where there are many.
+    ``groups`` maps each name to the counts of 0, 1, 2, ... They are drawn as shares. With more than 25 numbers, each bin holds
+    several.
     """
     longest = max((len(counts) for counts in groups.values()), default=0)
     width = max(1, -(-longest // 25))
@@ -91,9 +93,9 @@ def histogram_chart(title: str, x_label: str, groups: Mapping[str, Sequence[int]
 
 
 def funnel_chart(title: str, steps: Sequence[Funnel]) -> str:
-    """What each filter of a curation leaves, as horizontal bars from the first to the last, as an SVG element."""
+    """Draw the number left after each filter as horizontal bars, from the first filter to the last, as an SVG element."""
     with matplotlib.rc_context(_STYLE):
-        # Names of filters are long: they stand above their bars.
+        # Names of filters are long, so they are above the bars and not beside them.
         figure = Figure(figsize=(5.4, 0.9 + 0.42 * len(steps)))
         axes = figure.add_axes((0.02, 0.02, 0.84, 1 - 0.5 / (0.9 + 0.42 * len(steps))))
         axes.set_title(title, fontsize=10, loc="left")
@@ -109,7 +111,7 @@ def funnel_chart(title: str, steps: Sequence[Funnel]) -> str:
 
 
 def stacked_chart(title: str, x_label: str, x: Sequence[float], shares: Mapping[str, Sequence[float]]) -> str:
-    """Shares that sum to one at each x, stacked, as an SVG element."""
+    """Draw shares that sum to one at each x as a stacked area, as an SVG element."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _canvas(title, x_label, width=0.6)
         axes.stackplot(x, *shares.values(), labels=list(shares), colors=COLOURS, alpha=0.8)
@@ -120,7 +122,10 @@ def stacked_chart(title: str, x_label: str, x: Sequence[float], shares: Mapping[
 
 
 def _canvas(title: str, x_label: str, width: float = 0.88, foot: float = 0.17) -> tuple[Figure, matplotlib.axes.Axes]:
-    """A figure and its axes; ``width`` and ``foot`` are fractions of the figure. Layout engines cost as much as the drawing."""
+    """Return a figure and its axes. ``width`` of the axes and ``foot`` below them are fractions of the figure.
+
+    The layout is fixed because matplotlib's layout engines take as long as the drawing.
+    """
     figure = Figure(figsize=(5.4, 3.0))
     axes = figure.add_axes((0.1, foot, width, 0.9 - foot))
     axes.set_title(title, fontsize=10, loc="left")
@@ -129,11 +134,11 @@ def _canvas(title: str, x_label: str, width: float = 0.88, foot: float = 0.17) -
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure's ``<svg>`` element alone. The title salts the ids, which share the page's one namespace."""
+    """Return the figure's ``<svg>`` element. Its ids are salted with the title so that charts of one page do not share ids."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": title}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    # Ids that matplotlib does not salt (figure_1, axes_1, ...) would repeat from chart to chart; nothing refers to them.
+    # matplotlib does not salt some ids (figure_1, axes_1, ...). Nothing refers to them, so they can be removed.
     return re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)

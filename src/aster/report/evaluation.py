@@ -1,4 +1,4 @@
-"""Evaluations as plain text: one result with its settings, the curve over budgets, two compared, many as a grid."""
+"""Print evaluations as text: one result with its settings and curves over budgets, a comparison of two, a grid of many."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Summary = Mapping[str, Any]
 
 
 def percent(value: float) -> str:
-    """A share in percent with one decimal."""
+    """Format a share as percent with one decimal, without the sign."""
     return f"{100 * value:.1f}"
 
 
 def interval(found: Mapping[str, float]) -> str:
-    """``[low, high]`` in percent."""
+    """Format the keys ``low`` and ``high`` as ``[low, high]`` in percent."""
     return f"[{percent(found['low'])}, {percent(found['high'])}]"
 
 
 def render_result(summary: Summary) -> str:
-    """The result of one evaluation: measures, costs, settings, then what others published on the same benchmark."""
+    """Return the result of one evaluation: measures, costs, settings, and published results on the same benchmark."""
     return "\n".join(
         [
             *measures(summary),
@@ -40,19 +40,19 @@ def render_result(summary: Summary) -> str:
 
 
 def measures(summary: Summary) -> list[str]:
-    """avg@k, pass@k and maj@k with their intervals."""
+    """Return the lines with avg@k, pass@k and maj@k and their intervals."""
     rows = [("measure", "%", "95% interval"), (f"avg@{summary['k']}", percent(summary["accuracy"]), interval(summary))]
     for name, key in (("pass", "pass_at"), ("maj", "maj_at")):
-        # With one sample all three are the same.
+        # With one sample, pass@1 and maj@1 are the same as avg@1.
         rows += [(f"{name}@{k}", percent(found["mean"]), interval(found)) for k, found in summary[key].items() if k != "1"]
     return aligned(rows)
 
 
 def costs(summary: Summary) -> list[str]:
-    """What an attempt took, and how attempts ended."""
+    """Return the lines with the cost of an attempt and the stop reasons."""
     totals = summary["totals"]
     rows = [
-        ("cost", "per attempt", "in all"),
+        ("cost", "per attempt", "total"),
         ("tool calls", f"{summary['tool_calls']:.2f}", f"{totals['tool_calls']:,}"),
         ("tokens written", f"{summary['sampled_tokens']:,.0f}", f"{totals['sampled_tokens']:,}"),
         ("tokens read", f"{summary['read_tokens']:,.0f}", f"{totals['read_tokens']:,}"),
@@ -62,16 +62,21 @@ def costs(summary: Summary) -> list[str]:
         rows.append(("money", f"{totals['cost'] / summary['attempts']:.4f}", f"{totals['cost']:.2f}"))
     reasons = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in summary["stop_reasons"].items())
     lines = [*aligned(rows), f"{summary['attempts']} attempts at {summary['problems']} problems ended: {reasons}"]
-    if summary["faults"]:
-        lines.append(
-            f"WARNING: {summary['faults']} attempts failed through no doing of the policy and count as wrong; "
-            "--retry-faults makes them anew"
-        )
-    return lines
+    return [*lines, *fault_lines(summary)]
+
+
+def fault_lines(summary: Summary) -> list[str]:
+    """Return a warning if attempts failed because of the engine, the sandbox or the environment."""
+    if not summary["faults"]:
+        return []
+    return [
+        f"WARNING: {summary['faults']} attempts failed because of the engine, the sandbox or the environment "
+        "and count as wrong; --retry-faults makes them again"
+    ]
 
 
 def settings_lines(summary: Summary) -> list[str]:
-    """Every setting that decides the numbers, and versions."""
+    """Return lines with every setting that affects the numbers, and the versions."""
     given = summary["settings"]
     return [
         f"policy {given['policy']}"
@@ -93,7 +98,7 @@ def settings_lines(summary: Summary) -> list[str]:
 
 
 def sandbox_line(summary: Summary) -> str:
-    """The tool, in words."""
+    """Describe the tool in one line."""
     given = summary["settings"]
     if not given["tools"]:
         return "no tool"
@@ -114,12 +119,12 @@ def _curve_lines(summary: Summary) -> list[str]:
             rows += [(f"{p[name]:,}", percent(p["accuracy"]), interval(p), percent(p["answered"])) for p in points]
             lines += ["", *aligned(rows)]
     if lines:
-        lines.append("under smaller budgets: the same attempts, cut off where the budget ends")
+        lines.append("smaller budgets: the same attempts, cut off at the end of the budget")
     return lines
 
 
 def _until_flat(points: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
-    """Without the budgets that no attempt needed, but for the least of them."""
+    """Return the points up to the smallest budget that was enough for every attempt."""
     flat = [point["accuracy"] == points[-1]["accuracy"] and point["answered"] == points[-1]["answered"] for point in points]
     last = next((index for index in range(len(points)) if all(flat[index:])), len(points) - 1)
     return points[: last + 1]
@@ -135,7 +140,7 @@ def _published(benchmark: str) -> list[str]:
 
 
 def render_comparison(names: Sequence[str], summaries: Sequence[Summary], found: Comparison, differing: Sequence[str]) -> str:
-    """Two results side by side, and whether they differ."""
+    """Return two results side by side, and whether they differ."""
     rows: list[Sequence[str]] = [("", *names)]
     rows.append(("avg@k %", *(percent(each["accuracy"]) for each in summaries)))
     rows.append(("95% interval", *(interval(each) for each in summaries)))
@@ -163,7 +168,7 @@ def render_comparison(names: Sequence[str], summaries: Sequence[Summary], found:
 def render_grid(
     columns: Sequence[int], rows: Sequence[tuple[str, str, Sequence[Mapping[str, float] | None]]], unit: str
 ) -> str:
-    """Training budget against inference budget: a row for each (policy, training budget), a column for each budget."""
+    """Return a table with a row for each (policy, training budget) and a column for each inference budget."""
     table: list[Sequence[str]] = [("policy", "trained with", *(f"{column:,} {unit}" for column in columns))]
     for name, trained, cells in rows:
         table.append((name, trained, *(f"{percent(c['accuracy'])} {interval(c)}" if c is not None else "-" for c in cells)))

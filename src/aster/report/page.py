@@ -1,57 +1,53 @@
-"""``report.html``: one self-contained page out of a run folder, whatever of it there is."""
+"""``report.html`` of a run: one page with every stage that the run folder holds."""
 
 from __future__ import annotations
 
-import importlib.resources
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from aster import __version__
 from aster.config import cold_start_name
 from aster.config.curation import WITHOUT_SFT
 from aster.data.curation.chain import Funnel
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.published import BENCHMARKS, ROWS
 from aster.report import charts
+from aster.report.html import write_html
 from aster.report.samples import Sample, pick, sample_view
 from aster.report.table import POLICIES
 from aster.rollout.attempts import Attempt
-from aster.run import RunFolder, iterate_trajectories, read_json, replacing
+from aster.run import RunFolder, iterate_trajectories, read_json
 from aster.telemetry import collapse_alarm, tool_use
 from aster.telemetry.collapse import BASELINE_STEPS, SUSTAINED_STEPS
 from aster.types import Trajectory
 
 SAMPLES_PER_KIND = 3
-"""Solved and failed trajectories shown of each source."""
+"""Number of solved and of failed trajectories shown from the evaluation."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the page keeps of one policy's evaluation trajectories."""
+    """One policy's evaluation: its tool use and a few of its trajectories."""
 
     use: dict[str, Any]
     samples: list[Trajectory]
 
 
 def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
-    """Write the report of ``run`` with RL curves of ``others`` overlaid. See ``aster.report.write_report``."""
+    """Write the report of ``run``, with the RL curves of ``others`` in its charts. See ``aster.report.write_report``."""
     evaluated = {policy: read for policy in POLICIES if (read := _evaluated(run, policy)) is not None}
     about = read_json(run.path / "run.json") if (run.path / "run.json").exists() else {}
     results = read_json(run.path / "summary.json") if (run.path / "summary.json").exists() else {}
     rl = run.metrics("rl")
     funnel = [Funnel(**step) for step in (run.summary("curate") or {}).get("funnel", [])]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(
-        importlib.resources.files("aster.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    )
-    html = template.render(
-        version=__version__,
+    path = run.path / "report.html"
+    write_html(
+        path,
+        "report",
         recipe=run.recipe,
         cold_start=cold_start_name(run.recipe["cold_start"]),
         has_sft=run.recipe["cold_start"] not in WITHOUT_SFT,
@@ -69,15 +65,11 @@ def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
         funnel_chart=Markup(charts.funnel_chart("Trajectories left after each filter", funnel)) if funnel else None,
         samples=_samples(run, evaluated),
     )
-    path = run.path / "report.html"
-    with replacing(path) as partial:
-        # A lone surrogate of a policy's text has no place in UTF-8.
-        partial.write_text(html, encoding="utf-8", errors="replace")
     return path
 
 
 def _evaluated(run: RunFolder, policy: str) -> Evaluated | None:
-    """One pass over a policy's evaluation file, which may be large: its tool use and a few trajectories."""
+    """Read a policy's evaluation in one pass, because it may be large. None if the policy was not evaluated."""
     path = run.path / "evaluate" / policy
     former = path / "trajectories" / "all.jsonl.gz"  # of runs by earlier versions
     if (path / "evaluation.json").exists():
@@ -92,7 +84,7 @@ def _evaluated(run: RunFolder, policy: str) -> Evaluated | None:
 
 
 def _verdict(calls: list[float]) -> tuple[str, str]:
-    """The collapse alarm's verdict as (kind, sentence)."""
+    """Return the collapse alarm's verdict as (CSS class, sentence)."""
     if len(calls) < BASELINE_STEPS + SUSTAINED_STEPS:
         return "missing", f"Too few RL steps for a verdict on interaction collapse: {len(calls)}."
     alarm = collapse_alarm(calls)
@@ -122,7 +114,7 @@ def _rl_charts(run: RunFolder, lines: list[dict[str, Any]], others: Sequence[Run
 
 
 def _boundaries(lines: list[dict[str, Any]]) -> list[float]:
-    """Where one stage of the recipe's list gives way to the next."""
+    """Return the steps between which one stage of the recipe's list ends and the next begins."""
     return [
         after["step"] - 0.5
         for before, after in itertools.pairwise(lines)
@@ -162,7 +154,7 @@ def _distribution(evaluated: dict[str, Evaluated]) -> Markup | None:
 
 
 def _samples(run: RunFolder, evaluated: dict[str, Evaluated]) -> list[Sample]:
-    """Solved and failed trajectories of the evaluation after RL, and of the last step of RL."""
+    """Return solved and failed trajectories of the evaluation after RL and of the last RL step."""
     found = [("evaluation after RL", trajectory) for trajectory in evaluated["rl"].samples] if "rl" in evaluated else []
     steps = sorted(run.trajectory_file("rl", "any").parent.glob("step_*.jsonl.gz"))
     if steps:

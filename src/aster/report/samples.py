@@ -1,4 +1,4 @@
-"""Trajectories chosen and cut into blocks for the report's viewer."""
+"""Choose trajectories for the report and split them into the blocks that the page shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aster.types import Trajectory
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a turn: ``kind`` is prompt, thinking, text, code or output; ``note`` a few words on it."""
+    """A piece of a turn. ``kind`` is prompt, thinking, text, call, code or output; ``note`` is shown beside it."""
 
     kind: str
     text: str
@@ -41,9 +41,10 @@ class Sample:
 
 
 def pick(trajectories: Iterable[Trajectory], count: int, into: list[Trajectory]) -> Iterator[Trajectory]:
-    """Pass trajectories through and keep in ``into`` the first ``count`` solved and the first ``count`` failed ones.
+    """Yield all trajectories, and add the first ``count`` solved and the first ``count`` failed ones to ``into``.
 
-    Each of another problem: the samples of one problem resemble each other.
+    At most one solved and one failed trajectory of each problem is added, because samples of one problem are similar. ``into``
+    is complete, with the solved ones first, when all trajectories have been read.
     """
     left = {True: count, False: count}
     seen: set[tuple[bool, str]] = set()
@@ -58,13 +59,13 @@ def pick(trajectories: Iterable[Trajectory], count: int, into: list[Trajectory])
 
 
 def sample_view(run: RunFolder, source: str, trajectory: Trajectory, problem: dict[str, str]) -> Sample:
-    """Cut a trajectory into turns and blocks. Without a tokenizer in the run folder, calls and outputs alone."""
+    """Split a trajectory into turns and blocks. If the run folder has no tokenizer, only calls and outputs have text."""
     try:
         texts: list[str] | None = turn_texts(run, trajectory)
     except UserError:
         texts = None
     turns = []
-    before: list[Block] = []  # the outputs of the assistant turn before, which the tool turn shows
+    before: list[Block] = []  # outputs of the previous assistant turn, shown in the tool turn
     for number, turn in enumerate(trajectory.turns):
         text = texts[number] if texts is not None else ""
         if turn.role == "assistant":
@@ -77,6 +78,6 @@ def sample_view(run: RunFolder, source: str, trajectory: Trajectory, problem: di
         else:
             blocks = [Block("prompt", text or problem.get("prompt", ""))]
         turns.append(TurnView(number, turn.role, turn.end - turn.start, [block for block in blocks if block.text]))
-    if before:  # the trajectory ended before the tool's turn was appended
+    if before:  # the trajectory ended before its tool turn was appended
         turns.append(TurnView(len(turns), "tool", 0, before))
     return Sample(source, trajectory, problem.get("answer", "unknown"), turns)

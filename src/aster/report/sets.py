@@ -1,19 +1,16 @@
-"""Sets of trajectories for people: their statistics side by side and the funnel of a curation, as text and as a page."""
+"""Present sets of trajectories: their statistics side by side, and the funnel of a curation, as text and as a page."""
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from aster import __version__
 from aster.data.curation.chain import Funnel
 from aster.data.curation.contamination import Hit
-from aster.run import replacing
+from aster.report.html import write_html
 from aster.terminal import aligned
 
 ROWS: tuple[tuple[str, str, str], ...] = (
@@ -36,16 +33,16 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("tokens_median", "length, median", "{:,.0f}"),
     ("tokens_p95", "length, 95th percentile", "{:,.0f}"),
 )
-"""Key, label and form of each row."""
+"""Key, label and format of each row."""
 
 
 def statistics_table(results: Sequence[dict[str, Any]]) -> str:
-    """The sets as columns, with the distribution of calls and of their places below, and a line on each set's risk."""
+    """Return a table with a column per set, then the distributions of calls and of their places, then each set's verdict."""
     cells = [(label, *(_cell(result[key], form) for result in results)) for key, label, form in ROWS]
     lines = aligned([("", *(result["name"] for result in results)), *cells])
     lines += ["", "share of trajectories by tool calls"]
     lines += aligned([("calls", *(result["name"] for result in results)), *_distribution(results)])
-    lines += ["", "share of calls by how much of the thinking is done"]
+    lines += ["", "share of calls by place in the thinking"]
     places = [
         (f"{10 * place}-{10 * place + 10}%", *(_cell(result["call_places"][place], "{:.1%}") for result in results))
         for place in range(10)
@@ -56,7 +53,7 @@ def statistics_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def copies_lines(copies: Mapping[tuple[str, str], int]) -> list[str]:
-    """How many trajectories of a set are copies of ones in another, or in itself: a line for each such pair."""
+    """Return a line for each (set of the copies, set of the originals) with the number of copies."""
     lines = []
     for (copy, of), count in copies.items():
         what = "1 trajectory is a copy" if count == 1 else f"{count:,} trajectories are copies"
@@ -69,7 +66,7 @@ def _copies_of(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def funnel_table(funnel: Sequence[Funnel]) -> str:
-    """The funnel: what each filter leaves, and its share of what it was given and of the beginning."""
+    """Return the funnel as a table: the number left after each filter, as a share of its input and of the first number."""
     first = funnel[0].kept
     rows = []
     before = first
@@ -80,7 +77,7 @@ def funnel_table(funnel: Sequence[Funnel]) -> str:
 
 
 def contamination_table(hits: Sequence[Hit]) -> str:
-    """The offending pairs, the beginning of each problem below the numbers."""
+    """Return a table of the contaminated problems, with the beginnings of both texts below each row."""
     rows = [
         (hit.problem_id, f"{hit.benchmark}: {hit.benchmark_id}", hit.method, f"{hit.overlap:.0%}", f"{hit.similarity:.0f}")
         for hit in hits
@@ -95,8 +92,8 @@ def contamination_table(hits: Sequence[Hit]) -> str:
 def write_sets_page(
     path: Path, title: str, *, results: Sequence[dict[str, Any]] = (), funnel: Sequence[Funnel] = (), notes: Sequence[str] = ()
 ) -> None:
-    """Write a self-contained HTML page with the statistics, the funnel, or both. ``notes``: lines below the funnel."""
-    # matplotlib takes half a second to import.
+    """Write an HTML page with the statistics, the funnel, or both. ``notes`` are lines below the funnel."""
+    # Imported here because matplotlib takes half a second, and the text tables do not need it.
     from aster.report import charts
 
     drawn = [Markup(charts.funnel_chart("Left after each filter", funnel))] if funnel else []
@@ -112,12 +109,9 @@ def write_sets_page(
             Markup(charts.line_chart("Share of calls by place in the thinking", "% of the thinking done", places)),
             Markup(charts.histogram_chart("Length (share of trajectories)", "thousands of tokens or words written", lengths)),
         ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(
-        importlib.resources.files("aster.report").joinpath("templates/sets.html.j2").read_text(encoding="utf-8")
-    )
-    html = template.render(
-        version=__version__,
+    write_html(
+        path,
+        "sets",
         title=title,
         charts=drawn,
         funnel=funnel,
@@ -127,8 +121,6 @@ def write_sets_page(
         verdicts=[(result["name"], result["verdict"]) for result in results],
         copies=_copies_of(results),
     )
-    with replacing(path) as partial:
-        partial.write_text(html, encoding="utf-8", errors="replace")
 
 
 def _beginning(text: str) -> str:
@@ -145,11 +137,11 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _distribution(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Calls one by one up to 12, then in tens."""
+    """Return the share of trajectories for 0 to 12 calls each, then for ranges of ten."""
     longest = max((len(result["calls_histogram"]) for result in results), default=0)
     edges = [*range(min(13, longest)), *range(13, longest, 10)]
     rows = []
-    # Where there is no trajectory there is no edge, and the second list is one longer.
+    # Without trajectories there are no edges, but the second list still has one item.
     for low, high in zip(edges, [*edges[1:], longest], strict=False):
         label = str(low) if high - low <= 1 else f"{low}-{high - 1}"
         shares = (_percent(sum(result["calls_histogram"][low:high]), sum(result["calls_histogram"])) for result in results)

@@ -1,4 +1,4 @@
-"""One trajectory as plain text."""
+"""Print one trajectory as text."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ if TYPE_CHECKING:
 
 
 def show(run: RunFolder | EvaluationFolder, stage: str, name: str | None = None, index: int = 0) -> str:
-    """The trajectory ``index`` of a file of a stage (by default its last), turn by turn. UserError where there is none."""
+    """Return one trajectory of a stage, turn by turn.
+
+    ``name`` is the file of the stage (default: the last one), ``index`` the trajectory's index in the file, from 0. Raises
+    UserError if there is no such trajectory.
+    """
     folder = run.trajectory_file(stage, "any").parent
     names = sorted(path.name.removesuffix(".jsonl.gz") for path in folder.glob("*.jsonl.gz"))
     if not names:
-        raise UserError(f"{folder}: no trajectories; is {stage!r} a stage of this run, and has it run?")
+        raise UserError(f"{folder}: no trajectories; check that {stage!r} is a stage of this run and that it has run")
     if name is None:
         name = names[-1]
     elif name not in names:
-        raise UserError(f"{folder}: no trajectories named {name!r}; there are {names[0]} to {names[-1]}")
+        raise UserError(f"{folder}: no trajectories named {name!r}; the names are {names[0]} to {names[-1]}")
     path = run.trajectory_file(stage, name)
     texts = not isinstance(run, RunFolder) and run.settings.kind == "chat"
     found: Sequence[Trajectory | Transcript] = list(iterate_set(path)) if texts else read_trajectories(path)
     if index >= len(found):
-        raise UserError(f"--index {index}: {stage}/{name} has {len(found)} trajectories, counted from 0")
+        raise UserError(f"--index {index}: {stage}/{name} has {len(found)} trajectories, counting from 0")
     chosen, title = found[index], f"{stage}/{name} {index}"
     return _transcript(run, chosen, title) if isinstance(chosen, Transcript) else _text(run, chosen, title)
 

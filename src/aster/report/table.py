@@ -1,4 +1,4 @@
-"""The results as a plain-text table."""
+"""Format results as a text table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from aster.terminal import aligned
 
 POLICIES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
-"""The policies of a run in order, and how they are called in tables."""
+"""The policies of a run in order, and their names in tables."""
 
 
 def render_table(summary: Mapping[str, Mapping[str, Any]], report: Path | None = None) -> str:
-    """The table of ``summary.json`` for the terminal: avg@k with its 95% interval and the tool calls per trajectory.
+    """Return the table of ``summary.json`` for the terminal: avg@k with its 95% interval and tool calls per trajectory.
 
     A policy that was not evaluated has no row. ``report`` adds a line with the report's path.
     """

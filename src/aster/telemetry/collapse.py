@@ -1,13 +1,13 @@
 """The collapse alarm.
 
-**Interaction collapse**: during RL the policy stops holding a dialogue with the tool. The definition in force here, on the
-series c[1], c[2], ... of the mean tool calls per trajectory of each RL step:
+**Interaction collapse**: during RL the policy stops calling the tool. It is defined on the series c[1], c[2], ... of the mean
+tool calls per trajectory of each RL step:
 
-    level   = mean of c[1] ... c[baseline]                    where RL began
+    level   = mean of c[1] ... c[baseline]                    at the start of RL
     s[t]    = mean of c[t - window + 1] ... c[t]              the smoothed series
-    alarm   at the first t > baseline at which s was at most ``share`` of the level for ``sustained`` steps in a row
+    alarm   at the first t > baseline at which s has been at most ``share`` of the level for ``sustained`` steps in a row
 
-A level of zero cannot fall: a policy that never called the tool does not collapse.
+A policy that never called the tool (level 0) does not collapse.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARE = 0.5
 
 
 def smooth(values: Sequence[float], window: int = WINDOW_STEPS) -> list[float]:
-    """Trailing mean over ``window`` values (fewer at the beginning); as long as ``values``."""
+    """Return the mean of the last ``window`` values at each position (fewer at the beginning)."""
     smoothed = []
     for end in range(1, len(values) + 1):
         recent = values[max(0, end - window) : end]
@@ -38,10 +38,10 @@ def collapse_alarm(
     sustained: int = SUSTAINED_STEPS,
     share: float = SHARE,
 ) -> str | None:
-    """The alarm's message, or None where tool use has not collapsed (or there are too few steps to tell).
+    """Return the alarm's message, or None if tool use has not collapsed or there are too few steps to tell.
 
-    ``calls_per_step`` is the mean tool calls per trajectory of each RL step from the first on. The module's docstring
-    defines the alarm; ``baseline``, ``window`` and ``sustained`` are in steps, ``share`` is a fraction of the level.
+    ``calls_per_step`` is the mean number of tool calls per trajectory of each RL step, from the first. The module's docstring
+    defines the alarm. ``baseline``, ``window`` and ``sustained`` are in steps; ``share`` is a fraction of the level.
     """
     if len(calls_per_step) < baseline + sustained:
         return None
@@ -60,17 +60,17 @@ def collapse_alarm(
 
 
 class CollapseWatch:
-    """Says once, while a run goes on, that the alarm has gone off."""
+    """Prints the alarm's message once, at the step at which tool use has collapsed."""
 
     def __init__(self, calls_per_step: Sequence[float]) -> None:
-        """``calls_per_step``: of the steps that are done already."""
+        """``calls_per_step`` is the mean number of tool calls per trajectory of each finished step of a resumed run."""
         self._calls = list(calls_per_step)
-        self._told = collapse_alarm(self._calls) is not None
+        self._reported = collapse_alarm(self._calls) is not None
 
     def see(self, calls: float) -> None:
-        """One more step."""
+        """Add the mean number of tool calls per trajectory of the next step."""
         self._calls.append(calls)
-        message = None if self._told else collapse_alarm(self._calls)
+        message = None if self._reported else collapse_alarm(self._calls)
         if message is not None:
-            self._told = True
+            self._reported = True
             say(f"rl: {message}")

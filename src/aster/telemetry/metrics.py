@@ -1,7 +1,8 @@
-"""The metrics of training: how each is computed, and one table of their names, units and meanings.
+"""The metrics of training: their computation, and a table of their names, units and meanings.
 
-``entropy`` is estimated over all sampled tokens of a batch as the mean of minus their log-probability (unbiased at
-temperature 1). ``trained_entropy`` is exact, over the tokens that were trained."""
+``entropy`` is an estimate: the mean of minus the log-probability over all sampled tokens of a batch (unbiased at temperature
+1). ``trained_entropy`` is exact and covers only the trained tokens.
+"""
 
 from __future__ import annotations
 
@@ -14,46 +15,48 @@ from aster.types import CallStatus, Trajectory
 
 METRICS: dict[str, tuple[str, str]] = {
     "reward": ("", "mean reward of the trajectories trained on"),
-    "tool_calls": ("calls", "mean tool calls of a trajectory whose code ran"),
+    "tool_calls": ("calls", "tool calls whose code ran, mean per trajectory"),
     "no_call": ("share", "trajectories without any tool call"),
     "call_success": ("share", "calls that ended without an error"),
-    "entropy": ("nats a token", "the policy's entropy, estimated on the sampled tokens"),
-    "trained_entropy": ("nats a token", "the policy's entropy, exact, on the trained tokens"),
+    "entropy": ("nats per token", "entropy of the policy, estimated on the sampled tokens"),
+    "trained_entropy": ("nats per token", "entropy of the policy, exact, on the trained tokens"),
     "sampled_tokens": ("tokens", "sampled in the batch"),
-    "tokens_per_trajectory": ("tokens", "sampled in a trajectory, mean"),
+    "tokens_per_trajectory": ("tokens", "sampled per trajectory, mean"),
     "trained_tokens": ("tokens", "with an advantage other than 0"),
     "groups": ("groups", "trained on in the step"),
     "equal_groups": ("groups", "whose rewards are all equal"),
     "resampled_groups": ("groups", "replaced because their rewards were all equal"),
-    "stop_reasons": ("trajectories", "by how they ended"),
-    "problems_left": ("problems", "that prompts were drawn from"),
+    "stop_reasons": ("trajectories", "by stop reason"),
+    "problems_left": ("problems", "from which prompts were drawn"),
     "optimizer_steps": ("steps", "taken on the batch"),
-    "loss": ("", "the loss, a mean over the batch's tokens"),
-    "grad_norm": ("", "norm of the gradient before clipping, mean of the optimizer steps"),
-    "clipped": ("share", "tokens that lost their gradient to the clip"),
-    "clipped_high": ("share", "of these, with a ratio above the range"),
-    "clipped_low": ("share", "of these, with a ratio below the range"),
-    "dual_clipped": ("share", "tokens that lost their gradient to the dual clip"),
-    "kl": ("nats a token", "KL(old || new), the k3 estimate"),
+    "loss": ("", "loss, mean over the tokens of the batch"),
+    "grad_norm": ("", "norm of the gradient before clipping, mean over the optimizer steps"),
+    "clipped": ("share", "tokens without a gradient because of the clip"),
+    "clipped_high": ("share", "the same, with a ratio above the range"),
+    "clipped_low": ("share", "the same, with a ratio below the range"),
+    "dual_clipped": ("share", "tokens without a gradient because of the dual clip"),
+    "kl": ("nats per token", "KL(old || new), the k3 estimate"),
     "importance": ("", "mean weight of truncated importance sampling"),
     "importance_capped": ("share", "tokens whose importance weight was capped"),
     "staleness": ("steps", "between the weights that sampled a group and those trained, mean"),
     "staleness_max": ("steps", "the same, maximum"),
-    "carried_trajectories": ("trajectories", "that go on in the next batch"),
-    "held_out": ("", "mean reward on held-out problems, where rl.evaluate_every asks for it"),
+    "carried_trajectories": ("trajectories", "that continue in the next batch"),
+    "held_out": ("", "mean reward on held-out problems, at the steps that rl.evaluate_every sets"),
     "sample_seconds": ("s", "until the batch was sampled"),
     "train_seconds": ("s", "of the optimizer steps"),
-    "step_seconds": ("s", "from the end of the step before to the end of this one"),
-    "tokens_per_second": ("tokens/s", "sampled tokens by step_seconds"),
+    "step_seconds": ("s", "from the end of the previous step to the end of this one"),
+    "tokens_per_second": ("tokens/s", "sampled tokens divided by step_seconds"),
     "peak_memory_mb": ("MiB", "peak memory of training"),
     "learning_rate": ("", "of the optimizer step"),
 }
-"""Name: (unit, meaning) of what ``metrics.jsonl`` holds a line."""
+"""Name: (unit, meaning) of each metric in a line of ``metrics.jsonl``."""
 
 
 def summarize_updates(updates: list[dict[str, float]], steps: list[dict[str, float]]) -> dict[str, float | None]:
-    """A batch's metrics from those of its minibatches: sums become means over the trained tokens. ``updates`` come from
-    ``forward_backward``, ``steps`` from ``optim_step``."""
+    """Return a batch's metrics from those of its minibatches. Sums become means over the trained tokens.
+
+    ``updates`` are the results of ``forward_backward``, ``steps`` those of ``optim_step``.
+    """
     from aster.algorithms.losses import merge_metrics
 
     if not updates:
@@ -73,7 +76,7 @@ def summarize_updates(updates: list[dict[str, float]], steps: list[dict[str, flo
 
 
 def describe(groups: list[Group]) -> dict[str, Any]:
-    """What a step's trajectories looked like."""
+    """Return the metrics of a step's trajectories."""
     trajectories = [t for group in groups for t in group]
     tokens = sum(t.sampled_tokens for t in trajectories)
     calls = [call for t in trajectories for call in t.calls]

@@ -1,4 +1,4 @@
-"""What a cell needs from earlier ones, seen by running it."""
+"""The names that a cell reads and binds, checked by running the cell."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from aster.data.curation.cells import read_cell, telling_numbers
         ("print(len('abc'), 12)", set(), set()),
     ],
 )
-def test_names_that_come_from_outside_and_names_that_stay(code: str, needs: set[str], binds: set[str]) -> None:
+def test_the_names_that_a_cell_reads_and_binds(code: str, needs: set[str], binds: set[str]) -> None:
     cell = read_cell(code)
     assert cell is not None
     assert (cell.needs, cell.binds) == (needs, binds)
 
 
-def test_an_import_is_told_from_a_result() -> None:
+def test_imports_are_kept_apart_from_results() -> None:
     cell = read_cell("import numpy as np\nimport os.path\nfrom math import sqrt as root")
     assert cell is not None
     assert (cell.imports, cell.binds) == ({"np", "os", "root"}, set())
 
 
 @pytest.mark.parametrize("code", ["%timeit f(x)", "x = (", "\0", "(" * 5000 + ")" * 5000])
-def test_what_is_no_python_says_nothing(code: str) -> None:
+def test_code_that_is_not_python_gives_no_result(code: str) -> None:
     assert read_cell(code) is None
 
 
@@ -62,7 +62,7 @@ LINES = st.one_of(
 
 
 @given(st.lists(LINES, min_size=1, max_size=6))
-def test_a_cell_runs_if_it_gets_what_it_needs_and_not_without(lines: list[str]) -> None:
+def test_a_cell_runs_only_with_the_names_that_it_needs(lines: list[str]) -> None:
     code = "\n".join(lines)
     cell = read_cell(code)
     assert cell is not None
@@ -74,6 +74,6 @@ def test_a_cell_runs_if_it_gets_what_it_needs_and_not_without(lines: list[str]) 
             exec(code, dict.fromkeys(cell.needs - {name}, 1))
 
 
-def test_numbers_that_tell_where_they_come_from() -> None:
+def test_numbers_that_can_identify_their_origin() -> None:
     text = "7, 42, 100, 12000, 123, x4567, 3.14159, 1.2.3, 0.001, f(892)"
     assert telling_numbers(text) == {"123", "3.14159", "892"}

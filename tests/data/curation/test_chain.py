@@ -1,4 +1,4 @@
-"""The chain and its funnel: which trajectories teach, and how many each filter leaves."""
+"""The chain of filters and its funnel: which trajectories are kept, and how many are left after each filter."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_papers_chain_is_the_default() -> None:
     ]
 
 
-def test_a_density_band_has_both_ends_in_it() -> None:
+def test_a_density_band_includes_both_ends() -> None:
     attempts = [calls(str(count), count) for count in range(6)]
     assert curate(attempts, density={"min": 1, "max": 2}).kept == [1, 2]
     assert curate(attempts, density={"max": 0}).kept == [0]
@@ -79,7 +79,7 @@ def test_each_filter_drops_what_it_is_for(fields: dict[str, Any], dropped: set[s
     assert len(selection.funnel) == 2
 
 
-def test_who_was_dropped_is_told_with_the_filter() -> None:
+def test_dropped_trajectories_are_reported_with_the_filter() -> None:
     attempts = [calls("a", 1, reward=0.0, author="gpt"), calls("a", 1, sample=1), calls("b", 1), calls("b", 1, sample=1)]
     chain = Chain(Curate(verified=True, per_problem=1, size=1), "a/set.jsonl")
     dropped: list[Dropped] = []
@@ -95,13 +95,13 @@ def test_who_was_dropped_is_told_with_the_filter() -> None:
     }
 
 
-def test_diversity_keeps_so_many_of_a_problem() -> None:
+def test_per_problem_limits_the_trajectories_of_a_problem() -> None:
     attempts = [calls(name, 1, sample=sample) for name in "abc" for sample in range(4)] + [calls("d", 1)]
     kept = [attempts[place].problem_id for place in curate(attempts, per_problem=2).kept]
     assert Counter(kept) == {"a": 2, "b": 2, "c": 2, "d": 1}
 
 
-def test_the_choice_is_the_seeds_and_keeps_the_order() -> None:
+def test_the_choice_depends_on_the_seed_and_keeps_the_order() -> None:
     attempts = [calls(str(number), 1) for number in range(40)]
     kept = curate(attempts, seed=7, size=10).kept
     assert kept == sorted(kept)
@@ -128,12 +128,12 @@ def test_the_choice_is_balanced_over_difficulty_and_topic() -> None:
     assert unbalanced.funnel[-1].filter == "33 chosen by seed"
 
 
-def test_any_text_has_its_place_in_the_choice() -> None:
+def test_lone_surrogates_do_not_break_the_choice() -> None:
     attempts = [calls(f"p{n}\ud800", 1, author="\udfff", metadata={"topic": "\ud800"}) for n in range(4)]
     assert len(curate(attempts, size=2, per_problem=1).kept) == 2
 
 
-def test_nothing_in_nothing_out() -> None:
+def test_an_empty_stream_gives_an_empty_selection() -> None:
     selection = curate([], cold_start=ColdStart.ASTER, size=5, per_problem=1)
     assert selection.kept == []
     assert {step.kept for step in selection.funnel} == {0}
@@ -150,7 +150,7 @@ def test_nothing_in_nothing_out() -> None:
     per_problem=st.none() | st.integers(1, 2),
     seed=st.integers(0, 5),
 )
-def test_the_funnel_never_widens_and_ends_with_what_is_kept(
+def test_the_funnel_never_grows_and_ends_with_the_kept_ones(
     attempts: list[tuple[bool, list[CallStatus], int]],
     low: int,
     width: int | None,

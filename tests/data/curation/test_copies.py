@@ -1,4 +1,4 @@
-"""Trajectories that are there twice: told by their content, counted by their sources, kept once."""
+"""Copies of trajectories are found by their content, counted by source, and kept once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONE = transcript("p", step("plan", ("a = 2", "")), step("next", ("a * 3", "6")),
 
 
 def changed(attempt: Transcript = ONE, /, **fields: Any) -> Transcript:
-    """A copy with other fields; ``step`` and ``call`` are those of its second step."""
+    """A copy with other fields; ``step`` and ``call`` change the second step and its call."""
     found = Transcript.from_json(attempt.to_json())
     for name, values in (("step", fields.pop("step", {})), ("call", fields.pop("call", {}))):
         for key, value in values.items():
@@ -47,11 +47,11 @@ def changed(attempt: Transcript = ONE, /, **fields: Any) -> Transcript:
         {"steps": [step("plan", ("a = 2", ""), ("a * 3", "6")), ONE.steps[2]]},
     ],
 )
-def test_another_problem_or_turn_is_another_trajectory(fields: dict[str, Any]) -> None:
+def test_a_changed_problem_or_turn_is_not_a_copy(fields: dict[str, Any]) -> None:
     assert content_of(changed(**fields)) != content_of(ONE)
 
 
-def test_what_is_said_about_an_attempt_does_not_matter() -> None:
+def test_other_fields_do_not_matter() -> None:
     about = {
         "problem_id": "other",
         "sample": 3,
@@ -69,11 +69,11 @@ def test_what_is_said_about_an_attempt_does_not_matter() -> None:
     }
     assert content_of(changed(**about)) == content_of(ONE)
     assert content_of(changed(prompt="\ud800")) != content_of(ONE)  # any text has a hash
-    # Of a run that has lost its problems the ids are all there is.
+    # Without the prompt, the id identifies the problem.
     assert content_of(changed(prompt="", problem_id="q")) != content_of(changed(prompt=""))
 
 
-def test_the_verified_copy_is_the_one_that_is_kept() -> None:
+def test_the_verified_copy_is_kept() -> None:
     attempts = [changed(reward=None), ONE, changed(problem_id="q", reward=0.0)]
     for order in ([0, 1, 2], [2, 1, 0]):
         chain = Chain(Curate(verified=True), "a/set.jsonl", sources=2)
@@ -83,7 +83,7 @@ def test_the_verified_copy_is_the_one_that_is_kept() -> None:
         assert {each.filter for each in dropped} == {"answer verified"}
 
 
-def test_several_sources_are_kept_once_and_one_as_it_is() -> None:
+def test_copies_are_dropped_by_default_only_with_several_sources() -> None:
     attempts = [ONE, changed(sample=1), calls("p", 2)]
     for unique, sources, kept in ((None, 1, 3), (None, 2, 2), (True, 1, 2), (False, 2, 3)):
         chain = Chain(Curate(unique=unique), "a/set.jsonl", sources=sources)
@@ -113,12 +113,12 @@ def test_copies_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     arguments = ["data", "curate", "a.jsonl", "b.jsonl.gz", "density.min=1", "--out", "out.jsonl"]
     result = CliRunner().invoke(main, [*arguments, "--json", "f.json", "--dropped", "d.jsonl", "--html", "f.html"])
     assert result.exit_code == 0, result.output
-    said = [
+    expected = [
         "a.jsonl: 1 trajectory is a copy of others in it",
         "b.jsonl.gz: 3 trajectories are copies of those in a.jsonl",
     ]
-    assert result.output.splitlines()[-4:-2] == said
-    assert all(line in (tmp_path / "f.html").read_text() for line in said)
+    assert result.output.splitlines()[-4:-2] == expected
+    assert all(line in (tmp_path / "f.html").read_text() for line in expected)
     assert list(iterate_set(tmp_path / "out.jsonl")) == [*mine, *both, *theirs]
     report = json.loads((tmp_path / "f.json").read_text())
     assert [(each["filter"], each["kept"]) for each in report["funnel"]][-1] == (UNIQUE, 9)
@@ -127,7 +127,7 @@ def test_copies_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         {"in": "b.jsonl.gz", "of": "a.jsonl", "trajectories": 3},
     ]
     assert [json.loads(line)["filter"] for line in (tmp_path / "d.jsonl").read_text().splitlines()] == [UNIQUE] * 4
-    # The same file twice is a set that overlaps with itself, and may be taken as it is.
+    # The same file twice: its copies are dropped, or kept if asked.
     for more, kept, copies in (([], 6, 8), (["unique=false"], 14, 0)):
         result = CliRunner().invoke(
             main, ["data", "curate", "a.jsonl", "a.jsonl", "density.min=1", "--out", "out.jsonl", *more]
@@ -138,13 +138,13 @@ def test_copies_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     result = CliRunner().invoke(main, ["data", "stats", "a.jsonl", "b.jsonl.gz", "--json", "s.json", "--html", "s.html"])
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[-2:] == said
-    assert all(line in (tmp_path / "s.html").read_text() for line in said)
+    assert result.output.splitlines()[-2:] == expected
+    assert all(line in (tmp_path / "s.html").read_text() for line in expected)
     found = json.loads((tmp_path / "s.json").read_text())
     assert [each["copies_of"] for each in found] == [{"a.jsonl": 1}, {"a.jsonl": 3}]
 
 
-def test_processes_know_the_sources(tmp_path: Path) -> None:
+def test_copies_are_counted_by_source_with_several_processes(tmp_path: Path) -> None:
     many = [calls(f"p{number}", 1 + number % 7, prompt=str(number)) for number in range(300)]
     for name, part in (("a", many[:200]), ("b", many[100:])):
         write_set(tmp_path / f"{name}.jsonl", part)

@@ -1,4 +1,4 @@
-"""Sets side by side."""
+"""Statistics of sets, and the commands ``aster data stats`` and ``aster data curate``."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ POST_HOC = [transcript(f"p{n}", *(step("the answer is 4", "2 + 2") for _ in rang
 @pytest.mark.parametrize(
     ("transcripts", "beginning"),
     [
-        (DENSE, "no sign of risk: 100% of the trajectories have 3 calls or more; 0% of the calls come after"),
-        (CHECKS, "high risk: sparse and post-hoc (100% of the trajectories have fewer than 3 calls; 100% of the calls"),
-        (NEEDED, "some risk: sparse"),
-        (POST_HOC, "some risk: post-hoc"),
-        ([calls("none", 0)], "no trajectory calls the tool"),
+        (DENSE, "no sign of risk: 100% "),
+        (CHECKS, "high risk: sparse and post-hoc (100% "),
+        (NEEDED, "some risk: sparse (100% "),
+        (POST_HOC, "some risk: post-hoc (100% "),
+        ([calls("none", 0)], "no trajectory"),
         ([], "nothing to say"),
     ],
 )
-def test_what_a_set_says_about_collapse(transcripts: list[Transcript], beginning: str) -> None:
+def test_the_verdict_on_the_risk_of_collapse(transcripts: list[Transcript], beginning: str) -> None:
     assert statistics_of("set", transcripts)["verdict"].startswith(beginning)
 
 
-def test_the_numbers_of_a_set() -> None:
+def test_the_statistics_of_a_set() -> None:
     mixed = [
         *DENSE[:2],
         calls("d0", 1, status=CallStatus.ERROR, reward=0.0),
@@ -66,7 +66,7 @@ def test_the_numbers_of_a_set() -> None:
     assert statistics_of("own", mixed, len, "characters")["unit"] == "characters"
 
 
-def test_where_in_the_thinking_the_calls_are() -> None:
+def test_calls_are_counted_by_their_place_in_the_thinking() -> None:
     early = transcript("e", step("one", "f()"), step("word " * 99))
     late = transcript("l", step("word " * 99, "f()"), step("end"))
     places = [statistics_of("set", [each])["call_places"] for each in (early, late)]
@@ -112,14 +112,16 @@ def test_curate_on_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.jsonl"], "none.jsonl: no such set"),
-        (["set.csv"], "set.csv: not a set: its name must end in .jsonl or .jsonl.gz, or it must be a run folder"),
-        (["."], ".: not a run folder"),
-        (["broken.jsonl"], "broken.jsonl, line 2: not a transcript"),
-        (["good.jsonl", "densty.min=3"], "unknown field 'curate.densty'; the nearest valid name is 'density'"),
+        (["none.jsonl"], "error: none.jsonl: "),
+        (["set.csv"], "error: set.csv: "),
+        (["."], "error: .: "),
+        (["broken.jsonl"], "error: broken.jsonl, line 2: "),
+        (["good.jsonl", "densty.min=3"], "'curate.densty'"),
     ],
 )
-def test_errors_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
+def test_the_error_names_the_wrong_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_set(tmp_path / "good.jsonl", DENSE)
     (tmp_path / "broken.jsonl").write_bytes((tmp_path / "good.jsonl").read_bytes().splitlines(keepends=True)[0] + b"{}\n")
@@ -129,34 +131,34 @@ def test_errors_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arg
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_set_without_a_trajectory_has_statistics_too(tmp_path: Path) -> None:
+def test_statistics_of_an_empty_set(tmp_path: Path) -> None:
     write_set(tmp_path / "empty.jsonl", [])
     result = CliRunner().invoke(main, ["data", "stats", str(tmp_path / "empty.jsonl"), "--html", str(tmp_path / "s.html")])
     assert result.exit_code == 0, result.output
-    assert f"{tmp_path}/empty.jsonl: nothing to say: the set is empty" in result.output
+    assert f"{tmp_path}/empty.jsonl: nothing to say" in result.output
 
 
-def test_a_set_is_not_replaced_by_nothing(tmp_path: Path) -> None:
+def test_an_empty_result_does_not_replace_an_existing_set(tmp_path: Path) -> None:
     write_set(tmp_path / "checks.jsonl", CHECKS)
     write_set(tmp_path / "out.jsonl", DENSE)
     arguments = ["data", "curate", str(tmp_path / "checks.jsonl"), "--dropped", str(tmp_path / "dropped.jsonl")]
     result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "out.jsonl")])
     assert result.exit_code == 2
     assert "at least 10 tool calls     0" in result.output
-    assert f"no trajectory is left, and {tmp_path}/out.jsonl was not written" in result.output
+    assert f"{tmp_path}/out.jsonl" in result.output
     assert len((tmp_path / "dropped.jsonl").read_text().splitlines()) == len(CHECKS)
     assert list(iterate_set(tmp_path / "out.jsonl")) == DENSE
 
 
-def test_a_name_that_would_not_be_read_back_is_refused(tmp_path: Path) -> None:
+def test_an_output_file_that_could_not_be_read_as_a_set_is_refused(tmp_path: Path) -> None:
     write_set(tmp_path / "dense.jsonl", DENSE)
     arguments = ["data", "curate", str(tmp_path / "dense.jsonl"), "density.min=1", "--out", str(tmp_path / "o.json")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert f"--out {tmp_path}/o.json: the name of a set ends in .jsonl or .jsonl.gz" in result.output
+    assert f"--out {tmp_path}/o.json: " in result.output
 
 
-def test_several_processes_judge_as_one_does(tmp_path: Path) -> None:
+def test_several_processes_give_the_verdicts_of_one(tmp_path: Path) -> None:
     many = [calls(f"p{number}", number % 13, reward=float(number % 5 > 0)) for number in range(700)]
     write_set(tmp_path / "many.jsonl.gz", many)
     sources = [Source(tmp_path / "many.jsonl.gz")]
@@ -165,11 +167,11 @@ def test_several_processes_judge_as_one_does(tmp_path: Path) -> None:
     assert [judged.problem_id for judged in verdicts[0]] == [each.problem_id for each in many]
 
 
-def test_workers_end_with_the_command_that_is_killed(tmp_path: Path) -> None:
+def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:
     write_set(tmp_path / "many.jsonl", (calls(f"p{number}", 12) for number in range(3000)))
     out = tmp_path / "o.jsonl"
     command = [sys.executable, "-m", "aster", "data", "curate", str(tmp_path / "many.jsonl"), "--out", str(out), "causal=0.1"]
-    # Whoever has the pipe open still lives: it ends when all of them have.
+    # The workers inherit the pipe: reading it ends only when all of them have exited.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     while process.poll() is None and not any(children(child) for child in children(process.pid)):
         time.sleep(0.01)

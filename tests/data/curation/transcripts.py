@@ -1,4 +1,4 @@
-"""Transcripts for tests, in a line each."""
+"""Short constructors of transcripts for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OK = CallStatus.OK
 
 
 def step(thinking: str = "", *cells: tuple[str, str] | str, text: str = "", status: CallStatus = OK, **more: Any) -> Step:
-    """A turn; a cell is its code, or its code and output."""
+    """A turn. A cell is given as its code, or as its code and output."""
     pairs = [(cell, "") if isinstance(cell, str) else cell for cell in cells]
     return Step(thinking, text, [ToolCall(code, status, output, 0.0) for code, output in pairs], **more)
 
@@ -26,5 +26,5 @@ def transcript(
 
 
 def calls(name: str, count: int, *, status: CallStatus = OK, **more: Any) -> Transcript:
-    """An attempt of so many calls."""
+    """An attempt with ``count`` calls."""
     return transcript(name, *(step("", (f"x = {number}", ""), status=status) for number in range(count)), **more)

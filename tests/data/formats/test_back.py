@@ -1,4 +1,4 @@
-"""What is exported for other trainers comes back as it was, and is what they expect."""
+"""Sets exported for other trainers can be imported again without loss, and have the form that those trainers expect."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ TRANSCRIPTS = st.builds(
 @pytest.mark.parametrize("ending", ["parquet", "json"])
 @settings(max_examples=20, deadline=None)
 @given(transcripts=st.lists(TRANSCRIPTS, min_size=1, max_size=3))
-def test_what_is_exported_comes_back(
+def test_an_exported_set_is_imported_unchanged(
     layout: str, ending: str, transcripts: list[Transcript], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("back")
-    # As a set holds them: JSON makes one character of the two halves of a pair.
+    # As a set stores them: JSON joins the two halves of a surrogate pair into one character.
     transcripts = [Transcript.from_json(json.loads(json.dumps(each.to_json()))) for each in transcripts]
     assert export_set(Path("set"), transcripts, layout, folder / f"out.{ending}") == len(transcripts)
     report = import_set(folder / f"out.{ending}", layout, folder / "set.jsonl")
@@ -82,7 +82,7 @@ def test_what_is_exported_comes_back(
 
 
 def random_transcript(rng: random.Random, number: int) -> Transcript:
-    """One as teachers write them, with the odd text that breaks layouts."""
+    """A transcript as teachers write them, with text that layouts cannot hold."""
     odd = [
         "",
         "plain",
@@ -116,7 +116,7 @@ def random_transcript(rng: random.Random, number: int) -> Transcript:
 
 
 @pytest.mark.parametrize("layout", ["messages", "llamafactory"])
-def test_a_thousand_transcripts_come_back(layout: str, tmp_path: Path) -> None:
+def test_a_thousand_transcripts_are_imported_unchanged(layout: str, tmp_path: Path) -> None:
     rng = random.Random(7)
     transcripts = [random_transcript(rng, number) for number in range(1000)]
     write_set(tmp_path / "set.jsonl.gz", transcripts)
@@ -132,7 +132,7 @@ def exported(layout: str, transcript: Transcript, path: Path) -> dict[str, Any]:
     return row
 
 
-def test_ordinary_rows_hold_their_text_once(tmp_path: Path) -> None:
+def test_the_extra_column_does_not_repeat_ordinary_text(tmp_path: Path) -> None:
     call = ToolCall(CODE, CallStatus.ERROR, "42", 0.5)
     transcript = Transcript(
         "p", 0, "6*7?", "42", [Step("a", "", [call, call], 5), Step("b", "\\boxed{42}")], StopReason.ANSWERED
@@ -144,14 +144,14 @@ def test_ordinary_rows_hold_their_text_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["messages", "llamafactory"])
-def test_a_row_that_somebody_changed_says_what_it_says_now(layout: str, tmp_path: Path) -> None:
+def test_the_text_of_a_changed_row_is_used(layout: str, tmp_path: Path) -> None:
     transcript = Transcript(
         "p", 3, "6*7? \ud800", "42", [Step("a </think>", "\\boxed{42}")], StopReason.ANSWERED, "42", 1.0, seed=5
     )
     row = exported(layout, transcript, tmp_path / "out.jsonl")
     assert LAYOUTS[layout].read is not None
     (tmp_path / "same.jsonl").write_text(json.dumps(row))
-    # The dialogue alone: the column beside it, which holds all of this attempt, stays as it was.
+    # Change only the dialogue, not the column beside it, which holds the whole attempt.
     others = {key: json.loads(json.dumps(value).replace("6*7?", "6 times 7?")) for key, value in row.items() if key != "aster"}
     assert "exact" in json.loads(row["aster"])
     (tmp_path / "other.jsonl").write_text(json.dumps({**others, "aster": row["aster"]}))
@@ -163,8 +163,7 @@ def test_a_row_that_somebody_changed_says_what_it_says_now(layout: str, tmp_path
     assert (changed.sample, changed.seed, changed.reward) == (3, 5, 1.0)
 
 
-def test_exported_messages_are_rendered_by_the_student_s_own_template(tmp_path: Path) -> None:
-    """What another trainer makes of them is what our dialect makes of the transcript."""
+def test_the_chat_template_renders_exported_messages_as_our_dialect_renders_the_transcript(tmp_path: Path) -> None:
     from aster.chat import Qwen3Dialect
     from aster.data.rendering import render
     from aster.lab.tokenizer import build_tokenizer
@@ -179,36 +178,36 @@ def test_exported_messages_are_rendered_by_the_student_s_own_template(tmp_path: 
     assert dialect.decode(render(transcript, dialect).token_ids) == theirs.removesuffix("\n")
 
 
-def test_prompts_for_verl_s_rl(tmp_path: Path) -> None:
+def test_prompts_for_rl_in_verl(tmp_path: Path) -> None:
     transcripts = [Transcript(f"p{n // 2}", n % 2, f"What is {n // 2}*7?", str(7 * (n // 2)), source="s") for n in range(6)]
     assert export_set(tmp_path, transcripts, "verl_prompts", tmp_path / "out.parquet") == 3
     rows = [row for _, row in read_rows(tmp_path / "out.parquet") if isinstance(row, dict)]
     assert rows[1]["reward_model"] == {"style": "rule", "ground_truth": "7"}
     assert rows[1]["prompt"][0]["content"].startswith("What is 1*7?\nPlease reason")
-    with pytest.raises(UserError, match="cannot be written; there are messages, llamafactory, verl_prompts"):
+    with pytest.raises(UserError, match=r"--layout tora: .*messages, llamafactory, verl_prompts"):
         export_set(tmp_path, transcripts, "tora", tmp_path / "out.parquet")
-    with pytest.raises(UserError, match="its name must end in"):
+    with pytest.raises(UserError, match=r"out\.csv: .*\.jsonl, \.json, \.parquet"):
         export_set(tmp_path, transcripts, "messages", tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    "other",
     [
-        (Transcript("q", 0, "What is 1*7?", ""), "the answer of problem 'q' is not known"),
-        (Transcript("p", 1, "What is 2*7?", "7"), "the id 'p' stands for two problems or answers"),
-        (Transcript("p", 1, "What is 1*7?", "8"), "the id 'p' stands for two problems or answers"),
+        Transcript("q", 0, "What is 1*7?", ""),
+        Transcript("p", 1, "What is 2*7?", "7"),
+        Transcript("p", 1, "What is 1*7?", "8"),
     ],
 )
-def test_prompts_that_rl_cannot_use_are_refused(other: Transcript, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"set\.jsonl: {message}"):
+def test_prompts_that_rl_cannot_use_are_refused(other: Transcript, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"set\.jsonl: .*'{other.problem_id}'"):
         export_set(Path("set.jsonl"), [Transcript("p", 0, "What is 1*7?", "7"), other], "verl_prompts", tmp_path / "o.json")
     assert not (tmp_path / "o.json").exists()
 
 
 @pytest.mark.parametrize("layout", ["messages", "llamafactory", "verl_prompts"])
-def test_an_empty_set_replaces_nothing(layout: str, tmp_path: Path) -> None:
+def test_an_empty_set_does_not_replace_an_existing_file(layout: str, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     out.write_bytes(b"what was there")
-    with pytest.raises(UserError, match=r"set\.jsonl: no trajectory to export: the set is empty"):
+    with pytest.raises(UserError, match=r"set\.jsonl: "):
         export_set(Path("set.jsonl"), [], layout, out)
     assert out.read_bytes() == b"what was there"

@@ -1,4 +1,4 @@
-"""Layouts of others: rows in each one's documented form are all read, and what we write is read back as it was."""
+"""Layouts of other projects: rows in each one's documented form are read completely, and rows with faults are reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROLLOUT = (
 
 
 def bare(text: str) -> str:
-    """As decoded without special tokens."""
+    """The text as decoded without special tokens."""
     return text.replace("<|im_start|>", "").replace("<|im_end|>", "")
 
 
@@ -163,11 +163,11 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
-def test_documented_rows_are_read_whole(name: str, ending: str, tmp_path: Path) -> None:
+def test_documented_rows_are_read_completely(name: str, ending: str, tmp_path: Path) -> None:
     layout, row = ROWS[name]
     source, out = tmp_path / f"source.{ending}", tmp_path / "set.jsonl"
     if ending == "parquet":
-        # Parquet has one type a column: content is text there.
+        # A Parquet column has one type, so content must be text.
         row = json.loads(
             json.dumps(row).replace('[{"type": "text", "text": "It is \\\\boxed{42}."}]', '"It is \\\\boxed{42}."')
         )
@@ -185,7 +185,7 @@ def test_documented_rows_are_read_whole(name: str, ending: str, tmp_path: Path) 
     assert report.notes == {"answer verified: right": 1}
 
 
-def test_a_row_of_tora_holds_several_attempts_and_programs_alone(tmp_path: Path) -> None:
+def test_a_row_of_tora_may_hold_several_attempts_and_bare_programs(tmp_path: Path) -> None:
     cut = "Go.\n```python\nprint(6*7)\n```\n```output\n42\n```\n\nReach max function call limit."
     codes = ["print(6*7)", "print(6*8)", cut]
     row = {"question": "6*7?", "gt": "42", "code": codes, "report": ["Done", "Done", "Done"], "pred": ["42", "48", "42"]}
@@ -196,7 +196,7 @@ def test_a_row_of_tora_holds_several_attempts_and_programs_alone(tmp_path: Path)
     assert [(t.sample, t.answer, t.reward, t.tool_calls) for t in (first, second)] == [(0, "42", 1.0, 1), (1, "48", 0.0, 1)]
 
 
-def test_what_cannot_be_read_is_counted_with_its_lines(tmp_path: Path) -> None:
+def test_unreadable_rows_are_grouped_by_reason_with_their_lines(tmp_path: Path) -> None:
     user, turn = {"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "\\boxed{42}"}
     calling = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     searching = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "x"}}}]}
@@ -220,26 +220,20 @@ def test_what_cannot_be_read_is_counted_with_its_lines(tmp_path: Path) -> None:
     found = list(iterate_set(tmp_path / "set.jsonl"))
     assert [t.problem_id for t in found] == ["rows-0", "rows-9"]
     assert [c.status for c in found[0].calls] == [CallStatus.ERROR]
-    assert dict(report.unreadable) == {
-        "a call without a result": 1,
-        "a result without a call": 1,
-        "the user speaks after the first turn": 2,
-        "a call of another tool than Python (search)": 1,
-        "a turn that does not call is followed by another": 1,
-        "no turn of the assistant": 1,
-        "no messages": 1,
-        "not JSON": 1,
-        "no JSON object": 1,
-        "the messages are not JSON": 1,
-        "the column aster is not JSON": 1,
-    }
+    assert (report.rows, report.unread, report.attempts, report.problems, report.calls.total()) == (14, 12, 2, 2, 2)
+    # Each fault has a reason of its own; lines 4 and 5 have the same fault.
+    reasons = {tuple(report.examples[reason]): reason for reason in report.unreadable}
+    alone = [(f"line {number}",) for number in (2, 3, 6, 7, 8, 9, 11, 12, 13, 14)]
+    assert set(reasons) == {*alone, ("line 4", "line 5")}
+    assert "search" in reasons["line 6",]
+    assert "aster" in reasons["line 12",]
+    assert ["line 10"] in [report.examples[note] for note in report.notes]
     text = describe(report, Path("rows.jsonl"), "messages")
-    assert "read 2 of 14 rows as messages: 2 attempts at 2 problems, 2 tool calls" in text
+    assert "2 of 14" in text
     assert "line 4, line 5" in text
-    assert "ends in a call without a result" in text
 
 
-def test_a_gap_of_a_data_frame_is_no_answer_and_no_id(tmp_path: Path) -> None:
+def test_nan_is_read_as_a_missing_answer_and_id(tmp_path: Path) -> None:
     dialogue = [{"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "\\boxed{42}"}]
     row = {"messages": dialogue, "id": float("nan"), "answer": float("nan"), "label": 42.0}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
@@ -249,7 +243,7 @@ def test_a_gap_of_a_data_frame_is_no_answer_and_no_id(tmp_path: Path) -> None:
     assert found.problem_id != "nan"
 
 
-def test_problems_give_the_answers(tmp_path: Path) -> None:
+def test_answers_come_from_the_file_of_problems(tmp_path: Path) -> None:
     asking = f"What is 2+2?\n{BOX_REQUEST}"
     problems = [
         {"id": "by-id", "prompt": "What is 6*7?", "answer": "42"},
@@ -272,24 +266,26 @@ def test_problems_give_the_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "layout", "message"),
     [
-        ("none.jsonl", None, "messages", "no such file"),
-        ("rows.csv", "a,b", "messages", "rows are read from files that end in"),
-        ("rows.jsonl", '{"text": "x"}\n', "messages", r"no row of it can be read as messages \(no messages\)"),
-        ("rows.jsonl", "", "messages", "it is empty"),
-        ("rows.json", '{"a": 1}', "messages", "must hold an array of rows"),
-        ("rows.json", '[{"a": 1}, {"a": ', "messages", "not JSON after row 1"),
-        ("rows.json", '[{"a": 1}] [{"a": 2}]', "messages", "something follows the array, after row 1"),
-        ("rows.jsonl", "{}", "verl_prompts", "cannot be read; there are messages, llamafactory, retool, tora, verl_rollout"),
+        ("none.jsonl", None, "messages", r"none\.jsonl"),
+        ("rows.csv", "a,b", "messages", r"rows\.csv: .*\.jsonl, \.jsonl\.gz, \.json, \.parquet"),
+        ("rows.jsonl", '{"text": "x"}\n', "messages", r"rows\.jsonl: .*messages"),
+        ("rows.jsonl", "", "messages", r"rows\.jsonl: .*empty"),
+        ("rows.json", '{"a": 1}', "messages", r"rows\.json: .*array"),
+        ("rows.json", '[{"a": 1}, {"a": ', "messages", r"rows\.json: .*row 1:"),
+        ("rows.json", '[{"a": 1}] [{"a": 2}]', "messages", r"rows\.json: .*row 1;"),
+        ("rows.jsonl", "{}", "verl_prompts", "--layout verl_prompts: .*messages, llamafactory, retool, tora, verl_rollout"),
     ],
 )
-def test_what_is_no_set_is_refused(name: str, content: str | None, layout: str, message: str, tmp_path: Path) -> None:
+def test_a_failed_import_names_the_fault_and_keeps_an_existing_set(
+    name: str, content: str | None, layout: str, message: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     (tmp_path / "set.jsonl").write_text("what was here before")
     with pytest.raises(UserError, match=message):
         import_set(tmp_path / name, layout, tmp_path / "set.jsonl")
     assert (tmp_path / "set.jsonl").read_text() == "what was here before"
-    with pytest.raises(UserError, match="the name of a set ends in"):
+    with pytest.raises(UserError, match=r"--out .*set\.json: "):
         import_set(tmp_path / name, "messages", tmp_path / "set.json")
 
 
@@ -307,16 +303,16 @@ def test_what_is_no_set_is_refused(name: str, content: str | None, layout: str, 
         ("lifetime out of range: 0", CallStatus.OK),
     ],
 )
-def test_how_a_call_ended_is_read_from_its_output(output: str, status: CallStatus) -> None:
+def test_the_status_of_a_call_is_guessed_from_its_output(output: str, status: CallStatus) -> None:
     assert guess_status(output) is status
 
 
-def test_a_large_array_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aster.data.formats.rows.PIECE", 7)
     rows = [{"n": number, "text": "]},{[é\\" * number} for number in range(20)]
     (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
     assert [row for _, row in read_rows(tmp_path / "rows.json")] == rows
 
 
-def test_the_report_of_nothing_odd_is_short() -> None:
+def test_the_report_of_a_clean_import_is_one_line() -> None:
     assert describe(Imported(rows=1, attempts=1, problems=1), Path("x"), "tora").count("\n") == 0

@@ -1,4 +1,4 @@
-"""The commands of docs/teacher.md and docs/exchange.md, run as they stand there."""
+"""Run the commands of docs/teacher.md and docs/exchange.md exactly as the pages give them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_problems(path: Path, prompts: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_the_teacher_s_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_teacher_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (DOCS / "teacher.md").read_text()
     monkeypatch.chdir(tmp_path)
     write_problems(tmp_path / "problems.jsonl", ["What is 6*7?", "What is 6*7? [silent]"])
@@ -54,14 +54,14 @@ def test_the_teacher_s_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(re.findall(r"^\| `(\w+)` \|.*\| (?:engine_error|token_budget) \|$", page, re.MULTILINE)) == set(FAILURES)
 
 
-def test_the_page_of_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_exchange_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (DOCS / "exchange.md").read_text()
     monkeypatch.chdir(tmp_path)
     write_problems(tmp_path / "problems.jsonl", ["What is 6*7?"])
     _, row = ROWS["ReTool-SFT"]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "retool.parquet")
     for arguments in commands(page):
-        # Warming up the libraries takes seconds, and these cells use none.
+        # Preloading libraries takes seconds, and these cells use none.
         run([*arguments, *(["sandbox.preload=[]"] if arguments[0] == "replay" else [])])
     assert list(iterate_set(tmp_path / "back.jsonl")) == list(iterate_set(tmp_path / "retool.jsonl"))
     assert json.loads((tmp_path / "replayed.json").read_text())["same"] == 1

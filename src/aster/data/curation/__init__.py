@@ -1,4 +1,4 @@
-"""Curation: which problems are asked, and which trajectories teach."""
+"""Curation: filter problems and choose the trajectories to train on."""
 
 from aster.data.curation.chain import Chain, Dropped, Funnel, Selection, choose
 

@@ -1,9 +1,9 @@
-"""What a cell takes from the session and what it leaves there, read from its code alone.
+"""Find the names that a cell reads from the session and the names that it binds, by reading its code.
 
-Names are followed with :mod:`ast`, statement by statement: a name that is read before the cell has bound it comes from an
-earlier cell (or is a builtin). Limits: code that is no plain Python (magics, a syntax error) says nothing; names behind
-``exec`` or ``globals()`` are not followed; an object that an earlier cell changed in place counts by its name alone; both
-branches of an ``if`` count as run.
+The code is parsed with :mod:`ast` and followed statement by statement: a name that is read before the cell binds it comes from
+an earlier cell or is a builtin. Limits: code that is not plain Python (magics, a syntax error) gives no result; ``exec`` and
+``globals()`` are not followed; an object is known only by its name, so changes in place are not seen; both branches of an
+``if`` count as run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 BUILTINS = frozenset(dir(builtins))
 LEAST_DIGITS = 3
-"""Digits of a number that is taken to tell where it comes from: shorter ones meet by chance."""
+"""Fewest digits of a number that can identify its origin. Two shorter numbers are often equal by chance."""
 
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
 _NUMBER = re.compile(r"(?<![\w.])(?=\d[\d.]{2})\d+(?:\.\d+)?(?!\w|\.\d)")
@@ -28,18 +28,18 @@ class Cell:
     """The names and numbers of one cell."""
 
     needs: set[str] = field(default_factory=set)
-    """Names it reads before it has bound them, builtins apart."""
+    """Names that it reads before it binds them, without builtins."""
     binds: set[str] = field(default_factory=set)
-    """Names it binds: values, functions and classes."""
+    """Names that it binds to values, functions and classes."""
     imports: set[str] = field(default_factory=set)
-    """Names it binds by importing: no result of anything."""
+    """Names that it binds by importing."""
 
 
 def read_cell(code: str) -> Cell | None:
-    """The cell's names; None where it is no plain Python."""
+    """Return the cell's names; None if the code is not plain Python."""
     try:
         with warnings.catch_warnings():
-            # Of invalid escapes in the model's strings.
+            # Strings in the model's code may have invalid escapes, which the parser warns about.
             warnings.simplefilter("ignore")
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -56,12 +56,12 @@ def read_cell(code: str) -> Cell | None:
 
 
 def telling_numbers(text: str) -> set[str]:
-    """The numbers in a text that are long enough to tell where they come from; not round ones, such as ``1000``."""
+    """Return the numbers in a text that are long enough to identify their origin, without round ones such as ``1000``."""
     return {number for number in _NUMBER.findall(text) if len(number.replace(".", "").strip("0")) >= LEAST_DIGITS}
 
 
 def _statements(body: Iterable[ast.stmt], cell: Cell, deferred: set[str]) -> None:
-    """Follow statements in order. ``deferred`` gathers what functions read when they are called."""
+    """Follow statements in order. ``deferred`` collects the names that functions read when they are called."""
     for statement in body:
         kind = type(statement)
         if kind is ast.Expr:
@@ -85,7 +85,7 @@ def _statements(body: Iterable[ast.stmt], cell: Cell, deferred: set[str]) -> Non
 
 
 def _compound(statement: ast.stmt, cell: Cell, deferred: set[str]) -> None:
-    """A statement with statements in it, or any other: its parts in the order in which they are evaluated."""
+    """Follow any other statement, with or without blocks in it: its parts in the order of evaluation."""
     if isinstance(statement, ast.For | ast.AsyncFor):
         _expression(statement.iter, cell)
         _expression(statement.target, cell)
@@ -116,7 +116,7 @@ def _compound(statement: ast.stmt, cell: Cell, deferred: set[str]) -> None:
 
 
 def _definition(statement: ast.stmt, cell: Cell, deferred: set[str]) -> None:
-    """A function or class: its body runs later, and what it reads from outside is needed then."""
+    """Follow a function or class. Its body runs later, so the outside names that it reads go to ``deferred``."""
     for decorator in statement.decorator_list:  # type: ignore[attr-defined]
         _expression(decorator, cell)
     inner = Cell()
@@ -144,7 +144,7 @@ def _read(name: str, cell: Cell) -> None:
 
 
 def _expression(node: ast.AST, cell: Cell) -> None:
-    """The names of an expression, or of the target of an assignment."""
+    """Collect the names in an expression or in the target of an assignment."""
     stack = [node]
     while stack:
         current = stack.pop()
@@ -159,7 +159,7 @@ def _expression(node: ast.AST, cell: Cell) -> None:
         elif kind in _COMPREHENSIONS:
             _scope(current, cell)
         else:
-            # The last field first, so that the first is looked at first.
+            # The stack is last in, first out: push in reverse to visit the fields in order.
             for name in reversed(current._fields):
                 value = getattr(current, name)
                 if isinstance(value, ast.AST):
@@ -169,7 +169,7 @@ def _expression(node: ast.AST, cell: Cell) -> None:
 
 
 def _scope(node: ast.AST, cell: Cell) -> None:
-    """A comprehension or lambda: names it binds are its own."""
+    """Collect the names that a comprehension or lambda reads from outside; the names that it binds are local to it."""
     own: set[str] = set()
     read: set[str] = set()
     stack = [node]

@@ -1,13 +1,12 @@
-"""The declared chain of filters: which trajectories teach. Each filter has its count: the funnel.
+"""The chain of filters that selects the trajectories to train on, with a count after each filter (the funnel).
 
-The paper keeps correct answers whose tool calls all succeeded, with more than nine calls, and of those 4,000. The other
-filters are ours and off by default; the recipe's section ``curate`` (:class:`~aster.config.Curate`) declares them, and
-docs/data.md says what each is for.
+The paper keeps 4,000 trajectories with a correct answer, more than nine calls, and no failed call. The other filters are ours
+and are off by default. The recipe's section ``curate`` (:class:`~aster.config.Curate`) turns them on; docs/data.md says what
+each is for.
 
-Filters look at one transcript at a time (:class:`Chain`), so any number of them stream through. What passes leaves a few words
-behind (:class:`Judged`), out of which the choice is made when all have been seen (:func:`choose`): one of those that are the
-same, so many of a problem, so many in all. Copies are told apart after the filters, because one copy may be verified and the
-other not.
+:class:`Chain` looks at one transcript at a time, so a set may be larger than memory. It keeps a small record of each
+(:class:`Judged`). When all have been seen, :func:`choose` removes copies, limits the number per problem and the total, and
+returns the selection. Copies are removed after the filters, because one copy may be verified and another not.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from aster.transcript import Transcript
 from aster.types import CallStatus
 
 UNIQUE = "no copy of another"
-"""The filter that keeps one of trajectories that are the same."""
+"""Name of the filter that keeps one of several identical trajectories."""
 BINS = 5
-"""Classes of a difficulty that is a share of 1."""
+"""Number of classes for a difficulty between 0 and 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """One filter and how many trajectories were left after it."""
+    """One filter and the number of trajectories left after it."""
 
     filter: str
     kept: int
@@ -49,19 +48,19 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What is remembered of a transcript that streamed by."""
+    """What is kept in memory of one transcript after the filters."""
 
     problem_id: str
     sample: int
     author: str
     dropped_by: int | None
-    """The filter's place in the chain; None: it passed all."""
+    """Index of the filter that dropped it; None: it passed all."""
     kind: str = ""
-    """Its class of difficulty and topic, for the balance of the choice."""
+    """Class of difficulty and topic, used to balance the choice."""
     content: str = ""
-    """What it shares with its copies; empty where these are kept."""
+    """Hash that is the same for copies; empty if copies are kept."""
     source: int = 0
-    """Which of the sources it comes from."""
+    """Index of the source that it comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +75,28 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is kept of a stream of transcripts, by their places in it."""
+    """The result of a curation."""
 
     kept: list[int]
-    """In the order of the stream."""
+    """Indices of the kept transcripts in the stream, in order."""
     funnel: list[Funnel]
     copies: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """How many trajectories of one source were dropped as copies of one that is kept, by (their source, the kept one's)."""
+    """Number of trajectories dropped as copies, by (source of the dropped one, source of the kept one)."""
 
 
 class Chain:
-    """The filters in force, for one transcript at a time."""
+    """The active filters. Judges one transcript at a time."""
 
     def __init__(
         self, settings: Curate, cold_start: ColdStart | str, count: CountTokens | None = None, sources: int = 1
     ) -> None:
-        """``sources``: how many sets are read."""
+        """``count`` counts the tokens of a text (default: see :class:`Measures`). ``sources`` is the number of sets read."""
         self.settings = settings.resolved(cold_start, sources)
         self.filters = list(_filters(self.settings))
         self.count = count
 
     def judge(self, transcript: Transcript, source: int = 0) -> Judged:
-        """Pass a transcript of one of the sources through the filters, in order."""
+        """Apply the filters in order to a transcript of the source with index ``source``."""
         measures = Measures(transcript, self.count)
         dropped = next((place for place, each in enumerate(self.filters) if not each.keeps(measures)), None)
         kind = content = ""
@@ -134,9 +133,11 @@ def _filters(settings: Curate) -> Iterator[Filter]:
 
 
 def choose(judged: Iterable[Judged], chain: Chain, seed: int, dropped: Callable[[Dropped], Any] = lambda _: None) -> Selection:
-    """The choice of what passed, after the whole stream: one of those that are the same, so many of a problem, so many in all.
-    Same stream and seed, same choice; which transcripts are chosen does not depend on their order. ``dropped`` hears of each
-    that is not kept."""
+    """Choose among the transcripts that passed the filters, after the whole stream has been judged.
+
+    Keeps one of several copies, then at most ``per_problem`` of each problem, then ``size`` in all. The same transcripts and
+    seed give the same choice, in whatever order the transcripts come. ``dropped`` is called for each that is not kept.
+    """
     settings = chain.settings
     passed: list[tuple[int, Judged]] = []
     counts = [0] * len(chain.filters)
@@ -183,7 +184,7 @@ def _content_of(judged: Judged) -> str:
 
 
 def _copies(passed: Members, kept: set[int]) -> Counter[tuple[int, int]]:
-    """Whose copies those are that are not kept."""
+    """Count the dropped copies by (their source, the source of the kept one)."""
     of = {judged.content: judged.source for place, judged in passed if place in kept}
     return Counter((judged.source, of[judged.content]) for place, judged in passed if place not in kept)
 
@@ -208,7 +209,7 @@ def _grouped(members: Members, key: Callable[[Judged], str]) -> dict[str, Member
 
 
 def _first(members: Members, limit: int, seed: int) -> list[int]:
-    """The places of the ``limit`` members that the seed puts first."""
+    """Return the places of ``limit`` members, chosen at random by the seed."""
     if len(members) <= limit:
         return [place for place, _ in members]
     ranked = sorted(members, key=lambda m: (derive(seed, m[1].problem_id, m[1].sample, m[1].author), m[0]))
@@ -216,7 +217,7 @@ def _first(members: Members, limit: int, seed: int) -> list[int]:
 
 
 def _balanced(members: Members, limit: int, seed: int) -> list[int]:
-    """As :func:`_first`, an equal number of each kind; what a rare kind leaves of its part goes to the others."""
+    """Like :func:`_first`, with an equal number of each kind. If a kind has too few, the others get its remaining places."""
     kinds = sorted(_grouped(members, _kind_of).items(), key=lambda item: (len(item[1]), derive(seed, "kind", item[0])))
     chosen: list[int] = []
     for index, (_, of_kind) in enumerate(kinds):
@@ -229,7 +230,10 @@ def _kind(metadata: dict[str, Any], over: Iterable[Literal["difficulty", "topic"
 
 
 def _class_of(value: Any) -> str:
-    """A difficulty or topic as a class: shares of 1 in five equal parts, other numbers rounded, of a list the first."""
+    """Return the class of a difficulty or topic.
+
+    Fractions between 0 and 1 fall into five equal classes, other numbers are rounded, and of a list the first item counts.
+    """
     if isinstance(value, list):
         value = value[0] if value else None
     if isinstance(value, bool) or value is None:

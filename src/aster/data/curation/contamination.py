@@ -1,15 +1,15 @@
-"""Decontamination: problems that are those of a benchmark.
+"""Decontamination: find problems that are copies of a benchmark's problems.
 
-Texts are compared without notation and spacing: as the string of their words and numbers, without anything between them. A
-benchmark's problem is looked for by its pieces of 16 such characters, through an index, so that every problem meets all
-benchmarks at once. It is found
+Texts are compared without notation and spacing: only their words and numbers, joined into one string. Every substring of 16
+characters of the benchmarks' problems (a piece) is in an index, so a problem is checked against all benchmarks at once. A copy
+is found by
 
-- by ``n-gram``, where most of its pieces occur in the other: a copy, also inside a longer text;
-- by ``fuzzy``, where some of them do and the strings match otherwise (edit distance of the whole, or of the best part):
-  reworded here and there.
+- ``n-gram``: most of the benchmark problem's pieces occur in the problem. This finds copies, also inside a longer text.
+- ``fuzzy``: some pieces occur, and the strings are similar (edit distance of the whole, or of the best matching part). This
+  finds copies with a few words changed.
 
-Translations, and problems told anew in other words, are not found. A benchmark's question with other numbers may be found too:
-the pair is reported, and a look at it decides.
+Translations and complete paraphrases are not found. A benchmark's problem with other numbers may be flagged as well: pairs are
+reported so that a person can decide.
 """
 
 from __future__ import annotations
@@ -23,38 +23,39 @@ from aster.data.curation.normalize import bare, tokens
 from aster.types import Problem
 
 PIECE = 16
-"""Characters of a piece: three to four words."""
+"""Characters in a piece: three to four words."""
 COPIED = 0.6
-"""Share of a benchmark problem's pieces that makes a copy. Unrelated problems share phrases such as "find the number of"."""
+"""Share of a benchmark problem's pieces from which the problem is a copy. Unrelated problems share phrases too, such as "find
+the number of"."""
 COPIED_SHORT = 0.85
+"""The same for benchmark problems with fewer than ``SHORT`` characters."""
 SHORT = 60
-"""A benchmark problem of fewer characters needs ``COPIED_SHORT``."""
 SUSPECT = 0.1
-"""Share of the pieces from which the strings are compared."""
+"""Share of the pieces from which the similarity of the strings is computed."""
 SIMILAR = 80.0
-"""Similarity of the whole strings, in percent, that makes a reworded copy."""
+"""Similarity of the whole strings, in percent, from which the problem is a reworded copy."""
 SIMILAR_PART = 88.0
-"""The same of the best matching part."""
+"""The same for the best matching part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A problem, and that of a benchmark which it is."""
+    """A problem and the benchmark problem that it is a copy of."""
 
     problem_id: str
     benchmark: str
     benchmark_id: str
     method: Literal["n-gram", "fuzzy"]
     overlap: float
-    """Share of the benchmark problem's pieces that are in the problem."""
+    """Share of the benchmark problem's pieces that occur in the problem."""
     similarity: float
-    """Of the strings, in percent: the larger of the whole and of the best part."""
+    """Similarity of the strings in percent: of the whole or of the best part, whichever is larger."""
     prompt: str
     benchmark_prompt: str
 
 
 class Contamination:
-    """Checks problems against benchmarks: name -> problems."""
+    """Checks problems against benchmarks (name -> problems)."""
 
     def __init__(self, benchmarks: Mapping[str, Sequence[Problem]]) -> None:
         self.asked: list[tuple[str, Problem, str, int]] = []  # benchmark, problem, its string, number of its pieces
@@ -68,7 +69,7 @@ class Contamination:
                 self.asked.append((name, problem, text, len(pieces)))
 
     def check(self, problem: Problem) -> Hit | None:
-        """The benchmark problem that this one matches best, or None."""
+        """Return the benchmark problem that matches best, or None if the problem is not a copy."""
         text = "".join(tokens(problem.prompt))
         shared: Counter[int] = Counter()
         for piece in _pieces(text):
@@ -85,7 +86,7 @@ class Contamination:
         if overlap < SUSPECT:
             return None
         whole = fuzz.ratio(text, theirs)
-        # The part is looked for in the longer one: a problem that is a part of the benchmark's is not the benchmark's.
+        # Look for the benchmark's text inside the problem, not the reverse: a fragment of a benchmark problem is not a copy.
         part = fuzz.partial_ratio(text, theirs) if len(text) >= len(theirs) else 0.0
         copied = overlap >= (COPIED_SHORT if len(theirs) < SHORT else COPIED)
         if not copied and whole < SIMILAR and part < SIMILAR_PART:

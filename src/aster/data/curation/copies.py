@@ -1,4 +1,4 @@
-"""Trajectories that are there twice, as where sets overlap: one and the same answer to one and the same problem."""
+"""Find identical trajectories, for example where sets overlap."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from aster.transcript import Transcript
 
 
 def content_of(transcript: Transcript) -> str:
-    """A hash of the problem and the exact turns: thinking, text, code and outputs, to the character.
+    """Return a hash of the problem and the exact text of the turns: thinking, text, code and outputs.
 
-    Of the problem its prompt and setup count; its id, which sets give as they like, only where the prompt is not known. What is
-    said *about* the attempt (verdict, author, statuses, counts of tokens, seconds) does not count: sets know it or not.
+    The problem's prompt and setup count. Its id counts only if the prompt is unknown, because each set chooses its own ids.
+    Data about the attempt (verdict, author, statuses, token counts, seconds) does not count, because some sets lack it.
     """
     turns = [[step.thinking, step.text, [[call.code, call.output] for call in step.calls]] for step in transcript.steps]
     text = json.dumps([transcript.prompt or [transcript.problem_id], transcript.setup, turns])
@@ -20,13 +20,16 @@ def content_of(transcript: Transcript) -> str:
 
 
 class Contents:
-    """Remembers the trajectories of several sets, by a hash of each."""
+    """Remembers a hash of each trajectory of several sets."""
 
     def __init__(self) -> None:
         self._first: dict[str, str] = {}
 
     def seen_in(self, transcript: Transcript, name: str) -> str | None:
-        """The set in which its copy was seen first; None for a new one, which is remembered under the ``name`` of its own."""
+        """Return the name of the set in which this trajectory was first seen, or None if it is new.
+
+        A new trajectory is remembered under ``name``, the name of its own set.
+        """
         content = content_of(transcript)
         if content in self._first:
             return self._first[content]

@@ -1,4 +1,4 @@
-"""Problems that are there twice: exactly, in another notation, or nearly word for word."""
+"""Find duplicate problems: exact ones, also in another notation, and nearly identical ones."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ SIMILARITY = 0.8
 """Jaccard similarity of the sets of shingles from which two problems are near duplicates."""
 PERMUTATIONS = 128
 BANDS = 32
-"""Of four hashes each: a pair of similarity 0.8 is missed once in ten million, one of 0.5 proposed in vain in 87 of 100."""
+"""Bands of four hashes each. A pair of similarity 0.8 is missed once in ten million; 87 of 100 pairs of similarity 0.5 are
+proposed although they are no duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A problem that an earlier one makes superfluous."""
+    """A problem that repeats an earlier one."""
 
     kind: Literal["exact", "near"]
     first: str
-    """The earlier problem's id."""
+    """Id of the earlier problem."""
     answers_differ: bool
-    """Whether the two have other answers as text: one may be wrong, or only written otherwise."""
+    """Whether the texts of the two answers differ: one may be wrong, or only written in another way."""
 
 
 class Duplicates:
-    """Tells problems that have been seen before; remembers each new one.
+    """Recognizes problems that it has seen before, and remembers each new one.
 
-    *Exact* duplicates have the same words and numbers in the same order, whatever the notation. *Near* ones share most of their
-    three-word shingles and have the same numbers: two problems that differ in a number are two problems. MinHash proposes them;
-    their sets of shingles decide.
+    *Exact* duplicates have the same words and numbers in the same order, in whatever notation. *Near* duplicates share most of
+    their three-word shingles and have the same numbers: problems that differ in a number are different problems. MinHash
+    proposes candidates, and the exact similarity of the shingle sets decides.
     """
 
     def __init__(self, near: bool = True) -> None:
-        # A library of compiled code, which nothing else needs.
+        # Imported here: nothing else needs this compiled library.
         from rensa import RMinHashLSH
 
         self.near = near
@@ -48,7 +49,7 @@ class Duplicates:
         self._lsh = RMinHashLSH(SIMILARITY, PERMUTATIONS, BANDS)
 
     def check(self, problem: Problem) -> Duplicate | None:
-        """Whether a problem has been seen; it is remembered where it has not."""
+        """Return how a problem repeats an earlier one; if it does not, remember it and return None."""
         from rensa import RMinHash
 
         words = tokens(problem.prompt)

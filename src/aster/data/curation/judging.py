@@ -1,4 +1,4 @@
-"""Sets through the chain: read in one process, judged in several, in an order that does not depend on how many there are."""
+"""Run the filters over sets: this process reads the lines, several processes judge them, and the results come in order."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from aster.data.curation.sources import Source
 from aster.data.sets import parse_line
 
 BATCH = 64
-"""Transcripts a process is handed at once."""
+"""Transcripts given to a process at once."""
 SMALL = 4 * BATCH
-"""Sets of fewer are not worth the start of processes."""
+"""Fewer transcripts than this are judged in this process, because starting others takes longer."""
 WAITING = 4
-"""Batches of each process under way: what bounds the memory."""
+"""Batches in flight per process. This bounds memory."""
 
 Line = tuple[int, str, bytes]
-"""The number of its source, the words that say where it stands, and the line itself."""
+"""Index of the source, the line's place in words, and the line."""
 Result = TypeVar("Result")
 
 
 def judge_sources(
     sources: Sequence[Source], settings: Curate, cold_start: ColdStart | str, processes: int | None = None
 ) -> Iterator[Judged]:
-    """The chain's verdict on every transcript of the sources, in order. ``processes``: by default one a core.
+    """Yield the chain's verdict on every transcript of the sources, in order.
 
-    UserError where a line is no transcript.
+    ``processes`` is the number of worker processes (default: one per core). Raises UserError if a line is not a transcript.
     """
     lines = ((number, *line) for number, source in enumerate(sources) for line in source.lines())
     chain = (settings.model_dump_json(), str(cold_start), isinstance(cold_start, ColdStart), len(sources))
@@ -44,7 +44,7 @@ def judge_sources(
 
 
 def in_batches(lines: Iterable[Line], work: Callable[[list[Line]], Result], processes: int | None = None) -> Iterator[Result]:
-    """``work`` on batches of lines, the results in order; few lines are worked on here."""
+    """Apply ``work`` to batches of lines and yield the results in order. Few lines are handled in this process."""
     processes = processes or len(os.sched_getaffinity(0))
     batches = _batches(lines)
     first = list(itertools.islice(batches, SMALL // BATCH))
@@ -52,7 +52,7 @@ def in_batches(lines: Iterable[Line], work: Callable[[list[Line]], Result], proc
         for batch in itertools.chain(first, batches):
             yield work(batch)
         return
-    # Not forked: the caller may have threads.
+    # Plain fork is not safe here: the caller may have threads.
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
         waiting: deque[Future[Result]] = deque()
@@ -65,7 +65,7 @@ def in_batches(lines: Iterable[Line], work: Callable[[list[Line]], Result], proc
 
 
 def _end_with_parent() -> None:
-    """In a worker: end when the process that hands out the work is killed, which no queue tells. Ctrl-C is its alone."""
+    """In a worker: exit when the parent process dies, which the queue would not notice. Only the parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

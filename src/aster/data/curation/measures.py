@@ -1,6 +1,6 @@
-"""What the filters and the statistics ask of one transcript, each worked out when it is first asked for.
+"""Measures of one transcript for the filters and the statistics. Each is computed when it is first read.
 
-Two of them are heuristics, and their docstrings say what they miss: :attr:`Measures.causal` and :attr:`Measures.known_before`.
+Two are heuristics, and their docstrings say what they miss: :attr:`Measures.causal` and :attr:`Measures.known_before`.
 """
 
 from __future__ import annotations
@@ -25,27 +25,34 @@ CountTokens = Callable[[str], int]
 
 
 def count_words(text: str) -> int:
-    """The number of words: what stands for tokens where nobody counted them."""
+    """Return the number of words, the unit of length if tokens were not counted."""
     return len(text.split())
 
 
 class Measures:
-    """The measures of one transcript."""
+    """The measures of one transcript.
+
+    Lengths are in tokens as ``count`` counts them; without it, in tokens as the transcript's author counted them, or in words
+    if the author did not.
+    """
 
     def __init__(self, transcript: Transcript, count: CountTokens | None = None) -> None:
         self.transcript = transcript
         self.counted = count is None and bool(transcript.steps) and all(step.tokens is not None for step in transcript.steps)
-        """Whether lengths are the author's own counts of tokens; else ``count`` (by default words) made them."""
+        """Whether lengths are the author's own token counts."""
         self.count = count or count_words
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens the author wrote: thinking, text and code."""
+        """Number of tokens that the author wrote: thinking, text and code."""
         return sum(self._written(step) for step in self.transcript.steps)
 
     @cached_property
     def thinking(self) -> list[int]:
-        """Tokens of thinking of each step. An author's count is of a whole turn: the thinking has its part by characters."""
+        """Number of tokens of thinking in each step.
+
+        The author counts whole turns; the thinking gets the share of the turn's tokens that it has of its characters.
+        """
         if not self.counted:
             return [self.count(step.thinking) for step in self.transcript.steps]
         found = []
@@ -56,7 +63,7 @@ class Measures:
 
     @property
     def thinking_per_call(self) -> float:
-        """Tokens of thinking for each call; a transcript without calls counts as if it had one."""
+        """Tokens of thinking per call. A transcript without calls counts as if it had one."""
         return sum(self.thinking) / max(1, len(self.transcript.calls))
 
     @cached_property
@@ -66,20 +73,21 @@ class Measures:
 
     @cached_property
     def causal(self) -> list[bool]:
-        """For each call that ran whether its code uses what an earlier call left. False for the first.
+        """For each call that ran: whether its code uses something that an earlier call left. False for the first.
 
-        It does where it reads a name that an earlier cell bound (an import does not count), or holds a number of at least three
-        digits that an earlier output showed and neither the problem nor any earlier code or thinking before that output had.
+        A call does so if it reads a name that an earlier cell bound (imports do not count), or if it contains a number of at
+        least three digits that an earlier output showed first: neither the problem nor earlier code or thinking had it before.
 
-        Seen from the code alone: a name may be read and its value not matter, a cell may be inspired by an output and share
-        nothing with it, and a number may be the same by chance. Names of a cell that failed count, as far as it got them bound.
+        This heuristic reads only the code. It is wrong if a name is read but its value does not matter, if an output inspired a
+        cell that shares no name or number with it, or if two numbers are equal by chance. Names of a cell that failed count
+        as bound.
         """
         bound: set[str] = set()
         shown: set[str] = set()
         known = telling_numbers(self.transcript.prompt)
         found = []
         for step in self.transcript.steps:
-            # What the model worked out itself, before it saw the numbers in an output, it does not owe to the tool.
+            # A number that the model wrote before any output showed it does not come from the tool.
             known |= telling_numbers(f"{step.thinking}\n{step.text}") - shown
             for call in step.calls:
                 if call.status is CallStatus.MALFORMED:
@@ -95,20 +103,20 @@ class Measures:
 
     @property
     def causal_share(self) -> float:
-        """Share of the calls after the first that are :attr:`causal`; 1 where there are none after the first."""
+        """Share of the calls after the first that are :attr:`causal`; 1 if there is no second call."""
         later = self.causal[1:]
         return sum(later) / len(later) if later else 1.0
 
     @cached_property
     def known_before(self) -> list[bool]:
-        """For each call that ran whether the final answer was known by then, so that the call can only check it.
+        """For each call that ran: whether the final answer was already known, so that the call can only check it.
 
-        It is known from where it is announced (``the answer is 42``, ``\\boxed{42}``) in the model's own text, or where it
-        stands in that text or an output and is long enough to be no coincidence: three characters, and not in the problem.
+        The answer is known once the model's own text announces it (``the answer is 42``, ``\\boxed{42}``), or once it occurs in
+        that text or in an output and is too long for a coincidence: three characters or more, and not in the problem.
 
-        A short answer that is reached and not announced goes unseen, so that re-checks are rather missed; a long one may stand
-        somewhere as one candidate among others, so that a search for it is taken for a check. A checked guess that would have
-        been revised counts as a check. Answers are compared as text: other forms of the same value are not seen.
+        This is a heuristic. It misses short answers that are found but not announced. It takes a search for a check if a long
+        answer was printed as one candidate of many. A guess that is checked counts as known, although the check might have
+        changed it. Answers are compared as text, so other forms of the same value are missed.
         """
         answer = _Answer(self.transcript.answer or "", self.transcript.prompt)
         found = []
@@ -125,12 +133,12 @@ class Measures:
 
     @property
     def recheck_share(self) -> float:
-        """Share of the calls made when the answer was known; 0 without calls."""
+        """Share of the calls made after the answer was known; 0 without calls."""
         return sum(self.known_before) / len(self.known_before) if self.known_before else 0.0
 
     @cached_property
     def repeated_text(self) -> float:
-        """Share of the eight-word sequences of all thinking that have occurred before in it: near 1 in a loop."""
+        """Share of the eight-word sequences in the thinking that repeat an earlier one: near 1 if the model loops."""
         words = " ".join(step.thinking for step in self.transcript.steps).split()
         count = len(words) - WORDS_OF_A_LOOP + 1
         if count <= 1:
@@ -138,13 +146,13 @@ class Measures:
         hashes = numpy.fromiter(map(hash, words), dtype=numpy.int64, count=len(words)).view(numpy.uint64)
         rolling = numpy.zeros(count, dtype=numpy.uint64)
         for offset in range(WORDS_OF_A_LOOP):
-            # A polynomial in 64 bits, which wraps around.
+            # A polynomial hash in 64 bits; overflow wraps around.
             rolling = rolling * numpy.uint64(0x9E3779B97F4A7C15) + hashes[offset : offset + count]
         return 1.0 - len(numpy.unique(rolling)) / count
 
     @cached_property
     def repeated_cells(self) -> float:
-        """Share of the calls whose code, but for spacing, an earlier call has run."""
+        """Share of the calls that run the code of an earlier call again; spacing does not count."""
         codes = [" ".join(call.code.split()) for call in self.ran]
         return 1.0 - len(set(codes)) / len(codes) if codes else 0.0
 
@@ -155,7 +163,7 @@ class Measures:
 
 
 class _Answer:
-    """A final answer, to be looked for in texts."""
+    """Searches texts for a final answer."""
 
     def __init__(self, answer: str, prompt: str) -> None:
         self.text = _SPACES.sub(" ", answer.strip().strip("$").strip())
@@ -165,20 +173,20 @@ class _Answer:
 
     @cached_property
     def whole(self) -> re.Pattern[str]:
-        """The answer, neither part of a longer number or word nor the beginning of a decimal."""
+        """Matches the answer, but not inside a longer number or word and not at the beginning of a decimal."""
         return re.compile(rf"(?<![\w.]){re.escape(self.text)}(?!\w|\.\d)")
 
     @cached_property
     def announced(self) -> re.Pattern[str]:
-        """The answer where it is called so, or in a box."""
+        """Matches the answer after words such as "the answer is", or in a box."""
         box = rf"\\boxed\{{\s*{re.escape(self.text)}\s*\}}"
         return re.compile(rf"{_ANNOUNCED}{self.whole.pattern}|{box}", re.IGNORECASE)
 
     def is_announced(self, text: str) -> bool:
-        """Whether a text of the model calls it the answer."""
-        # Most texts do not hold it at all, which is seen sooner than a pattern is compiled.
+        """Whether a text announces the answer."""
+        # Most texts do not contain it, and this test is faster than compiling the pattern.
         return bool(self.text) and self.folded in text.casefold() and self.announced.search(text) is not None
 
     def is_shown(self, text: str) -> bool:
-        """Whether it stands in a text and is no coincidence there."""
+        """Whether a text contains the answer, and the answer is too long for a coincidence."""
         return self.telling and self.text in text and self.whole.search(text) is not None

@@ -1,4 +1,4 @@
-"""Problems' texts brought to one notation, so that copies of a problem look alike however they are typeset."""
+"""Bring the texts of problems to one notation, so that copies compare equal however they are typeset."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _SYNTAX = frozenset(
         """,
     )
 )
-"""LaTeX commands that are notation or layout. The others stand for a word, and are kept as it."""
+"""LaTeX commands that are notation or layout and are dropped. Every other command is replaced by its name."""
 _CHARACTERS = {
     "π": " pi ", "√": " sqrt ", "∠": " angle ", "△": " triangle ", "Δ": " delta ", "α": " alpha ", "β": " beta ",
     "γ": " gamma ", "θ": " theta ", "λ": " lambda ", "ω": " omega ", "φ": " phi ", "σ": " sigma ", "∑": " sum ", "∏": " prod ",
     "∫": " int ", "∞": " infty ", "°": " circ ", "∪": " cup ", "∩": " cap ", "∈": " in ", "⊥": " perp ", "≡": " equiv ",
 }  # fmt: skip
-"""Characters and the LaTeX commands they stand for."""
+"""Characters, and the names of the LaTeX commands that they are equivalent to."""
 _TRANSLATION = str.maketrans(_CHARACTERS)
 _SAME_COMMAND = {
     "degree": "circ",
@@ -43,23 +43,23 @@ _SAME_COMMAND = {
     "varepsilon": "epsilon",
 }
 _BROKEN = str.maketrans({"\x07": "\\a", "\x08": "\\b", "\x0b": "\\v", "\x0c": "\\f"})
-"""Control characters that stand in copies whose ``\\frac`` was once read as an escape of a string."""
+"""Control characters in copies where the ``\\f`` of ``\\frac`` was once parsed as a string escape."""
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
 LATIN = 0x24F
-"""The last letter of the Latin blocks."""
+"""Last code point of the Latin blocks."""
 GREEK = range(0x370, 0x400)
 
 
 def bare(prompt: str) -> str:
-    """A prompt without the requests for a form of the answer that data sets append."""
+    """Return a prompt without the requests for an answer format that data sets add."""
     return _REQUESTS.sub(" ", prompt).strip()
 
 
 def tokens(prompt: str) -> list[str]:
-    r"""The words and numbers of a problem, lower-case and in one notation.
+    r"""Return the words and numbers of a problem, in lower case and in one notation.
 
-    ``\dfrac{a}{b}``, ``\frac ab`` and ``a/b`` are all ``a b``: signs and braces go, and so do commands that only typeset. Greek
-    letters and signs of Unicode become the names of their commands; ``1{,}000`` and ``1,000`` are ``1000``.
+    ``\dfrac{a}{b}``, ``\frac ab`` and ``a/b`` all give ``a b``: signs, braces and commands that only typeset are dropped. Greek
+    letters and Unicode symbols become the names of their commands. ``1{,}000`` and ``1,000`` become ``1000``.
     """
     text = _DRAWING.sub(" ", bare(prompt.translate(_BROKEN)))
     text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).lower()
@@ -73,6 +73,6 @@ def _command(match: re.Match[str]) -> str:
 
 
 def prose(prompt: str) -> str:
-    """The words of a problem outside its formulas."""
+    """Return the words of a problem outside its formulas."""
     text = _COMMAND.sub(" ", _MATH.sub(" ", bare(prompt)))
     return " ".join(word for word in _TOKEN.findall(text) if len(word) > 1 and not word.isdecimal())

@@ -1,4 +1,4 @@
-"""Which problems are asked: read, in English, each once, none of a benchmark, with a count for each filter."""
+"""Select problems: in English, without duplicates and benchmark problems, with a count after each filter."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from aster.data import benchmarks
 from aster.data.curation.chain import Funnel
 from aster.data.curation.contamination import Contamination, Hit
 from aster.data.curation.duplicates import Duplicates
 from aster.data.curation.language import is_english
-from aster.data.problems import NO_COLUMNS, iterate_problems
+from aster.data.problems import NO_COLUMNS, iterate_problems, load_problems
 from aster.types import Problem
 
 ALL = "all"
-"""In the place of a benchmark's name: all of them."""
+"""Stands for the names of all benchmarks."""
 FAULTS_KEPT = 20
-"""Messages about rows that could not be read which are kept as examples."""
+"""Messages about unreadable rows that are kept as examples."""
 
 
 @dataclass(slots=True)
 class Questions:
-    """Problems through the filters, one after the other; what was dropped is counted, pairs are kept."""
+    """Filters problems one at a time, counts what it drops, and keeps the pairs found by decontamination."""
 
     english: bool = True
     duplicates: Duplicates | None = None
@@ -36,13 +36,13 @@ class Questions:
     faults: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     answers_differ: int = 0
-    """Duplicates whose answer is written otherwise than that of the one kept."""
+    """Number of duplicates whose answer differs as text from that of the kept problem."""
     hits: list[Hit] = field(default_factory=list)
 
     def select(
         self, sources: Sequence[str], prompt_suffix: str = "", columns: Mapping[str, str] = NO_COLUMNS
     ) -> Iterator[Problem]:
-        """The problems of the sources that pass, in order. UserError where a source cannot be read."""
+        """Yield the problems that pass, in order. Raises UserError if a source cannot be read."""
         used: set[str] = set()
         for source in sources:
             for _, problem in iterate_problems(source, prompt_suffix, columns, self._fault):
@@ -51,7 +51,7 @@ class Questions:
                 if reason is not None:
                     self.dropped[reason] += 1
                     continue
-                # Two problems of two files under one id would be joined as one.
+                # Problems of different files may have the same id: number the later ones.
                 names = itertools.chain([problem.id], (f"{problem.id}-{number}" for number in itertools.count(2)))
                 name = next(name for name in names if name not in used)
                 used.add(name)
@@ -59,7 +59,7 @@ class Questions:
 
     @property
     def funnel(self) -> list[Funnel]:
-        """What each filter left; right when the last problem has been asked for."""
+        """The number of problems after each filter. Complete only after :meth:`select` has been read to its end."""
         steps = [Funnel("rows", self.rows + self.unreadable), Funnel("a problem with an answer", self.rows)]
         names = []
         if self.english:
@@ -90,30 +90,19 @@ class Questions:
 
 
 def problem_line(problem: Problem) -> str:
-    """A problem as a line of the ``.jsonl`` that ``load_problems`` reads back as it is."""
+    """Return a problem as a line of JSON, which ``load_problems`` reads back unchanged."""
     record: dict[str, Any] = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer}
     record |= {"data_source": problem.source} | problem.metadata
     return json.dumps(record, ensure_ascii=True) + "\n"
 
 
 def load_benchmarks(names: Sequence[str]) -> dict[str, list[Problem]]:
-    """Benchmarks by name (``all``: every one that ``aster evaluate`` knows), and files of problems by path.
+    """Load benchmarks by name (``all``: every one that ``aster evaluate`` knows) and files of problems by path.
 
-    UserError where one is unknown or cannot be read.
+    Raises UserError if one is unknown or cannot be read.
     """
-    from aster.data.problems import load_problems
-
     if ALL in names:
-        from aster.data.benchmarks import REGISTRY
-
-        names = [*REGISTRY, *(name for name in names if name != ALL and name not in REGISTRY)]
-    found: dict[str, list[Problem]] = {}
-    for name in names:
-        if Path(name).suffix in (".jsonl", ".parquet"):
-            found[name] = load_problems(name)
-        else:
-            # The registry knows where each benchmark comes from.
-            from aster.data.benchmarks import load_benchmark
-
-            found[name] = load_benchmark(name)
-    return found
+        names = [*benchmarks.REGISTRY, *(name for name in names if name != ALL and name not in benchmarks.REGISTRY)]
+    return {
+        name: load_problems(name) if name.endswith(benchmarks.ENDINGS) else benchmarks.load_benchmark(name) for name in names
+    }

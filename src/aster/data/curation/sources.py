@@ -1,6 +1,6 @@
-"""Where transcripts come from: sets, and run folders, whose trajectories are read back as text.
+"""Read transcripts from sets and from run folders.
 
-No torch: a run folder keeps its tokenizer as a file.
+Trajectories of a run folder are decoded with the tokenizer file that it keeps, so this needs no torch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from aster.transcript import Transcript
 from aster.types import Problem, Trajectory
 
 STAGES = ("curate", "synthesize", "evaluate/rl")
-"""Whose trajectories stand for a run folder: of the first of these that has some."""
+"""A run folder stands for the trajectories of the first of these stages that has any."""
 
 
 class Source:
-    """The transcripts behind one path, read one by one as often as they are asked for.
+    """The transcripts under one path. Each iteration reads them again, one at a time.
 
-    ``path`` is a set (``.jsonl`` or ``.jsonl.gz``), a run folder (its curated set, else what was synthesized), or a stage's
-    folder in one (``RUN/synthesize``, ``RUN/evaluate/rl``). UserError where it is none of them.
+    ``path`` is a set (``.jsonl`` or ``.jsonl.gz``), a run folder (the trajectories of the first stage of :data:`STAGES` that
+    has any), or the folder of one stage (``RUN/synthesize``, ``RUN/evaluate/rl``). Raises UserError for anything else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class Source:
             raise UserError(f"{path}: no such set")
 
     def lines(self) -> Iterator[tuple[str, bytes]]:
-        """Each transcript as its line of a set, with the words that say where it stands."""
+        """Yield each transcript as a line of a set, with its place in words (``FILE, line N``)."""
         if self.run is None:
             yield from read_lines(self.path)
             return
@@ -70,7 +70,7 @@ class Source:
 
 
 def remembered(problems: Mapping[str, Mapping[str, Any]], problem_id: str) -> Problem:
-    """A problem as the run folder remembers it (``RunFolder.problems``); of one that it does not, the id alone."""
+    """Return a problem from a run folder's records (``RunFolder.problems``). An unknown problem has only its id."""
     record = problems.get(problem_id) or {}
     return Problem(
         problem_id,
@@ -83,7 +83,7 @@ def remembered(problems: Mapping[str, Mapping[str, Any]], problem_id: str) -> Pr
 
 
 def author_of(run: RunFolder, stage: str) -> str:
-    """Who wrote a stage's trajectories: the teacher of the cold start, or the run's own model. They do not say it."""
+    """Return who wrote a stage's trajectories (they do not record it): the teacher of the cold start, or the run's model."""
     recipe = run.recipe
     path, cold_start, synthesis = str(recipe["model"]["path"]), read_cold_start(recipe["cold_start"]), recipe["synthesize"]
     if stage not in ("synthesize", "curate"):
@@ -91,29 +91,29 @@ def author_of(run: RunFolder, stage: str) -> str:
     if isinstance(cold_start, ColdStart) and synthesis["teacher"] == "policy":
         return path
     if isinstance(cold_start, ColdStart) and synthesis["teacher"] == "endpoint":
-        # The recipe need not name the model where the server has only one.
+        # The recipe may omit the model's name if the server has only one.
         return str(synthesis["model"] or (run.summary("synthesize") or {}).get("author", ""))
     return cold_start_name(cold_start)
 
 
 def _in_run(path: Path) -> tuple[RunFolder, str, list[Path]]:
-    """The run folder at or above a path, the stage in it and its files of trajectories."""
+    """Return the run folder at or above a path, the stage, and the stage's trajectory files."""
     top = next((folder for folder in (path, *path.absolute().parents[:3]) if (folder / "recipe.yaml").exists()), None)
     if top is None:
-        raise UserError(f"{path}: not a run folder (it has no recipe.yaml), nor a stage's folder in one")
+        raise UserError(f"{path}: not a run folder (it has no recipe.yaml) and not the folder of a stage in one")
     stages = STAGES if top is path else (str(path.absolute().relative_to(top.absolute())),)
     for stage in stages:
         files = sorted((top / stage).glob("trajectories/*.jsonl.gz")) or sorted((top / stage).glob("attempts/*.jsonl.gz"))
         if files:
             return RunFolder.load(top), stage, files
     under_way = top / "synthesize" / "transcripts.jsonl"
-    hint = f"; the attempts of its teacher so far are the set {under_way}" if under_way.exists() else ""
+    hint = f"; its teacher's attempts so far are in the set {under_way}" if under_way.exists() else ""
     places = ", ".join(f"{stage}/trajectories" for stage in stages)
     raise UserError(f"{path}: no trajectories in it (looked in {places}){hint}")
 
 
 class _Dialects:
-    """The run's dialect; whether its headers open the thinking is seen from the trajectories."""
+    """The run's dialect. The end of each trajectory's prompt shows whether the header opens ``<think>``."""
 
     def __init__(self, run: RunFolder) -> None:
         self.tokenizer = _FileTokenizer(run)
@@ -129,7 +129,7 @@ class _Dialects:
 
 
 class _FileTokenizer:
-    """A run folder's tokenizer file in the form in which a dialect asks for it."""
+    """Gives a run folder's tokenizer file the interface that a dialect needs."""
 
     def __init__(self, run: RunFolder) -> None:
         self.tokenizer = run_tokenizer(run)
@@ -142,7 +142,7 @@ class _FileTokenizer:
         token_ids: list[int],
         *,
         skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool = False,  # noqa: ARG002 - what transformers' tokenizers take
+        clean_up_tokenization_spaces: bool = False,  # noqa: ARG002 - part of the interface of transformers' tokenizers
     ) -> str:
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
 

@@ -1,4 +1,4 @@
-"""Sets side by side: how they use the tool, and what that says about the risk of collapse."""
+"""Compute how a set of trajectories uses the tool, and what that says about the risk of collapse in RL."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from typing import Any
 
 from aster.data.curation.copies import Contents
 from aster.data.curation.measures import CountTokens, Measures
+from aster.telemetry import call_statistics
 from aster.transcript import Transcript
 from aster.types import CallStatus
 
 PLACES = 10
-"""Parts of a trajectory in which calls are counted, by how much of its thinking is done before them."""
+"""Equal parts of a trajectory's thinking. Calls are counted by the part that has been reached when they are made."""
 TOKENS_PER_BAR = 1000
-"""Width of the bars of the distribution of lengths."""
+"""Width of a bar in the histogram of lengths."""
 SPARSE_CALLS = 3
-"""Fewer calls than this in most trajectories is called sparse: the paper's sparse sets have one or two."""
+"""A set is sparse if most of its trajectories have fewer calls than this: the paper's sparse sets have one or two."""
 MOSTLY = 0.5
+"""Share above which something holds for most of a set."""
 
 
-class SetStatistics:
-    """Gathers the statistics of a stream of transcripts; memory grows with the number of trajectories by a few numbers each."""
+class _Statistics:
+    """Adds up the statistics of a stream of transcripts. Keeps only a few numbers per trajectory in memory."""
 
-    def __init__(
-        self, name: str, count: CountTokens | None = None, unit: str | None = None, contents: Contents | None = None
-    ) -> None:
-        """``contents``: what was seen in the sets before this one."""
-        self.name, self.count, self.unit, self.contents = name, count, unit, contents or Contents()
+    def __init__(self, name: str, count: CountTokens | None, unit: str | None, contents: Contents) -> None:
+        self.name, self.count, self.unit, self.contents = name, count, unit, contents
         self.copies: Counter[str] = Counter()
         self.calls: list[int] = []
         self.tokens: list[int] = []
@@ -40,7 +39,7 @@ class SetStatistics:
         self.counted = True
 
     def add(self, transcript: Transcript) -> None:
-        """Take one transcript in."""
+        """Add one transcript."""
         first = self.contents.seen_in(transcript, self.name)
         self.copies.update([] if first is None else [first])
         measures = Measures(transcript, self.count)
@@ -67,30 +66,9 @@ class SetStatistics:
             self.places[min(PLACES - 1, int(PLACES * done / total)) if total else 0] += ran
 
     def result(self) -> dict[str, Any]:
-        """The numbers. A share or mean of nothing is None.
-
-        name, trajectories, problems   whose they are, how many, of how many problems
-        copies, copies_of              how many are the same as an earlier one: of this set, or by name of another
-        verified                       share whose answer was verified as right; unverified ones count as not
-        unverified                     share that nobody has verified
-        calls_mean, calls_median, calls_histogram   tool calls per trajectory whose code ran; item n of the histogram: with n
-        sparse                         share of trajectories with fewer than three calls
-        call_success                   share of the calls whose code ran that ended without error
-        malformed                      share of all calls that could not be parsed
-        causal                         share of the calls after the first that use what an earlier one left
-        rechecks                       share of the calls made when the final answer was known
-        only_rechecks                  share of the trajectories with calls all of whose calls were
-        call_places                    share of the calls made in each tenth of the trajectory's thinking
-        unit                           of lengths: tokens as the author counted them, tokens of a tokenizer, or words
-        thinking_per_call              mean over trajectories with calls
-        tokens_mean, tokens_median, tokens_p95, tokens_histogram   written per trajectory; histogram in bars of 1,000
-        verdict                        a sentence on the risk of collapse
-        """
+        """Return the numbers; see :func:`statistics_of`."""
         made, ran = len(self.calls), sum(self.calls)
-        asked = self.statuses.total()
-        counts = Counter(self.calls)
         bars = Counter(length // TOKENS_PER_BAR for length in self.tokens)
-        with_calls = made - counts[0]
         result: dict[str, Any] = {
             "name": self.name,
             "trajectories": made,
@@ -99,15 +77,11 @@ class SetStatistics:
             "problems": len(self.problems),
             "verified": _share(self.verified, made),
             "unverified": _share(self.unverified, made),
-            "calls_mean": _share(ran, made),
-            "calls_median": statistics.median(self.calls) if made else None,
-            "calls_histogram": [counts[number] for number in range(max(self.calls, default=-1) + 1)],
-            "sparse": _share(sum(number for calls, number in counts.items() if calls < SPARSE_CALLS), made),
-            "call_success": _share(self.statuses[CallStatus.OK], ran),
-            "malformed": _share(asked - ran, asked),
+            **call_statistics(self.calls, self.statuses),
+            "sparse": _share(sum(calls < SPARSE_CALLS for calls in self.calls), made),
             "causal": _share(self.causal, self.later),
             "rechecks": _share(self.rechecks, ran),
-            "only_rechecks": _share(self.only_rechecks, with_calls),
+            "only_rechecks": _share(self.only_rechecks, made - self.calls.count(0)),
             "call_places": [_share(number, ran) for number in self.places],
             "unit": self.unit or ("tokens" if self.counted and made else "words"),
             "thinking_per_call": statistics.fmean(self.thinking) if self.thinking else None,
@@ -126,20 +100,41 @@ def statistics_of(
     unit: str | None = None,
     contents: Contents | None = None,
 ) -> dict[str, Any]:
-    """:class:`SetStatistics` of a whole stream."""
-    gathered = SetStatistics(name, count, unit, contents)
+    """Return the statistics of a set.
+
+    ``count`` counts the tokens of a text and ``unit`` names what it counts (default: see :class:`Measures`). ``contents``
+    remembers the trajectories of the sets before this one, so that copies are found across sets.
+
+    Keys of the result (a share or mean of nothing is None):
+
+        name, trajectories, problems   name of the set, number of trajectories and of different problems
+        copies, copies_of              number of trajectories that repeat an earlier one; the same by the earlier one's set
+        verified                       share whose answer was verified as right; unverified answers do not count
+        unverified                     share whose answer has not been verified
+        calls_mean, calls_median, calls_histogram, call_success, malformed   see aster.telemetry.call_statistics
+        sparse                         share of trajectories with fewer than three calls
+        causal                         share of the calls after the first that use what an earlier call left
+        rechecks                       share of the calls made after the final answer was known
+        only_rechecks                  share of the trajectories with calls in which every call is a re-check
+        call_places                    share of the calls made in each tenth of the trajectory's thinking
+        unit                           unit of lengths: tokens as the author counted them, tokens of a tokenizer, or words
+        thinking_per_call              thinking per call, mean over the trajectories with calls
+        tokens_mean, tokens_median, tokens_p95, tokens_histogram   length per trajectory; histogram with bars of 1,000
+        verdict                        a sentence on the risk of collapse
+    """
+    gathered = _Statistics(name, count, unit, contents or Contents())
     for transcript in transcripts:
         gathered.add(transcript)
     return gathered.result()
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """What the numbers say about collapse: whether the set looks like those from which, in the paper, RL let go of the tool.
+    """Return a sentence on the risk that RL from this set gives up the tool.
 
-    The paper saw tool use fall after cold starts of one or two calls. A set is called sparse where most of its trajectories
-    have fewer than three calls, and post-hoc where most of its calls come after the answer is known. It is a reading of the
-    set, not a prediction: model, problems and RL decide as well, and what counts as known is a heuristic
-    (``Measures.known_before``).
+    In the paper, tool use fell in RL after cold starts with one or two calls. A set is called sparse if most of its
+    trajectories have fewer than three calls, and post-hoc if most of its calls come after the answer is known. The verdict
+    describes the set and is no prediction: the model, the problems and RL matter as well, and whether the answer is known is
+    decided by a heuristic (``Measures.known_before``).
     """
     if not result["trajectories"]:
         return "nothing to say: the set is empty"
@@ -152,9 +147,9 @@ def verdict(result: dict[str, Any]) -> str:
     if sparse and post_hoc:
         return f"high risk: sparse and post-hoc ({calls}; {checks}); tool use that only checks tends to die out in RL"
     if sparse:
-        return f"some risk: sparse ({calls}); in the paper tool use fell from such a start, although here the calls are needed"
+        return f"some risk: sparse ({calls}); in the paper tool use fell after such a start, but here the calls are needed"
     if post_hoc:
-        return f"some risk: post-hoc ({checks}); the calls are many, but the answers do not need them"
+        return f"some risk: post-hoc ({checks}); there are many calls, but the answers do not need them"
     return f"no sign of risk: {1 - result['sparse']:.0%} of the trajectories have {SPARSE_CALLS} calls or more; {checks}"
 
 

@@ -1,13 +1,14 @@
-"""Sets of others: read into transcripts, checked, and written for other trainers. One file a layout.
+"""Layouts of other projects' sets: read, check and write their rows. One file per layout.
 
     messages        OpenAI's messages with tools: TRL, verl's SFT, Open-AgentRL       read and written
     llamafactory    ``conversations`` of human, gpt, function_call, observation       read and written
     retool          messages with <code> and <interpreter> in the text                read
     tora            ToRA's output files                                              read
-    verl_rollout    what verl dumps of its rollouts                                  read
+    verl_rollout    rollouts dumped by verl                                          read
     verl_prompts    verl's prompts for RL                                            written
 
-Written rows hold what the layout has, and a column ``aster`` with what it lacks: so they are read back as they were.
+Rows that we write have an extra column ``aster`` for everything that the layout has no place for, so they can be read back
+without loss.
 """
 
 from aster.data.formats.base import Layout
@@ -20,6 +21,6 @@ from aster.data.formats.verl import VERL_PROMPTS, VERL_ROLLOUT
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (MESSAGES, LLAMAFACTORY, RETOOL, TORA, VERL_ROLLOUT, VERL_PROMPTS)
 }
-"""By name."""
+"""The layouts by name."""
 
 __all__ = ["LAYOUTS", "Layout"]

@@ -1,8 +1,7 @@
-"""What a layout is, and what reading foreign rows needs again and again."""
+"""The class Layout, and functions that the layouts share for reading other projects' rows."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -11,35 +10,36 @@ from typing import Any
 
 from aster.chat.tools import ParsedCall
 from aster.chat.writings import Exchange
+from aster.data.problems import digest
 from aster.jsonl import Row
 from aster.transcript import Step, Transcript
 from aster.types import CallStatus, StopReason, ToolCall
 
 CODE_NAMES = ("code", "script", "python_code", "source", "input")
-"""Arguments in which other sets keep the code of a Python tool."""
+"""Names that other projects give to the code argument of their Python tool."""
 ANSWER_FIELDS = ("expected_answer", "ground_truth", "answer", "gts", "gt", "label")
 ID_FIELDS = ("problem_id", "id", "idx", "uuid", "index")
 
 
 class Unreadable(Exception):
-    """A row is not what the layout says; the message is the reason, by which rows are counted."""
+    """A row does not fit the layout. Rows are counted by message, so rows with the same fault must give the same message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A layout: how its rows are read into transcripts, and how transcripts are written as its rows."""
+    """A layout of rows: how to read its rows into transcripts, and how to write transcripts as its rows."""
 
     name: str
     about: str
     read: Callable[[Row], list[Transcript]] | None = None
-    """Raises Unreadable. A row may hold several attempts."""
+    """Reads a row, which may hold several attempts. Raises Unreadable."""
     write: Callable[[Transcript], Row] | None = None
     schema: Callable[[], Any] | None = None
-    """The Parquet schema of written rows."""
+    """Returns the Parquet schema of written rows."""
 
 
 def blank(row: Row, prompt: str) -> Transcript:
-    """A transcript with what rows of every layout may say beside the dialogue."""
+    """Return a transcript with the fields that rows of any layout may have (id, known answer, source), without steps."""
     prompt = prompt.strip()
     if not prompt:
         raise Unreadable("no prompt")
@@ -69,19 +69,14 @@ def _expected(row: Row) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A text or number as text; anything else is none, and so is not-a-number, by which data frames mean a gap."""
+    """Return a text or number as text; "" for anything else. NaN counts as missing: data frames store it for a gap."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
-def digest(text: str) -> str:
-    """A short hash that stands for a text."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
 def read_call(name: Any, given: Any) -> ParsedCall:
-    """A call as data sets hold it: its arguments are an object, JSON of one, or the code itself."""
+    """Read a call from a data set. Its arguments are an object, the JSON text of one, or the code itself."""
     if isinstance(given, str) and given.lstrip().startswith("{"):
         try:
             given = json.loads(given)
@@ -101,7 +96,7 @@ _LATE = re.compile(r"\btimed?[ -]?outs?\b|TimeoutError|exceeded the time limit",
 
 
 def guess_status(output: str) -> CallStatus:
-    """How a call ended, where a set does not say: read from its output."""
+    """Guess from a call's output how the call ended, for sets that do not record it."""
     if _LATE.search(output) and len(output) < 400:
         return CallStatus.TIMEOUT
     if "Traceback (most recent call last)" in output or _ERROR.match(output.strip().rsplit("\n", 1)[-1]):
@@ -110,27 +105,27 @@ def guess_status(output: str) -> CallStatus:
 
 
 def result(call: ParsedCall, output: str | None) -> ToolCall:
-    """A call with its output. ``None``: the set has none."""
+    """Return a call with its output. ``None``: the set has no output for it."""
     if output is None:
         return ToolCall(call.code, CallStatus.MALFORMED, "", 0.0)
     return ToolCall(call.code, CallStatus.MALFORMED if call.error else guess_status(output), output, 0.0)
 
 
 def finish(transcript: Transcript) -> Transcript:
-    """Check a foreign dialogue, and say how it ended. Unreadable where it cannot be one."""
+    """Check another project's dialogue and set its stop reason. Raises Unreadable if turns are missing."""
     if not transcript.steps:
         raise Unreadable("no turn of the assistant")
     for step in transcript.steps[:-1]:
         if not step.calls:
             raise Unreadable("a turn that does not call is followed by another")
     last = transcript.steps[-1]
-    # Only a dialogue that was cut off ends in a call, with or without its result.
+    # A dialogue ends in a call, with or without its result, only if it was cut off.
     transcript.stop_reason = StopReason.ANSWERED if not last.calls else StopReason.TOKEN_BUDGET
     return transcript
 
 
 def add_exchanges(transcript: Transcript, exchanges: list[Exchange]) -> None:
-    """The steps of a written-out dialogue. Unreadable where calls and results do not belong together."""
+    """Add the steps of a dialogue written as text. Raises Unreadable if calls and results do not match."""
     for number, exchange in enumerate(exchanges):
         calls, outputs = exchange.turn.calls, exchange.outputs
         if len(outputs) > len(calls):

@@ -1,4 +1,4 @@
-"""``aster data export``: a set in the layout of another trainer."""
+"""``aster data export``: write a set in the layout of another trainer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PROMPTS = "verl_prompts"
 
 
 def export_set(source: Path, transcripts: Iterable[Transcript], layout: str, out: Path) -> int:
-    """Write the rows of a set's transcripts; returns how many. ``source`` names the set in errors.
+    """Write the rows of a set's transcripts and return their number. ``source`` names the set in errors.
 
-    UserError where the layout cannot be written, where there is nothing to write, and for prompts that RL cannot use: of a
-    problem whose answer is not known, or of one id that stands for two problems.
+    Raises UserError if the layout cannot be written or the set is empty. In a set of prompts for RL, each problem needs a known
+    answer and an id of its own.
     """
     how = LAYOUTS.get(layout)
     if how is None or how.write is None:
         writable = ", ".join(name for name, each in LAYOUTS.items() if each.write is not None)
-        raise UserError(f"--layout {layout}: cannot be written; there are {writable}")
+        raise UserError(f"--layout {layout}: cannot be written; choose one of {writable}")
     return write_rows(out, how, _rows(source, transcripts, how))
 
 
@@ -38,12 +38,12 @@ def _rows(source: Path, transcripts: Iterable[Transcript], layout: Layout) -> It
             asked = transcript.prompt, transcript.expected
             if seen.setdefault(transcript.problem_id, asked) != asked:
                 raise UserError(
-                    f"{source}: the id {transcript.problem_id!r} stands for two problems or answers; give them different ids"
+                    f"{source}: two problems or answers have the id {transcript.problem_id!r}; give them different ids"
                 )
             if not transcript.expected:
                 raise UserError(
-                    f"{source}: the answer of problem {transcript.problem_id!r} is not known, so RL cannot reward it; give it "
-                    "with aster data import --problems, or take the problem out"
+                    f"{source}: the answer of problem {transcript.problem_id!r} is not known, so RL cannot reward it; add it "
+                    "with aster data import --problems, or remove the problem"
                 )
             if transcript.problem_id in done:
                 continue
@@ -51,5 +51,5 @@ def _rows(source: Path, transcripts: Iterable[Transcript], layout: Layout) -> It
         empty = False
         yield layout.write(transcript)
     if empty:
-        # From in here, so that a file that is there already is not replaced by nothing.
+        # Raised while the file is being written, so that an existing file is not replaced by an empty one.
         raise UserError(f"{source}: no trajectory to export: the set is empty")

@@ -1,9 +1,10 @@
-"""The column that keeps what a layout lacks, so that what was written is read back as it was.
+"""The column ``aster``: it keeps what a layout has no place for, so that rows can be read back without loss.
 
-It holds a transcript's fields beside its dialogue, and of each step and call what no layout has: counted tokens, statuses,
-seconds. Some dialogues cannot be held by a layout at all: half a surrogate pair in Parquet, or a ``</think>`` in the thinking
-where thinking stands in the text. Each row is therefore read back when it is written; where that gives another transcript, the
-column holds the whole of it besides. A hash of the row goes with it: of a row that was changed since, the changed text counts.
+The column holds the transcript's fields other than its dialogue, and the token counts, statuses and seconds of its steps and
+calls. Some dialogues do not fit into a layout at all: half a surrogate pair in Parquet, or a ``</think>`` inside the thinking
+if the layout writes thinking into the text. So every row is read back when it is written. If the result differs, the column
+also holds the whole transcript, with a hash of the row. If the row was changed after that, the hash differs, and the row's own
+text is used.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from aster.data.formats.base import Unreadable, digest
+from aster.data.formats.base import Unreadable
+from aster.data.problems import digest
 from aster.jsonl import Row
 from aster.transcript import Step, Transcript
 from aster.types import CallStatus
 
 COLUMN = "aster"
 DIALOGUE = ("prompt", "system", "steps")
-"""The fields that the layouts themselves hold."""
+"""Fields that the layouts have a place for."""
 
 
 def with_extra(transcript: Transcript, row: Row, read: Callable[[Row], list[Transcript]]) -> Row:
-    """The row with its column."""
+    """Return the row with the column added. ``read`` is the layout's function that reads a row."""
     record = transcript.to_json()
     about = {key: value for key, value in record.items() if key not in DIALOGUE}
     about["steps"] = [
@@ -40,7 +42,7 @@ def with_extra(transcript: Transcript, row: Row, read: Callable[[Row], list[Tran
 
 
 def exact(row: Row) -> Transcript | None:
-    """The whole transcript, where the row holds one and has not been changed since."""
+    """Return the whole transcript if the column holds it and the row is unchanged, else None."""
     about = _about(row)
     if about is None or "exact" not in about or about.get("digest") != _digest(row):
         return None
@@ -48,12 +50,15 @@ def exact(row: Row) -> Transcript | None:
 
 
 def ours(row: Row) -> bool:
-    """Whether we wrote the row: then its texts are taken as they are."""
+    """Return whether we wrote the row. Then its texts are taken unchanged."""
     return _about(row) is not None
 
 
 def restore(row: Row, prompt: str, system: str, steps: list[Step]) -> Transcript:
-    """The transcript of a row of ours from the texts that the layout holds; statuses and counts where they still fit."""
+    """Return the transcript of a row that we wrote, from the texts in the layout and the fields in the column.
+
+    Statuses and token counts are dropped if the number of calls has changed.
+    """
     about = _about(row)
     assert about is not None
     kept = about.pop("steps")
@@ -85,7 +90,7 @@ def _dump(value: Any) -> str:
 
 
 def _digest(row: Row) -> str:
-    """Of the columns beside ours. Parquet fills what a row lacks with nulls, so these do not count."""
+    """Return a hash of the other columns. Nulls do not count, because Parquet adds them for missing fields."""
     return digest(json.dumps(_bare({key: value for key, value in row.items() if key != COLUMN}), sort_keys=True))
 
 

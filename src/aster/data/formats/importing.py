@@ -1,4 +1,7 @@
-"""``aster data import``: foreign rows into a set, checked; what cannot be read is counted by its reason and shown."""
+"""``aster data import``: read and check other projects' rows and write them as a set.
+
+Rows that cannot be read are counted by reason, with the places of the first ones.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from aster.transcript import Transcript
 from aster.types import CallStatus, Problem, StopReason
 
 EXAMPLES = 3
-"""Places shown of each reason."""
+"""Places shown for each reason."""
 
 
 @dataclass(slots=True)
 class Imported:
-    """What came of an import."""
+    """The report of an import."""
 
     rows: int = 0
     attempts: int = 0
@@ -34,23 +37,23 @@ class Imported:
     unreadable: Counter[str] = field(default_factory=Counter)
     """Rows that could not be read, by reason."""
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Places of rows by reason or note: the first few."""
+    """Places of the first rows, by reason or note."""
     calls: Counter[CallStatus] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
-    """What is odd about attempts that were read, and how they were graded."""
+    """Number of attempts by note: what is unusual about them, and how they were graded."""
 
     @property
     def unread(self) -> int:
-        """Rows that could not be read."""
+        """Number of rows that could not be read."""
         return self.unreadable.total()
 
     def refuse(self, reason: str, place: str) -> None:
-        """A row that could not be read."""
+        """Count a row that could not be read."""
         self.unreadable[reason] += 1
         self._example(reason, place)
 
     def note(self, what: str, place: str) -> None:
-        """An attempt of which something is to be said."""
+        """Count an attempt under a note."""
         self.notes[what] += 1
         self._example(what, place)
 
@@ -60,11 +63,15 @@ class Imported:
 
 
 def import_set(source: Path, layout: str, out: Path, problems: Path | None = None) -> Imported:
-    """Read rows into a set. UserError where the layout or file is none, or no row at all could be read."""
+    """Read rows of ``layout`` from ``source`` and write them as the set ``out``.
+
+    ``problems`` is a file of problems whose answers are used for grading. Raises UserError if the layout is unknown, if a file
+    cannot be read, or if no row fits the layout.
+    """
     how = LAYOUTS.get(layout)
     if how is None or how.read is None:
         readable = ", ".join(name for name, each in LAYOUTS.items() if each.read is not None)
-        raise UserError(f"--layout {layout}: cannot be read; there are {readable}")
+        raise UserError(f"--layout {layout}: cannot be read; choose one of {readable}")
     require_set_name("--out", out)
     report = Imported()
     write_set(out, _transcripts(source, how, _Known(problems), report))
@@ -72,7 +79,7 @@ def import_set(source: Path, layout: str, out: Path, problems: Path | None = Non
 
 
 def describe(report: Imported, source: Path, layout: str) -> str:
-    """The report as text."""
+    """Return the report as text."""
     read = report.rows - report.unread
     lines = [
         f"{source}: read {read} of {report.rows} rows as {layout}: {report.attempts} attempts at {report.problems} problems, "
@@ -117,7 +124,7 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
         for transcript in found:
             if not written_by_us:
                 if transcript.problem_id.isdecimal():
-                    # A row number more often than a name: alone it would join the problems of one file with another's.
+                    # A bare number is usually a row number, which problems of another file may have too.
                     transcript.problem_id = f"{source.name.partition('.')[0]}-{transcript.problem_id}"
                 known.complete(transcript)
                 transcript.sample = samples[transcript.problem_id]
@@ -128,9 +135,9 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
             report.calls.update(call.status for call in transcript.calls)
             yield transcript
     if not report.attempts:
-        # From in here, so that a set that is there already is not replaced by nothing.
+        # Raised while the set is being written, so that an existing set is not replaced by an empty one.
         first = next(iter(report.unreadable), "it is empty")
-        raise UserError(f"{source}: no row of it can be read as {layout.name} ({first}); is it of another layout?")
+        raise UserError(f"{source}: no row can be read as {layout.name} ({first}); does it have another layout?")
 
 
 def _grade(transcript: Transcript, place: str, report: Imported) -> None:
@@ -158,7 +165,7 @@ def _grade(transcript: Transcript, place: str, report: Imported) -> None:
 
 
 class _Known:
-    """Problems by id and by prompt."""
+    """Known problems, by id and by prompt."""
 
     def __init__(self, path: Path | None) -> None:
         found = load_problems(path) if path is not None else []
@@ -166,7 +173,7 @@ class _Known:
         self.prompts = {_plain(problem.prompt): problem for problem in found}
 
     def complete(self, transcript: Transcript) -> None:
-        """Fill in what the problem's file knows: by id, else by the prompt but for spacing and a request for a box."""
+        """Fill in the fields of the problem, found by id or by the prompt without spacing and without a request for a box."""
         problem: Problem | None = self.ids.get(transcript.problem_id) or self.prompts.get(_plain(transcript.prompt))
         if problem is None:
             return

@@ -1,8 +1,9 @@
-"""LLaMA-Factory's ``conversations``: ``from`` and ``value``, of ``human``, ``gpt``, ``function_call`` and ``observation``.
+"""LLaMA-Factory's ``conversations``: turns with ``from`` (human, gpt, function_call, observation) and ``value``.
 
-The ASTER reproduction's set is of this kind, and others name the roles ``function`` and ``tool``, the keys ``role`` and
-``content``. A turn that calls is ``<think>...</think>`` and then JSON, an object with ``name`` and ``arguments`` or a list of
-them. Results of several calls stand in one observation, with the tags between them that Qwen's template has there.
+The ASTER reproduction's set has this layout. Other sets name the keys ``role`` and ``content`` and the roles ``function`` and
+``tool``. A turn that calls the tool is ``<think>...</think>`` followed by JSON: an object with ``name`` and ``arguments``, or a
+list of such objects. The results of several calls are in one observation, separated by the tags that Qwen's template puts
+there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ASSISTANTS = frozenset({"gpt", "assistant", "model"})
 CALLS = frozenset({"function_call", "tool_call"})
 RESULTS = frozenset({"observation", "tool", "tool_response", "ipython"})
 BETWEEN = "\n</tool_response>\n<tool_response>\n"
-"""Between the results of one turn: rendered, it is what Qwen's template writes."""
+"""Separator between the results of one turn. Qwen's template writes the same text between them."""
 
 
 def read(row: Row) -> list[Transcript]:
@@ -43,8 +44,8 @@ def read(row: Row) -> list[Transcript]:
     for turn in turns:
         role, value = str(turn.get("from", turn.get("role"))), turn.get("value", turn.get("content"))
         if not isinstance(value, str):
-            raise Unreadable("a turn's value is no text")
-        # "function" is a call in LLaMA-Factory's words and a result in OpenAI's old ones: what waits for a result has one.
+            raise Unreadable("a turn's value is not text")
+        # "function" is a call in LLaMA-Factory's layout and a result in OpenAI's old one. After a call it must be a result.
         if role in RESULTS or (role == "function" and pending):
             if not pending:
                 raise Unreadable("a result without a call")
@@ -78,14 +79,14 @@ def read(row: Row) -> list[Transcript]:
 def _results(calls: list[ParsedCall], value: str, plain: bool) -> list[ToolCall]:
     outputs = value.split(BETWEEN) if len(calls) > 1 else [value]
     if len(outputs) != len(calls):
-        raise Unreadable(f"{len(calls)} calls in a turn, and not as many results")
+        raise Unreadable(f"a turn with {len(calls)} calls and a different number of results")
     if plain:
         return [ToolCall(call.code, CallStatus.OK, output, 0.0) for call, output in zip(calls, outputs, strict=True)]
     return [result(call, _untagged(output)) for call, output in zip(calls, outputs, strict=True)]
 
 
 def _untagged(output: str) -> str:
-    """A result without tags of its own around it."""
+    """Return a result without ``<tool_response>`` tags around it."""
     text = output.strip()
     if text.startswith("<tool_response>") and text.endswith("</tool_response>"):
         return text.removeprefix("<tool_response>").removesuffix("</tool_response>").strip("\n")
@@ -103,7 +104,7 @@ def _calling(value: str, plain: bool) -> tuple[Step, list[ParsedCall]]:
         raise Unreadable("a call that is not JSON") from None
     calls = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, dict) for call in calls):
-        raise Unreadable("a call that is no object")
+        raise Unreadable("a call that is not an object")
     inner = [call["function"] if isinstance(call.get("function"), dict) else call for call in calls]
     return Step(thinking), [read_call(call.get("name"), call.get("arguments", call.get("parameters"))) for call in inner]
 
@@ -116,7 +117,7 @@ def _speaking(value: str, plain: bool) -> tuple[Step, list[ParsedCall]]:
 
 
 def _split(value: str) -> tuple[str, str]:
-    """The thinking and the rest of what :func:`_joined` wrote."""
+    """Split a text that :func:`_joined` wrote into the thinking and the rest."""
     if value.startswith("<think>\n") and "\n</think>\n\n" in value:
         thinking, _, rest = value.removeprefix("<think>\n").partition("\n</think>\n\n")
         return thinking, rest
@@ -134,7 +135,7 @@ def write(transcript: Transcript) -> Row:
         if not step.calls:
             turns.append({"from": "gpt", "value": _joined(step.thinking, step.text)})
             continue
-        # The layout has no place for text beside calls: it goes with the thinking.
+        # The layout has no place for text beside calls, so the text is appended to the thinking.
         thinking = "\n\n".join(text for text in (step.thinking, step.text) if text)
         calls: list[dict[str, Any]] = [{"name": "python", "arguments": {"code": call.code}} for call in step.calls]
         body = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
@@ -149,7 +150,7 @@ def write(transcript: Transcript) -> Row:
 
 
 def schema() -> Any:
-    """Of Parquet."""
+    """Return the Parquet schema of written rows."""
     import pyarrow as pa
 
     text = pa.string()

@@ -1,8 +1,8 @@
-"""OpenAI's ``messages`` with ``tools``: what TRL, verl's SFT and Open-AgentRL-SFT-3K have.
+"""OpenAI's ``messages`` with ``tools``: the layout of TRL, verl's SFT and Open-AgentRL-SFT-3K.
 
-Reasoning is in ``reasoning_content`` (or ``reasoning``), or in ``<think>`` at the beginning of the content. A call's arguments
-are an object or a text of JSON. Content may be a text or parts of one. A result belongs to the call whose id it names, else to
-the next one without a result.
+Reasoning is in ``reasoning_content`` (or ``reasoning``), or in ``<think>`` at the beginning of the content. The arguments of a
+call are an object or its JSON text. Content is a text or a list of text parts. A result belongs to the call whose id it names,
+or to the first call without a result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROLES = {
     "human": "user",
     "gpt": "assistant",
 }
-"""Other names of the four roles."""
+"""Other names for the four roles."""
 
 
 def read(row: Row) -> list[Transcript]:
@@ -46,7 +46,7 @@ def read(row: Row) -> list[Transcript]:
 
 
 def dialogue(row: Row, messages: list[dict[str, Any]]) -> Transcript:
-    """A transcript of messages. Unreadable where roles are out of order, or calls have no results."""
+    """Return the transcript of a row's messages. Raises Unreadable if roles are out of order or a call has no result."""
     plain = ours(row)
     system, prompt = "", ""
     steps: list[Step] = []
@@ -73,7 +73,7 @@ def dialogue(row: Row, messages: list[dict[str, Any]]) -> Transcript:
                 raise Unreadable("a result without a call")
             named = [place for place, (identity, _, _) in enumerate(pending) if identity == message.get("tool_call_id")]
             _, call, place = pending.pop(named[0] if named else 0)
-            # Where we wrote it, what is beside the text comes from our column.
+            # In a row that we wrote, everything but the text is restored from our column.
             steps[-1].calls[place] = ToolCall(call.code, CallStatus.OK, content, 0.0) if plain else result(call, content)
         else:
             raise Unreadable(f"a message of the role {role[:40]}")
@@ -85,29 +85,29 @@ def dialogue(row: Row, messages: list[dict[str, Any]]) -> Transcript:
 
 
 def text_of(content: Any) -> str:
-    """A message's text."""
+    """Return the text of a message's content. Raises Unreadable if it is not text."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
         return "".join(part["text"] for part in content)
-    raise Unreadable("a message's content is no text")
+    raise Unreadable("a message's content is not text")
 
 
 def _turn(message: dict[str, Any], content: str, plain: bool) -> tuple[Step, list[tuple[str, ParsedCall, int]]]:
-    """The turn, its calls without results; and the calls that wait for one: id, call and place."""
+    """Return the turn with its calls, still without results, and those calls as (id, call, place in the turn)."""
     thinking = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking") or ""
     if not isinstance(thinking, str):
-        raise Unreadable("a message's reasoning is no text")
+        raise Unreadable("a message's reasoning is not text")
     calls: list[ParsedCall] = []
     asked = message.get("tool_calls") or []
     if not isinstance(asked, list):
-        raise Unreadable("calls that are no list")
+        raise Unreadable("calls that are not a list")
     for call in asked:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict):
-            raise Unreadable("a call that is no object")
+            raise Unreadable("a call that is not an object")
         calls.append(read_call(function.get("name"), function.get("arguments")))
     if not plain:
         if not thinking:
@@ -145,7 +145,7 @@ def write(transcript: Transcript) -> Row:
 
 
 def _whole(value: Any) -> Any:
-    """Texts without half surrogate pairs, which others cannot read."""
+    """Return a message tree with lone surrogates replaced, because other programs cannot read them."""
     if isinstance(value, str):
         return whole_characters(value)
     if isinstance(value, dict):
@@ -154,7 +154,7 @@ def _whole(value: Any) -> Any:
 
 
 def schema() -> Any:
-    """Of Parquet: everything named, so that the first rows do not decide."""
+    """Return the Parquet schema of written rows. Without it, the first rows would decide which columns there are."""
     import pyarrow as pa
 
     text = pa.string()

@@ -1,4 +1,4 @@
-"""ReTool-SFT: messages whose text holds code in ``<code>`` and its results in ``<interpreter>``."""
+"""ReTool-SFT: one answer per row, with code in ``<code>`` and its results in ``<interpreter>`` inside the text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ASKED = (
     "Answer the following Math Problem and put the answer in the format of \\boxed{answer}",
     "Remember to place the final answer in the last part using the format:",
 )
-"""What the set's prompts say before and after the problem."""
+"""The instructions before and after the problem in the set's prompts."""
 
 
 def read(row: Row) -> list[Transcript]:
@@ -29,13 +29,13 @@ def read(row: Row) -> list[Transcript]:
     transcript = blank(row, problem(prompts[0]))
     add_exchanges(transcript, CODE.dialogue(answers[0]))
     for step in transcript.steps:
-        # As the instructions ask for these tags, and they are taken off, so are the tags.
+        # The instructions that ask for these tags are removed, so the tags are removed as well.
         step.text = step.text.replace("<answer>", "").replace("</answer>", "").strip()
     return [finish(transcript)]
 
 
 def problem(prompt: str) -> str:
-    """The problem without the set's instructions around it, which speak of tags that the student does not have."""
+    """Return the problem without the set's instructions, which ask for tags that our dialect does not use."""
     if QUESTION not in prompt:
         return prompt
     text = prompt.partition(QUESTION)[2].strip()

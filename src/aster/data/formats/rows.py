@@ -1,4 +1,4 @@
-"""Rows of ``.jsonl``, ``.json`` and ``.parquet`` files, one by one: files may be larger than memory."""
+"""Read and write rows of ``.jsonl``, ``.json`` and ``.parquet`` files one at a time, so files may be larger than memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ PIECE = 1 << 20
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row | Broken]]:
-    """Each row with the words that say where it stands, broken ones too. UserError where there is no file, or it cannot be read
-    at all."""
+    """Yield each row with its place in words (``line 3``), broken rows too.
+
+    Raises UserError if the file does not exist or cannot be read at all.
+    """
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a file of rows' if path.is_dir() else 'no such file'}")
     if path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -29,11 +31,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row | Broken]]:
         return _json_array(path)
     if path.suffix == ".parquet":
         return parquet_rows(path)
-    raise UserError(f"{path}: rows are read from files that end in {', '.join(READ)}")
+    raise UserError(f"{path}: the file's name must end in {', '.join(READ)}")
 
 
 def write_rows(path: Path, layout: Layout, rows: Iterable[Row]) -> int:
-    """Write rows, whole or not at all; returns how many. UserError for an ending that cannot be written."""
+    """Write rows atomically and return their number. Raises UserError for an unknown file suffix."""
     write: Callable[[Path, Layout, Iterable[Row]], int]
     if path.suffix == ".jsonl":
         write = _write_lines
@@ -42,13 +44,13 @@ def write_rows(path: Path, layout: Layout, rows: Iterable[Row]) -> int:
     elif path.suffix == ".parquet":
         write = _write_parquet
     else:
-        raise UserError(f"{path}: its name must end in {', '.join(WRITTEN)}")
+        raise UserError(f"{path}: the file's name must end in {', '.join(WRITTEN)}")
     with replacing(path) as partial:
         return write(partial, layout, rows)
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, Row | Broken]]:
-    """The objects of one array, without the whole of it in memory."""
+    """Yield the objects of one JSON array without loading the whole file."""
     decoder = json.JSONDecoder()
     number, buffer, opened = 0, "", False
     try:
@@ -63,23 +65,24 @@ def _json_array(path: Path) -> Iterator[tuple[str, Row | Broken]]:
                         break
                     if not opened:
                         if buffer[position] != "[":
-                            raise UserError(f"{path}: must hold an array of rows; JSON lines are read from files named .jsonl")
+                            raise UserError(f"{path}: must hold an array of rows; name a file of JSON lines .jsonl")
                         opened, position = True, position + 1
                         continue
                     if buffer[position] == "]":
                         if buffer[position + 1 :].strip() or stream.read().strip():
-                            raise UserError(f"{path}: something follows the array, after row {number}; take it away")
+                            raise UserError(f"{path}: there is text after the array's last row {number}; remove it")
                         return
                     try:
                         value, end = decoder.raw_decode(buffer, position)
                     except ValueError:
-                        # A row that goes on in the next piece. A number could be cut too, but a row is an object.
+                        # The row continues in the next piece. (A cut number would be decoded as a number, but a row must be
+                        # an object, which cannot be decoded until it is complete.)
                         break
                     number, position = number + 1, end
                     yield f"row {number}", as_row(value)
                 buffer = buffer[position:]
                 if not piece:
-                    raise UserError(f"{path}: not JSON after row {number}: the array does not end, or a row in it is broken")
+                    raise UserError(f"{path}: not JSON after row {number}: the array is not closed, or a row is broken")
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
 

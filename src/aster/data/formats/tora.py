@@ -1,7 +1,8 @@
-"""ToRA's output files: rows of a problem with its attempts in ``code``, or one attempt as ``output`` or ``generation``.
+"""ToRA's output files: a row is a problem with a list of attempts in ``code``, or one attempt in ``output`` or ``generation``.
 
-An attempt is a text of reasoning, code in ```` ```python ```` and results in ```` ```output ````. Where there are no fences it
-is code alone, and what it printed is in ``report``, where ``Done`` says that it printed nothing."""
+An attempt is a text with reasoning, code in ```` ```python ```` and results in ```` ```output ````. An attempt without fences
+is only code; its output is in ``pred`` or ``report``, where ``Done`` means that it printed nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +16,12 @@ from aster.transcript import Transcript
 
 PROMPTS = ("question", "problem", "input", "prompt")
 CUT = "Reach max function call limit."
-"""What ends an attempt that was stopped after its last call."""
+"""Text at the end of an attempt that was stopped after its last call."""
 TEXTS = ("code", "output", "generation", "trajectory", "solution")
 
 
 def read(row: Row) -> list[Transcript]:
-    """Read a row: one transcript an attempt."""
+    """Read a row: one transcript for each attempt."""
     prompt = next((row[name] for name in PROMPTS if isinstance(row.get(name), str) and row[name].strip()), "")
     texts = next((_list(row[name]) for name in TEXTS if row.get(name)), [])
     if not texts or not all(isinstance(text, str) for text in texts):
@@ -44,7 +45,7 @@ def _attempt(text: str, report: Any, answer: Any) -> list[Exchange]:
         if last.turn.calls and not last.outputs and report is not None:
             last.outputs.append(_plain(report))
         return exchanges
-    # A program alone, as for PAL: what it printed is its answer, and where it failed the report says how.
+    # Only a program, as in PAL. Its output is the answer; if it failed, the report says how.
     printed = str(answer).strip() if isinstance(answer, str | int | float) else ""
     exchanges = [Exchange(AssistantTurn("", "", [ParsedCall(text.strip("\n"))]), [printed or _plain(report)])]
     if printed:

@@ -1,7 +1,8 @@
-"""verl: the rollouts that it dumps, and the prompts that it trains on.
+"""verl: the rollouts that it dumps, and the prompts for its RL.
 
-A dumped row has ``input`` and ``output``, decoded text with or without special tokens, ``gts`` (the known answer) and
-``score``. An output is the attempt from the assistant's first header on, tool results included."""
+A dumped row has ``input`` and ``output`` (decoded text, with or without special tokens), ``gts`` (the known answer) and
+``score``. The output is everything after the first header of the assistant, including tool results.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ _BARE = re.compile(
     re.DOTALL,
 )
 _TOOLS = re.compile(r"\s*# Tools\n.*\Z", re.DOTALL)
-"""What a template adds to the system text for the tools."""
+"""The part of the system text that the chat template adds for the tools."""
 
 
 def read(row: Row) -> list[Transcript]:
@@ -44,7 +45,7 @@ def read(row: Row) -> list[Transcript]:
 
 
 def write_prompt(transcript: Transcript) -> Row:
-    """A problem as verl's RL takes it. Of a set with several attempts at a problem, the first stands for it."""
+    """Return the transcript's problem as a row of prompts for verl's RL."""
     prompt = transcript.prompt
     text = prompt if "\\boxed" in prompt else f"{prompt}\n{BOX_REQUEST}"
     return {
@@ -57,7 +58,7 @@ def write_prompt(transcript: Transcript) -> Row:
 
 
 def prompt_schema() -> Any:
-    """Of Parquet."""
+    """Return the Parquet schema of written rows."""
     import pyarrow as pa
 
     text = pa.string()
