@@ -1,8 +1,7 @@
-"""Stateful Python sessions: interpreters in processes of their own, forked from one warm parent, shut in, and brought back when
-they die. See docs/sandbox.md.
+"""Stateful Python sessions: isolated interpreter processes, forked from one prewarmed parent and restored when they die.
 
-The names below are all that others use. They are loaded when they are first asked for: the warm parent imports this package
-too, and needs none of them.
+See docs/sandbox.md. The names in ``__all__`` are the public interface. They are imported on first use, because the prewarmed
+parent process imports this package too and needs none of them.
 """
 
 from importlib import import_module

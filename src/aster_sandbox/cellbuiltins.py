@@ -1,4 +1,4 @@
-"""The builtins that cells see: a copy, so that a cell which breaks them breaks neither the library nor this package."""
+"""The ``builtins`` module that cells see: a copy, so that a cell which breaks it breaks neither libraries nor this package."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from aster_sandbox import magics, shown
 from aster_sandbox.streams import Streams
 
 _touched = False
-"""A cell may have changed the builtins."""
+"""Whether a cell may have changed the builtins."""
 
 
 class _Builtins(ModuleType):
-    """Notes that a name was changed. (``__dict__`` can be changed too: ``restore`` sees that in a cell's source.)"""
+    """Records that an attribute was changed. (A change through ``__dict__`` is not seen here; ``restore`` looks for it in the
+    cell's source.)"""
 
     def __setattr__(self, name: str, value: Any) -> None:
         global _touched
@@ -33,24 +34,24 @@ _ours = _Builtins("builtins", builtins.__doc__)
 _ours.__dict__.update(builtins.__dict__)
 _ours.__dict__.update(magics.BUILTINS, display=shown.display)
 _whole: dict[str, Any] = dict(_ours.__dict__)
-"""As each cell finds them."""
+"""The contents that each cell starts with."""
 
 
 def module() -> ModuleType:
-    """The copy."""
+    """The ``builtins`` module of cells."""
     return _ours
 
 
 def enter(streams: Streams, mark: Callable[[], str], home: str, echo: str) -> Callable[[Any], None]:
-    """Put the copy in place in a session's process, and the way a cell's last expression is shown. Returns that.
+    """Install the copy and the display hook for cells' last expressions in a session process. Returns the hook.
 
-    ``mark`` gives what begins a new line in the present cell's output, ``home`` is the working directory."""
+    ``mark`` returns the current cell's line mark (``protocol.line_mark``); ``home`` is the working directory."""
     sys.modules["builtins"] = _ours
     shown.enter(streams, mark, home, echo)
     text_of, write = shown.text_of, shown.write
 
     def show(value: Any) -> None:
-        """Print a value as a prompt does, on a line of its own."""
+        """Print a value on its own line, as Python's prompt does."""
         if value is None:
             return
         _ours.__dict__["_"] = None
@@ -62,9 +63,10 @@ def enter(streams: Streams, mark: Callable[[], str], home: str, echo: str) -> Ca
 
 
 def restore(source: str) -> None:
-    """After a cell: names that it changed or removed are as they were. What it added stays.
+    """Restore, after a cell, the names that it changed or removed. Names that it added stay.
 
-    To compare them all would have every session copy the pages that they are on, so this looks only once a cell has named them.
+    Restores only after a cell has mentioned builtins or changed an attribute: comparing all names would make every session copy
+    the memory pages that they are on.
     """
     global _touched
     _touched = _touched or "builtins" in source

@@ -1,4 +1,4 @@
-"""How one cell runs, inside the session's process: compile, echo, await, interrupt, report."""
+"""Run one cell inside the session process: compile, echo the last expression, await, interrupt, report errors."""
 
 from __future__ import annotations
 import __future__
@@ -20,42 +20,42 @@ from aster_sandbox.repair import advice, as_written, repair
 from aster_sandbox.traces import CELL, line_in, message, short_traceback
 
 BETWEEN_STATEMENTS = frozenset("\n\r;:")
-"""Source without these is at most one statement."""
+"""Source without any of these characters is at most one statement."""
 SINGLE_INTERRUPTS = 2
-"""So many interrupts of a cell come alone. Each later one repeats itself at every step of the interpreter, so that what
-swallows it (``except: pass`` in a loop) meets it again at once, also where it has no handler around itself."""
+"""So many interrupts of a cell raise once each. Each later one raises again at every step of the interpreter, so that code
+which swallows it (``except: pass`` in a loop) gets it again at once, also outside its ``try``."""
 _trip = ctypes.pythonapi.PyErr_SetInterruptEx
 _INTERRUPT = int(INTERRUPT)
 _lines = linecache.cache
-"""The lines of all cells, and of the files that tracebacks have shown."""
+"""The original ``linecache.cache``: the lines of all cells and of files in tracebacks. A cell may replace the attribute."""
 _FUTURE_FLAGS = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 
 
 class CellTimeout(KeyboardInterrupt):
-    """Raised in a cell that ran too long. Not an ``Exception``, so that ``except Exception`` does not swallow it."""
+    """Raised in a cell that ran too long. Not an ``Exception``, so that ``except Exception`` does not catch it."""
 
     __module__ = "builtins"
 
 
 class CellProcess(Protocol):
-    """What an interpreter needs of the process it is in."""
+    """What an ``Interpreter`` needs from the process it runs in."""
 
     def report(self, text: str) -> None:
-        """Write a traceback."""
+        """Write a traceback to the cell's output."""
 
     def lower_memory(self) -> None:
-        """Set the address-space limit that a cell's code runs under."""
+        """Set the address-space limit for a cell's code."""
 
     def raise_memory(self) -> None:
-        """Lift that limit: the cell's code has ended, and there must be memory and stack to report a MemoryError. Called once
-        or more."""
+        """Lift that limit after the cell's code has ended, so that there is memory to report a MemoryError. May be called
+        several times."""
 
     def reporting(self) -> None:
-        """The cell has ended by an interrupt; its report comes."""
+        """Tell the supervisor that an interrupt has ended the cell and its traceback follows."""
 
 
 def _is_usable(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether an event loop can still run: a cell may have closed it, or the descriptors that it needs."""
+    """Whether an event loop can still run. A cell may have closed it or its descriptors."""
     try:
         if (selector := getattr(loop, "_selector", None)) is not None:
             selector.select(0)
@@ -67,29 +67,29 @@ def _is_usable(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 class Interpreter:
-    """A namespace and the way cells run in it."""
+    """Runs cells in one namespace."""
 
     def __init__(self, namespace: dict[str, Any], surroundings: CellProcess, timeout_text: str = "") -> None:
         self.namespace = namespace
         self.finished = -1
-        """Of the last cell, where it was interrupted: how many of its statements had ended when the first interrupt came."""
+        """If the last cell was interrupted: how many of its top-level statements had ended when the first interrupt came."""
         self.line = 0
-        """And the line in which the next of them begins."""
+        """If the last cell was interrupted: the line in which the next statement begins."""
         self.exit_status = 0
-        """What a program would end with that ended as the last cell did."""
+        """The exit status of a program that ends as the last cell did."""
         self._process = surroundings
         self._timeout_text = timeout_text
         self._interruptible = False
         self._interrupts = 0
         self._interrupted_at: dict[tuple[CodeType, int], int] = {}
-        """Where the later interrupts found the interpreter, and how often."""
+        """Code positions at which repeated interrupts came, with their counts."""
         self._name = ""
         self._awaited: Any = None
         self._flags = PyCF_ALLOW_TOP_LEVEL_AWAIT
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def interrupt(self, _signal: int, frame: FrameType | None) -> None:
-        """Handler of the supervisor's signal: raise CellTimeout in the cell, or do nothing where none runs."""
+        """Signal handler for the supervisor's interrupt: raise CellTimeout in the cell, or do nothing if none runs."""
         if not self._interruptible:
             return
         if not self._interrupts:
@@ -99,10 +99,10 @@ class Interpreter:
         if self._interrupts > SINGLE_INTERRUPTS and frame is not None:
             place = frame.f_code, frame.f_lasti
             times = self._interrupted_at[place] = self._interrupted_at.get(place, 0) + 1
-            # The interpreter looks for signals after each call that its bytecode makes, so a call written here would be
-            # interrupted by its own effect before the line after it. One that an iterator makes is not. And every second one in
-            # the same place passes: Python 3.12 takes the jump at the end of an ``except`` for a part of the ``try`` before it,
-            # so that what is raised there comes back for ever.
+            # Trip the signal again. The interpreter checks for signals after each call in its bytecode, so a plain call of
+            # _trip would be interrupted by its own effect before the next line; a call made by an iterator is not. Every second
+            # interrupt at the same position is skipped: Python 3.12 counts the jump at the end of an ``except`` as part of the
+            # ``try`` before it, so an exception raised there would come back forever.
             for _ in map(_trip, (_INTERRUPT,)):
                 if times % 2:
                     raise error
@@ -110,7 +110,7 @@ class Interpreter:
         raise error
 
     def handler_of_sigint(self) -> Callable[[int, FrameType | None], None]:
-        """What stands for Python's own handler: it does nothing where no cell runs, and has its name."""
+        """A stand-in for Python's own SIGINT handler, with the same name, that does nothing while no cell runs."""
 
         def default_int_handler(_signal: int, _frame: FrameType | None, /) -> None:
             if self._interruptible:
@@ -120,11 +120,12 @@ class Interpreter:
         return default_int_handler
 
     def setup(self, source: str) -> None:
-        """Run hidden code. Its file has no source lines, so that no traceback shows them. Raises what it raises."""
+        """Run a session's setup code. Tracebacks do not show its source lines. Raises what the code raises."""
         exec(compile(source, "<setup>", "exec", dont_inherit=True), self.namespace)
 
     def run(self, number: int, source: str, limit: int = -1) -> Kind:
-        """Run a cell, or its first ``limit`` statements. Writes the traceback of an error. Raises nothing."""
+        """Run cell ``number``, or only its first ``limit`` top-level statements. Reports the traceback of an error; raises
+        nothing."""
         self.finished, self.line = -1, 0
         self._interrupts = self.exit_status = 0
         if self._interrupted_at:
@@ -140,13 +141,13 @@ class Interpreter:
                 settrace(None)
                 setprofile(None)
             except BaseException as error:  # noqa: BLE001 - whatever a cell raises is its result
-                # Without a call before this line: interrupts repeat until the cell gives way, and must not break its report.
+                # No call may come before this line: interrupts repeat until the cell stops, and would break its report.
                 self._interruptible = False
                 settrace(None)
                 setprofile(None)
                 self._process.raise_memory()
                 kind = self._ended_by(error)
-        except BaseException as error:  # noqa: BLE001 - an interrupt in the last moment, or an exception that cannot be shown
+        except BaseException as error:  # noqa: BLE001 - a late interrupt, or an exception that cannot be formatted
             self._interruptible = False
             kind = Kind.ERROR
             self.exit_status = 1
@@ -164,12 +165,12 @@ class Interpreter:
         if self._interrupts:
             self._process.reporting()
         else:
-            self._interruptible = True  # what an exception says of itself may take for ever
+            self._interruptible = True  # an exception's own __str__ may run forever
         try:
             text = short_traceback(error)
             if isinstance(error, SyntaxError) and not self._interrupts:
                 text += advice(error)
-        except Exception:  # noqa: BLE001 - a cell may have spoilt what writes tracebacks: the error itself is what counts
+        except Exception:  # noqa: BLE001 - a cell may have broken the traceback module; report the error without it
             text = f"{message(error)} (its traceback cannot be shown)\n"
         self._interruptible = False
         self._process.report(text)
@@ -188,7 +189,7 @@ class Interpreter:
                 eval(unit, self.namespace)
 
     async def _run_units(self, units: list[CodeType]) -> None:
-        """The whole of a cell that awaits runs in the loop, so that what comes before its ``await`` may start tasks."""
+        """Run a cell that awaits, all of it in the event loop, so that code before its ``await`` can start tasks."""
         for unit in units:
             result = eval(unit, self.namespace)
             if unit.co_flags & CO_COROUTINE:
@@ -196,14 +197,15 @@ class Interpreter:
                 await result
 
     def _compile(self, source: str, limit: int) -> list[CodeType]:
-        """All statements, and a last expression apart in ``single`` mode: that echoes it and evaluates it once."""
-        self._show(source)
+        """Compile a cell into code objects to run in order. A last expression is compiled in ``single`` mode, which echoes its
+        value."""
+        self._register_lines(source)
         if limit < 0 and BETWEEN_STATEMENTS.isdisjoint(source):
-            # One statement, as many cells are: a syntax tree made of objects would take longer than all else.
+            # Many cells are one statement; building a syntax tree of Python objects would take most of their time.
             try:
                 statement = compile(source, self._name, "single", self._flags, dont_inherit=True)
             except SyntaxError:
-                pass  # a comment alone, or an error that is better shown by what follows
+                pass  # only a comment, or an error that the code below reports better
             else:
                 self._flags |= statement.co_flags & _FUTURE_FLAGS
                 return [statement]
@@ -222,11 +224,11 @@ class Interpreter:
         return units
 
     def _parse(self, source: str) -> Module:
-        """The syntax tree; of what is no Python, but can be read as a cell, that of what is meant."""
+        """The syntax tree of a cell. A cell that is no valid Python is repaired first, if possible."""
         flags = self._flags | PyCF_ONLY_AST
         meant = None
         if source.lstrip().startswith("In [") and "In" not in self.namespace:
-            meant = repair(source, flags)  # IPython's prompt would be an annotation of what does not exist
+            meant = repair(source, flags)  # IPython's prompt would be valid Python, an annotation of ``In``
         if meant is None:
             try:
                 tree = compile(source, self._name, "exec", flags, dont_inherit=True)
@@ -234,20 +236,20 @@ class Interpreter:
                 meant = repair(source, flags)
                 if meant is None:
                     raise error from None
-        if meant is not None:  # out here, so that its own error is not chained to the first
-            self._show(as_written(source, meant))
+        if meant is not None:  # outside the except block, so that its error is not chained to the first
+            self._register_lines(as_written(source, meant))
             tree = compile(meant, self._name, "exec", flags, dont_inherit=True)
         assert isinstance(tree, Module)
         return tree
 
-    def _show(self, source: str) -> None:
-        """Let tracebacks find the cell's lines."""
+    def _register_lines(self, source: str) -> None:
+        """Register the cell's lines for tracebacks."""
         if linecache.cache is not _lines:
             linecache.cache = _lines
         _lines[self._name] = (len(source), None, [f"{line}\n" for line in source.split("\n")], self._name)
 
     def _await(self, units: list[CodeType]) -> None:
-        """Run top-level ``await`` on one event loop for all cells, so that tasks and queues outlive their cell."""
+        """Run a cell that awaits on an event loop that all cells share, so that tasks and queues outlive their cell."""
         if self._loop is None or not _is_usable(self._loop):
             self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
@@ -262,11 +264,11 @@ class Interpreter:
                     self._loop.run_until_complete(task)
             raise
         finally:
-            for variable, value in context.items():  # what the cell set in its task is for later cells too
+            for variable, value in context.items():  # context variables that the cell set stay set for later cells
                 variable.set(value)
 
     def _line_reached(self, frame: FrameType | None) -> int:
-        """The line that the cell's own code has come to; 0 where it has not begun."""
+        """The line that the cell's own code has reached; 0 if it has not begun."""
         while frame is not None:
             if frame.f_code.co_filename == self._name and frame.f_code.co_name == "<module>":
                 return line_in(frame.f_code, frame.f_lineno, frame.f_lasti)
@@ -275,11 +277,12 @@ class Interpreter:
         return 0 if waiting is None else line_in(waiting.f_code, waiting.f_lineno, waiting.f_lasti)
 
     def _count_finished(self, source: str) -> None:
-        """How many statements ended before the line at which the first interrupt came. Of several in one line, none has."""
+        """Set ``finished`` and ``line`` from the line that the first interrupt reached. Of several statements in that line,
+        none counts as finished."""
         reached, self.finished, self.line = self.line, 0, 1
         try:
             statements = self._parse(source).body
-        except (SyntaxError, ValueError, MemoryError, RecursionError):  # it was interrupted before it was read
+        except (SyntaxError, ValueError, MemoryError, RecursionError):  # the interrupt came before the cell was parsed
             return
         for place, statement in enumerate(statements):
             if reached <= (statement.end_lineno or 0):
@@ -288,7 +291,7 @@ class Interpreter:
         self.finished = len(statements)
 
     def _exit(self, stop: SystemExit) -> Kind:
-        """``exit()`` ends the cell. Like the interpreter: a status that is no number is a message, and not success."""
+        """``exit()`` ends only the cell. As in the interpreter, a status that is no number is printed and means failure."""
         if stop.code is None or stop.code == 0:
             return Kind.OK
         self.exit_status = stop.code & 0xFF if isinstance(stop.code, int) else 1

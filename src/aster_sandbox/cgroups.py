@@ -1,7 +1,7 @@
-"""A control group for each session, where the machine lets this process make some: the kernel then charges to a session all
-that is held for it, also the files of its tmpfs, the buffers of its sockets and the page tables of its processes.
+"""A control group for each session, if this process may create some. The kernel then counts all memory of a session, including
+its tmpfs files, socket buffers and page tables.
 
-Nothing is limited by them: they tell who holds what when memory runs short.
+The groups set no limits. They tell which session holds how much when memory runs short.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 MOUNTS = Path("/proc/self/mounts")
 OWN = Path("/proc/self/cgroup")
 USED = ("memory.current", "memory.usage_in_bytes")
-"""What is charged, in bytes: version 2, version 1."""
+"""The file with a group's memory use in bytes: in version 2, in version 1."""
 REMOVE_SECONDS = 1.0
 
 
 class Groups:
-    """The groups of one sandbox, below a folder of its own."""
+    """The control groups of one sandbox, below one folder."""
 
     def __init__(self, folder: Path, file: str) -> None:
         self._folder = folder
@@ -28,7 +28,7 @@ class Groups:
 
     @classmethod
     def find(cls) -> Groups | None:
-        """A place for groups, tried out with a process. None where there is none."""
+        """Find a place where groups can be created, and try it with a process. None if there is none."""
         for base in _candidates():
             folder = base / f"aster-sandbox-{os.getpid()}-{time.monotonic_ns()}"
             with contextlib.suppress(OSError):
@@ -43,7 +43,7 @@ class Groups:
         return None
 
     def add(self, number: int, pid: int) -> None:
-        """Put a process, and all that it will start, into a group of its own. One that has ended meanwhile gets none."""
+        """Put a process, and so everything it will start, into group ``number``. Does nothing if the process has ended."""
         group = self._group(number)
         with contextlib.suppress(OSError):
             group.mkdir(exist_ok=True)
@@ -51,34 +51,33 @@ class Groups:
 
     @property
     def folder(self) -> str:
-        """Where the groups are."""
+        """The folder of the groups."""
         return str(self._folder)
 
     def held_mb(self, number: int) -> float:
-        """MiB charged to a group, without the cache of files on disk, which the kernel takes back by itself."""
+        """The memory of a group in MiB, without the page cache of files on disk, which the kernel frees by itself."""
         group = self._group(number)
         try:
             used = int((group / self._file).read_text())
-            statistics = (group / "memory.stat").read_text().split()
-            cache = sum(int(statistics[statistics.index(name) + 1]) for name in ("inactive_file", "active_file"))
-        except (OSError, ValueError):  # it is gone
+            cache = read_memory_stat(group, "inactive_file", "active_file")
+        except (OSError, ValueError):  # the group was removed
             return 0.0
         return (used - cache) / 2**20
 
     def remove(self, number: int) -> None:
-        """Remove the group of processes that have ended."""
+        """Remove a group whose processes have ended."""
         with contextlib.suppress(OSError):
             self._group(number).rmdir()
 
     def close(self) -> None:
-        """Remove what is left."""
+        """Remove all groups and their folder."""
         remove_groups(self.folder)
 
     def _group(self, number: int) -> Path:
         return self._folder / f"session-{number}"
 
     def _works(self) -> bool:
-        """Whether a process can be put into a group, and is charged there."""
+        """Whether a process can be put into a group and its memory is counted there."""
         self._enable(self._folder)
         process = subprocess.Popen(["/bin/sh", "-c", "read line"], stdin=subprocess.PIPE)
         try:
@@ -93,7 +92,7 @@ class Groups:
 
     @staticmethod
     def _enable(folder: Path) -> None:
-        """Version 2: have the groups below a folder count memory. OSError where that may not be."""
+        """Version 2: make the groups below a folder count memory. Raises OSError if that is not allowed."""
         for place in (folder.parent, folder):
             control = place / "cgroup.subtree_control"
             if control.exists() and "memory" not in control.read_text().split():
@@ -101,19 +100,25 @@ class Groups:
 
 
 def remove_groups(folder: str) -> None:
-    """Remove a folder of groups, whose processes have ended or are about to."""
+    """Remove a folder of groups whose processes have ended or are about to end."""
     deadline = time.monotonic() + REMOVE_SECONDS
     while os.path.isdir(folder) and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):  # a process is still in one
+        with contextlib.suppress(OSError):  # one of them still has a process
             for group in [entry.path for entry in os.scandir(folder) if entry.is_dir()] + [folder]:
                 os.rmdir(group)
         if os.path.isdir(folder):
             time.sleep(0.005)
 
 
+def read_memory_stat(group: Path, *names: str) -> int:
+    """The sum of these fields of a group's ``memory.stat``, in bytes. Raises OSError, or ValueError if a field is missing."""
+    fields = (group / "memory.stat").read_text().split()
+    return sum(int(fields[fields.index(name) + 1]) for name in names)
+
+
 def _candidates() -> list[Path]:
-    """Folders in which groups could be made: this process's own, and for version 2 the one above it, since no group has both
-    processes and groups that count."""
+    """Folders in which groups might be created: this process's own group, and in version 2 also the one above it, because a
+    group cannot contain processes and also groups that count memory."""
     own = {}
     with contextlib.suppress(OSError):
         for line in OWN.read_text().splitlines():
@@ -132,7 +137,8 @@ def _candidates() -> list[Path]:
 
 
 def _is_delegated(group: Path) -> bool:
-    """Whether systemd gave a group to whoever runs in it. From any other, a process would leave limits that are set for it."""
+    """Whether systemd delegated a group to its user. Moving a process into any other group could free it of limits set for
+    it."""
     for name in ("user.delegate", "trusted.delegate"):
         with contextlib.suppress(OSError):
             if os.getxattr(group, name) == b"1":

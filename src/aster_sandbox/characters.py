@@ -1,4 +1,4 @@
-"""Characters that look like those of Python, and are none, in what is code and no string."""
+"""Replace characters in code (not in strings) that only look like Python's: other spaces, quotes, minus signs, and so on."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _DOUBLE = "“”„‟«»"
 
 
 def clean(lines: Lines) -> Lines | None:
-    """Spaces of other kinds as plain ones, and without what has no width."""
+    """Replace other kinds of spaces with plain ones, and remove characters without width. None if nothing changes."""
     return _translated(lines, _CLEAN)
 
 
 def replace_lookalikes(lines: Lines) -> Lines | None:
-    """Minus signs, signs of comparison and wide punctuation as those of Python."""
+    """Replace minus and comparison signs and full-width punctuation with Python's characters. None if nothing changes."""
     return _translated(lines, _LOOKALIKES)
 
 
@@ -55,7 +55,7 @@ def _translated(lines: Lines, table: dict[int, str]) -> Lines | None:
 
 
 def straighten_quotes(lines: Lines) -> Lines | None:
-    """Strings in typographic quotes as strings. What stands inside of them stays."""
+    """Replace typographic quotes around strings with straight ones; the strings' content stays. None if nothing changes."""
     text = "\n".join(lines)
     if not any(quote in text for quote in _CLOSED_BY):
         return None
@@ -84,7 +84,8 @@ def straighten_quotes(lines: Lines) -> Lines | None:
 
 
 def _string(text: str, start: int) -> tuple[str, int]:
-    """The string that a typographic quote opens, in straight ones, and its end; the quote itself where it opens none."""
+    """The string that the typographic quote at ``start`` opens, in straight quotes, and the index of its end. If it opens none,
+    the quote itself."""
     opening = text[start]
     quote = '"' if opening in _DOUBLE else "'"
     closing = f"[{_CLOSED_BY[opening]}]"
@@ -92,7 +93,7 @@ def _string(text: str, start: int) -> tuple[str, int]:
         found = re.compile(closing + "{3}").search(text, start + 3)
         if found is not None:
             return f"{quote * 3}{text[start + 3 : found.start()]}{quote * 3}", found.end()
-    # An apostrophe has a letter behind it.
+    # A single closing quote is not followed by a letter; an apostrophe is.
     found = re.compile(closing + (r"(?!\w)" if quote == "'" else "")).search(text, start + 1, _line_end(text, start))
     if found is None:
         return opening, start + 1

@@ -1,4 +1,4 @@
-"""Sessions behind one or several services, with the interface of a local :class:`aster_sandbox.Sandbox`."""
+"""The client of one or more services, with the interface of a local :class:`aster_sandbox.Sandbox`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 GIVE_UP_SECONDS = 60.0
 ENTER_SECONDS = 15.0
-"""For the first answer of a service, when the client is entered."""
+"""How long to wait for the first reply of a service when the client is entered."""
 
 
 class SandboxClient:
-    """Sessions on services. Use as ``async with SandboxClient(addresses, token) as sandbox``; one event loop."""
+    """Runs sessions on services. Use it as ``async with SandboxClient(addresses, token) as sandbox``, on one event loop."""
 
     def __init__(
         self,
@@ -31,8 +31,9 @@ class SandboxClient:
         settings: Settings | None = None,
         give_up_seconds: float = GIVE_UP_SECONDS,
     ) -> None:
-        """``settings``: what the services must be set to; None asks for nothing. Where no service answers for
-        ``give_up_seconds``, that is a SandboxFailure."""
+        """``settings``: the settings that the services must have; None accepts any. If no service answers for
+        ``give_up_seconds``, calls raise SandboxFailure. Entering raises SettingsError if a service refuses the token or has
+        other settings."""
         if not addresses:
             raise SettingsError("sandbox.addresses: name at least one service, for instance http://127.0.0.1:8080")
         self.give_up_seconds = give_up_seconds
@@ -60,10 +61,10 @@ class SandboxClient:
         await self._close_hosts()
 
     async def open(self, seed: int = 0, setup: str = "", environment: Mapping[str, str] | None = None) -> RemoteSession:
-        """A fresh session on the least loaded service; waits while all of them are full.
+        """Open a new session on the least loaded service; waits while all of them are full.
 
-        The arguments are those of :meth:`aster_sandbox.Sandbox.open`. SandboxFailure where the setup raises, or where no
-        service answers for long.
+        The arguments are those of :meth:`aster_sandbox.Sandbox.open`. Raises SandboxFailure if the setup raises, or if no
+        service answers for ``give_up_seconds``.
         """
         check_environment(environment or {})
         session = RemoteSession(self, {"seed": seed, "setup": setup, "environment": dict(environment or {})})
@@ -76,32 +77,33 @@ class SandboxClient:
         return session
 
     def hosts_by_load(self) -> list[Host]:
-        """The services that answer, the emptiest first."""
+        """The services that answer, the least loaded first."""
         return sorted(
             (host for host in self._hosts if host.healthy and host.checked), key=lambda host: (host.load, random.random())
         )
 
     def no_answer_error(self) -> SandboxFailure:
-        """What to raise where no service answers."""
-        troubles = "; ".join(f"{host.address}: {host.last_error or 'no answer'}" for host in self._hosts)
-        return SandboxFailure(f"no sandbox service answers ({troubles})")
+        """The exception to raise if no service answers."""
+        errors = "; ".join(f"{host.address}: {host.last_error or 'no answer'}" for host in self._hosts)
+        return SandboxFailure(f"no sandbox service answers ({errors})")
 
     def forget(self, session: RemoteSession) -> None:
-        """A session ended."""
+        """Remove a session that has ended."""
         self._sessions.discard(session)
 
     def adopt(self, session: RemoteSession) -> None:
-        """A session was forked."""
+        """Add a session that was forked."""
         self._sessions.add(session)
 
     def run_in_background(self, work: Awaitable[None]) -> None:
-        """Do something whose result nobody waits for."""
+        """Start some work without waiting for it. Leaving the client waits for it."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     async def _check(self) -> None:
-        """Wait for one service to answer; SettingsError where one refuses our token or is set otherwise than the recipe."""
+        """Wait until a service answers, and check the settings of all that do. Raises SettingsError if one refuses the token or
+        has other settings, and SandboxFailure if none answers."""
         patience = Patience(min(ENTER_SECONDS, self.give_up_seconds))
         while not any(await asyncio.gather(*(host.check_health() for host in self._hosts))):
             if patience.over:
@@ -112,25 +114,25 @@ class SandboxClient:
                 await self._check_settings(host)
 
     async def _check_settings(self, host: Host) -> None:
-        """Ask a host that answers for its settings, before it is used."""
+        """Check that a host accepts the token and has the right settings, before it is used. Raises SettingsError."""
         try:
             reply = await host.ask("GET", "/v1/settings")
         except HostLost:
             return
         if reply.status == 401:
             raise SettingsError(
-                f"sandbox.addresses: {host.address} refuses the token; set ASTER_SANDBOX_TOKEN to one of its own"
+                f"sandbox.addresses: {host.address} refuses the token; set ASTER_SANDBOX_TOKEN to one of its tokens"
             )
         if reply.status != 200:
-            raise SettingsError(f"sandbox.addresses: {host.address} is no sandbox service: {reply.detail}")
+            raise SettingsError(f"sandbox.addresses: {host.address} is not a sandbox service: {reply.detail}")
         wanted = {} if self._settings is None else self._settings.model_dump(mode="json", exclude={"addresses", "sessions"})
-        if wanted.get("isolation") == "auto":  # whatever level the service found
+        if wanted.get("isolation") == "auto":  # any level is fine
             del wanted["isolation"]
         for name, value in wanted.items():
             if name in reply.body and reply.body[name] != value:
                 raise SettingsError(
-                    f"sandbox.{name} is {value!r} in the recipe and {reply.body[name]!r} at {host.address}: "
-                    "results would differ; start the service with this recipe"
+                    f"sandbox.{name} is {value!r} in the recipe and {reply.body[name]!r} at {host.address}, "
+                    "so results would differ; start the service with this recipe"
                 )
         seconds, host.replay_seconds = float(reply.body["cell_seconds"]), float(reply.body["replay_seconds"])
         host.longest_seconds = LONGEST_SECONDS + 2 * (REPLAY_FACTOR * seconds + host.replay_seconds)
@@ -146,7 +148,7 @@ class SandboxClient:
             try:
                 await self._check_settings(host)
             except SettingsError as error:
-                host.last_error = str(error)  # the others go on; where there are none, the failure says this
+                host.last_error = str(error)  # do not use this host; if no other answers, the SandboxFailure reports it
 
     async def _close_hosts(self) -> None:
         await asyncio.gather(*(host.close() for host in self._hosts))

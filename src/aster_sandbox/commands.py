@@ -1,7 +1,6 @@
-"""The command line: ``python -m aster_sandbox serve | run | doctor``. Weight is imported in the commands: ``--help`` answers at
-once.
+"""The command line: ``python -m aster_sandbox serve | run | doctor``. Large packages are imported only when a command runs.
 
-Another program's command line takes ``serve`` and ``run`` from :func:`make_commands` and reads the settings in its own way.
+Another program's command line can take ``serve`` and ``run`` from :func:`make_commands` and read the settings in its own way.
 """
 
 from __future__ import annotations
@@ -19,40 +18,46 @@ if TYPE_CHECKING:
     from aster_sandbox.settings import Settings
 
 FIELDS = "[FIELD=VALUE ...]"
-SOURCE = "FIELD=VALUE arguments are settings: they say what a session may do, for instance cell_seconds=5."
+SOURCE = "FIELD=VALUE arguments are settings of the sandbox, for instance cell_seconds=5."
 
 
 def make_commands(
     read_settings: Callable[[tuple[str, ...]], Settings], metavar: str = FIELDS, source: str = SOURCE
 ) -> list[click.Command]:
-    """The commands ``serve`` and ``run``.
+    """Make the commands ``serve`` and ``run``.
 
-    ``read_settings`` turns their arguments into settings; ``metavar`` and ``source`` say in their help what the arguments are.
-    What the user can correct is a SettingsError of one line, which the caller's group has to print.
+    ``read_settings`` turns their arguments into settings; ``metavar`` and ``source`` describe the arguments in the help. The
+    commands raise SettingsError, with a message of one line, for errors of the user; the caller's group should print it.
     """
 
     @click.command(
-        "serve", help=f"Serve sessions over HTTP until Ctrl-C or SIGTERM.\n\n{source} /docs is the page of all requests."
+        "serve", help=f"Serve sessions over HTTP until Ctrl-C or SIGTERM.\n\n{source} All requests are documented at /docs."
     )
     @click.argument("arguments", nargs=-1, metavar=metavar)
     @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-    @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+    @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free port.")
     @click.option(
         "--token-file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Tokens of the clients, one a line: TOKEN or NAME TOKEN. Default: the variable ASTER_SANDBOX_TOKENS.",
+        help="The clients' tokens, one per line: TOKEN or NAME TOKEN. Default: the variable ASTER_SANDBOX_TOKENS.",
     )
-    @click.option("--no-tokens", is_flag=True, help="Let everybody in who can reach the address.")
-    @click.option("--client-sessions", type=click.IntRange(1), help="Sessions a client may have open. Default: all.")
+    @click.option("--no-tokens", is_flag=True, help="Serve everybody who can reach the address.")
+    @click.option("--client-sessions", type=click.IntRange(1), help="Sessions that a client may have open. Default: all.")
     @click.option(
-        "--client-cells", type=click.IntRange(1), default=256, show_default=True, help="Cells a client may run at once."
+        "--client-cells", type=click.IntRange(1), default=256, show_default=True, help="Cells that a client may run at once."
     )
     @click.option(
-        "--client-queue", type=click.IntRange(0), default=1024, show_default=True, help="Cells that may wait beyond those."
+        "--client-queue",
+        type=click.IntRange(0),
+        default=1024,
+        show_default=True,
+        help="Further cells that may wait.",
     )
     @click.option("--queue-seconds", type=_Seconds(0), default=5.0, show_default=True, help="Longest wait for a session.")
-    @click.option("--idle-seconds", type=_Seconds(1), default=3600.0, show_default=True, help="Unused sessions are closed.")
+    @click.option(
+        "--idle-seconds", type=_Seconds(1), default=3600.0, show_default=True, help="Close sessions unused for so long."
+    )
     @click.option(
         "--body-mb", type=click.IntRange(1, 1024), default=8, show_default=True, help="Largest request or file, in MiB."
     )
@@ -60,7 +65,7 @@ def make_commands(
         _serve(read_settings(arguments), **options)
 
     @click.command(
-        "run", help=f"Type Python into a session.\n\n{source} Reads a pipe too. :help lists the commands of the prompt."
+        "run", help=f"Run a Python prompt in a session.\n\n{source} Input may be piped. :help lists the prompt's commands."
     )
     @click.argument("arguments", nargs=-1, metavar=metavar)
     @click.option("--setup", type=click.Path(path_type=Path), metavar="FILE", help="Python that runs before the first cell.")
@@ -73,13 +78,13 @@ def make_commands(
 
 
 class _Seconds(click.FloatRange):
-    """A time. (To click, NaN is in every range.)"""
+    """A number of seconds. Refuses NaN, which click accepts in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number, or click's error."""
+        """Convert the option's text to a number, or fail with click's error."""
         seconds: float = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
         return seconds
 
 
@@ -97,7 +102,7 @@ def _serve(
     body_mb: int,
 ) -> None:
     if settings.addresses:
-        raise SettingsError("sandbox.addresses: a service runs its sessions itself; leave this empty")
+        raise SettingsError("sandbox.addresses must be empty for `serve`: a service runs its sessions on this machine")
     try:
         from aster_sandbox.service.access import VARIABLE, read_tokens
         from aster_sandbox.service.server import ServiceSettings, is_loopback, serve
@@ -105,7 +110,9 @@ def _serve(
         raise SettingsError(f"the service needs the package {error.name!r}: pip install 'aster-tir[serve]'") from None
     tokens = {} if no_tokens else read_tokens(token_file)
     if not tokens and not no_tokens and not is_loopback(host):
-        raise SettingsError(f"--host {host}: others can reach this; give --token-file or set {VARIABLE}, or say --no-tokens")
+        raise SettingsError(
+            f"--host {host}: other machines can reach this address; use --token-file, set {VARIABLE}, or use --no-tokens"
+        )
     service = ServiceSettings(
         host=host,
         port=port,
@@ -125,11 +132,11 @@ def _read_setup(path: Path | None) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--setup {path}: cannot be read: {error}") from None
+        raise SettingsError(f"--setup {path}: cannot read the file: {error}") from None
 
 
 def read_fields(arguments: tuple[str, ...]) -> Settings:
-    """The settings of FIELD=VALUE arguments, whose values are YAML. SettingsError, in one line, for one that cannot be used."""
+    """Settings from FIELD=VALUE arguments; values are YAML. Raises SettingsError, in one line, for an invalid argument."""
     import difflib
 
     import yaml
@@ -142,7 +149,7 @@ def read_fields(arguments: tuple[str, ...]) -> Settings:
         name, equals, text = argument.partition("=")
         if not equals:
             raise SettingsError(f"{argument!r}: write it as FIELD=VALUE, for instance cell_seconds=5")
-        name = name.removeprefix("sandbox.")  # as recipes and messages name it
+        name = name.removeprefix("sandbox.")  # recipes and messages write it so
         if name not in Settings.model_fields:
             nearest = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.0)[0]
             raise SettingsError(f"unknown field {name!r}; the nearest valid name is {nearest!r}")
@@ -154,10 +161,10 @@ def read_fields(arguments: tuple[str, ...]) -> Settings:
 
 
 class _Commands(click.Group):
-    """Answers the user's errors and Ctrl-C with one line; every other exception is a bug and stays visible."""
+    """Prints one line for errors of the user and for Ctrl-C. Any other exception is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Exit code 2 on a SettingsError, 130 on Ctrl-C."""
+        """Run the command. Exits with 2 on a SettingsError and with 130 on Ctrl-C."""
         try:
             return super().invoke(ctx)
         except SettingsError as error:
@@ -170,7 +177,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
-    """Stateful Python sessions: at a prompt, over HTTP.
+    """Stateful, isolated Python sessions: at a prompt or over HTTP.
 
     From Python: `from aster_sandbox import Sandbox`.
     """
@@ -182,9 +189,9 @@ for _command in make_commands(read_fields):
 
 @main.command("doctor")
 def doctor_command() -> None:
-    """Say how well this machine can shut sessions in.
+    """Show how well this machine can isolate sessions.
 
-    Every mechanism, the isolation level that follows, what is missing and what the level does not cover.
+    Lists every mechanism, the resulting isolation level, what is missing and what the level does not cover.
     """
     from aster_sandbox.isolation.doctor import describe_machine
 

@@ -1,13 +1,13 @@
-"""The two exceptions of this package."""
+"""The exceptions of this package."""
 
 from __future__ import annotations
 
 
 class SandboxFailure(Exception):
-    """The sandbox itself failed: its parent process cannot be started, a setup raises, a session is used after its end. Never
-    because of what a cell did."""
+    """The sandbox failed: its parent process does not start, a session's setup raises, or a closed session is used.
+
+    Never raised because of what a cell does."""
 
 
 class SettingsError(ValueError):
-    """A setting, a path or an address that the user gave cannot be used. The message is one line that names it and says what to
-    do."""
+    """A setting, path or address from the user is not usable. The message is one line: which one, why, and what to do."""

@@ -1,5 +1,5 @@
-"""The matplotlib backend of cells (``MPLBACKEND=module://aster_sandbox.figures``): a figure that is shown becomes a file and a
-line about it. It draws as Agg does."""
+"""The matplotlib backend of cells (``MPLBACKEND=module://aster_sandbox.figures``). It draws with Agg; showing a figure saves it
+to a file and prints one line that describes it."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _numbers = itertools.count(1)
 
 
 class FigureManager(FigureManagerBase):
-    """Of one figure of pyplot's."""
+    """The manager of one pyplot figure."""
 
     def show(self) -> None:
-        """``plt.show()`` and ``fig.show()`` come here."""
+        """Show the figure: called by ``plt.show()`` and ``fig.show()``."""
         show_figure(self.canvas.figure)
 
     def destroy(self) -> None:
-        """The figure is closed. It keeps its canvas, so that it can be shown again."""
+        """Do nothing when the figure is closed: it keeps its canvas, so that it can be shown again."""
 
 
 class FigureCanvas(FigureCanvasAgg):
-    """Agg's."""
+    """The Agg canvas, with this backend's manager."""
 
     manager_class = FigureManager
 
 
 def show_figure(figure: Any) -> None:
-    """Save a figure in the working directory, say what it is, and close it, as the backend of notebooks does."""
+    """Save a figure in the working directory, print a line that describes it, and close it, as a notebook's backend does."""
     number, path, file = _new_file()
     try:
         with file:
@@ -49,7 +49,7 @@ def show_figure(figure: Any) -> None:
 
 
 def draw(figure: Any, file: BinaryIO) -> None:
-    """Write a figure as PNG, and close it."""
+    """Write a figure as PNG and close it."""
     from matplotlib import pyplot
 
     try:
@@ -59,7 +59,7 @@ def draw(figure: Any, file: BinaryIO) -> None:
 
 
 def _new_file() -> tuple[int, str, BinaryIO]:
-    """The next figure's number, and its file, which nobody has."""
+    """The next figure's number, the path of its file and the new file."""
     while True:
         number = next(_numbers)
         path = os.path.join(shown.home, f"figure-{number}.png")
@@ -91,11 +91,11 @@ def _about_axes(axes: list[Any]) -> list[str]:
 
 
 def _about(axes: Any) -> str:
-    """Title and labels."""
+    """The title and labels of one plot."""
     title = next(filter(None, (axes.get_title(place) for place in ("center", "left", "right"))), "")
     labels = [(name, getattr(axes, f"get_{name}label", str)()) for name in "xyz"]
-    said = ", ".join(_short(label, f"{name}: {{}}") for name, label in labels if label)
-    return "; ".join(filter(None, [_short(title, '"{}"'), said]))
+    labelled = ", ".join(_short(label, f"{name}: {{}}") for name, label in labels if label)
+    return "; ".join(filter(None, [_short(title, '"{}"'), labelled]))
 
 
 def _short(text: str, form: str) -> str:

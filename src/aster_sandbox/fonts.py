@@ -1,7 +1,7 @@
-"""matplotlib's list of the machine's fonts. To make it takes seconds, so it is made once and kept in the user's cache folder.
+"""matplotlib's list of the machine's fonts. Building it takes seconds, so it is built once and kept in the user's cache folder.
 
-A running sandbox has a copy of its own, which its sessions may read: ``make_list``. Each of them has a folder for matplotlib
-with a link to that: ``link_list``."""
+``make_list`` gives each running sandbox a copy, which its sessions may read. ``link_list`` makes each session's configuration
+folder for matplotlib, with a link to that copy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FONTS = ("/usr/share/fonts", "/usr/local/share/fonts")
-"""What sessions can see of the machine's."""
+"""The machine's font folders that sessions can see."""
 LISTS = "fontlist-*.json"
 FOLDER = ".matplotlib"
-"""A session's, beside its working directory."""
+"""Name of a session's configuration folder for matplotlib, beside its working directory."""
 BUILD_SECONDS = 120.0
 
 
@@ -30,9 +30,10 @@ def is_wanted() -> bool:
 
 
 def make_list(folder: str, environment: Mapping[str, str]) -> None:
-    """Put the list into a folder, whole or not at all: from the cache, or new. ``environment``: for the program that makes it.
+    """Write the font list into ``folder``, from the cache or newly built. ``environment``: for the program that builds it.
 
-    Where it cannot be made, each session makes its own, as matplotlib does anywhere."""
+    If it cannot be built, writes nothing; then each session builds its own, as matplotlib always does. Raises OSError if the
+    folder cannot be written."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache, prefix = Path(base, "aster-sandbox"), f"{_fingerprint()}-"
     found = _read_list(cache, prefix)
@@ -40,7 +41,7 @@ def make_list(folder: str, environment: Mapping[str, str]) -> None:
         found = _new_list(environment)
         if found is None:
             return
-        with contextlib.suppress(OSError):  # the user has no home that can be written
+        with contextlib.suppress(OSError):  # the user has no writable home
             cache.mkdir(parents=True, exist_ok=True)
             _write(cache / f"{prefix}{found[0]}", found[1])
     name, content = found
@@ -48,12 +49,12 @@ def make_list(folder: str, environment: Mapping[str, str]) -> None:
 
 
 def config_folder(scratch: str) -> str:
-    """A session's folder for matplotlib: beside its working directory."""
+    """The path of a session's configuration folder for matplotlib. ``scratch``: its working directory."""
     return os.path.join(os.path.dirname(scratch), FOLDER)
 
 
 def link_list(folder: str, scratch: str) -> str:
-    """Make a session's folder for matplotlib, with a link to the list in ``folder``. Returns its path."""
+    """Make a session's configuration folder for matplotlib, with a link to the list in ``folder``. Returns its path."""
     place = config_folder(scratch)
     os.makedirs(place, 0o700, exist_ok=True)
     for name in os.listdir(folder):
@@ -63,7 +64,7 @@ def link_list(folder: str, scratch: str) -> str:
 
 
 def _fingerprint() -> str:
-    """Changes with matplotlib and with the machine's fonts."""
+    """A hash that changes when matplotlib or the machine's fonts change."""
     spec = importlib.util.find_spec("matplotlib")
     facts: list[object] = []
     if spec is not None and spec.origin is not None:
@@ -75,9 +76,9 @@ def _fingerprint() -> str:
 
 
 def _read_list(folder: Path, prefix: str = "") -> tuple[str, bytes] | None:
-    """A list's name, without the prefix, and its content; None where there is none, or only a broken one."""
+    """A list's name without the prefix, and its content; None if there is no valid one."""
     for path in folder.glob(prefix + LISTS):
-        with contextlib.suppress(OSError, ValueError):  # somebody removed it, or it was cut short
+        with contextlib.suppress(OSError, ValueError):  # it was removed, or is truncated
             content = path.read_bytes()
             json.loads(content)
             return path.name.removeprefix(prefix), content
@@ -85,7 +86,7 @@ def _read_list(folder: Path, prefix: str = "") -> tuple[str, bytes] | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """The whole file, or nothing: others may write and read it at the same time."""
+    """Write a file atomically, because other processes may read and write it at the same time."""
     descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-")
     try:
         with open(descriptor, "wb") as file:
@@ -98,12 +99,12 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _new_list(environment: Mapping[str, str]) -> tuple[str, bytes] | None:
-    """A list made by matplotlib, in a program of its own: this one need not load it."""
+    """Let matplotlib build a list, in another process, so that this one need not import it. None if that fails."""
     with tempfile.TemporaryDirectory(prefix="aster-sandbox-fonts-", ignore_cleanup_errors=True) as work:
-        # The user's own fonts are not looked at: no session sees them.
+        # Leave out the user's own fonts, because sessions cannot see them.
         places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"), work)
         command = [sys.executable, "-P", "-c", "import matplotlib.font_manager"]
-        with contextlib.suppress(OSError, subprocess.SubprocessError):  # then there is no list
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # _read_list then finds none
             subprocess.run(
                 command,
                 env={**environment, **places},

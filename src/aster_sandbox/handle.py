@@ -1,4 +1,4 @@
-"""The supervisor's side of one zygote: start it, ask it for runners, hear of their end."""
+"""The supervisor's side of one zygote: start it, request forks of runners, and receive reports of their end."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ from aster_sandbox.isolation import Plan
 from aster_sandbox.protocol import MAX_PACKET, receive
 
 START_SECONDS = 180.0
-"""The imports take 2 s; many times that on a busy machine."""
+"""Time limit for starting. The imports take 2 s; on a busy machine many times that."""
 SILENT_SECONDS = 30.0
-"""A zygote that was asked for a fork, or that has to bury somebody, and says nothing for so long hangs."""
+"""A zygote that owes a report of a fork or of an end and sends nothing for so long counts as hanging."""
 FULL_SECONDS = 0.002
-"""Between two tries to send where the zygote has not read yet what was sent."""
+"""Pause between attempts to send while the zygote's socket buffer is full."""
 STOP_SECONDS = 10.0
 KILL_SECONDS = 15.0
 """How long the guard may take to end what a killed zygote left behind."""
 MOST_DESCRIPTORS = 64
-"""Beside one packet of the zygote's, at the most."""
+"""Maximum number of descriptors with one packet from the zygote."""
 LOG = "zygote.log"
 ENVIRONMENT = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
-"""All that sessions see of the supervisor's environment."""
+"""The only variables of the supervisor's environment that sessions see."""
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
 class ZygoteLost(Exception):
-    """The zygote ended or hangs. The caller takes a new one."""
+    """The zygote ended or hangs. The caller should start another."""
 
 
 class NoRoom(Exception):
-    """The machine is short of memory or processes for the moment."""
+    """A fork failed because the machine is temporarily short of memory or processes."""
 
 
 class ForkListener(Protocol):
-    """Who asked for a runner."""
+    """Receives the reports on a runner from the zygote."""
 
     def on_forked(self, pidfd: int) -> None:
-        """It lives. The descriptor is the receiver's."""
+        """The runner was forked. The receiver owns the pidfd."""
 
     def on_failed(self, error: Exception) -> None:
-        """It could not be forked: NoRoom or SandboxFailure."""
+        """The fork failed with NoRoom (try again) or SandboxFailure."""
 
     def on_gone(self, status: int | None) -> None:
-        """It ended, with all that it started. None where the zygote ended and took it along."""
+        """The runner and everything it started have ended. ``status``: as of waitpid; None if it ended with the zygote."""
 
 
 class ZygoteHandle:
-    """One zygote, from its start to its end. It is not restarted: the sandbox makes another."""
+    """One zygote, from start to end. It is never restarted; the sandbox starts another."""
 
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
         self.alive = True
         self.pidfd: int | None = None
-        """The zygote's, once it is ready."""
+        """The zygote's pidfd, once it is ready."""
         self._process = process  # the zygote's guard
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._runners: dict[int, ForkListener] = {}
         self._expected: set[int] = set()
-        """Runners of which the zygote has to tell something: that they are forked, or that they are gone."""
+        """Numbers of runners for which the zygote owes a report: of the fork, or of the end."""
         self._watch: asyncio.TimerHandle | None = None
         self._reaping: asyncio.Task[None] | None = None
         self._queue = asyncio.Lock()
@@ -77,12 +77,12 @@ class ZygoteHandle:
 
     @classmethod
     async def start(cls, plan: Plan) -> ZygoteHandle:
-        """Start a zygote that keeps its log and its sessions' files below the plan's root. SandboxFailure where that fails,
-        SettingsError where a package cannot be loaded."""
+        """Start a zygote, with its log and its sessions' files below the plan's root. Raises SandboxFailure if it does not
+        start, and SettingsError if a package in ``preload`` cannot be imported."""
         root = Path(plan.root)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        # -P: a numpy.py in the working directory is not numpy. no_debug_ranges: shorter tracebacks, less memory.
+        # -P: do not import from the working directory. no_debug_ranges: shorter tracebacks, less memory.
         command = [sys.executable, "-P", "-X", "no_debug_ranges", "-m", "aster_sandbox.zygote"]
         with theirs, open(root / LOG, "wb") as log:
             try:
@@ -94,7 +94,7 @@ class ZygoteHandle:
                     stderr=log,
                     cwd=root,
                     env=environment(root),
-                    start_new_session=True,  # Ctrl-C in the terminal is for the supervisor
+                    start_new_session=True,  # so that Ctrl-C in the terminal reaches only the supervisor
                 )
             except OSError as error:
                 ours.close()
@@ -107,9 +107,9 @@ class ZygoteHandle:
             await handle.wait_dead()
             log_text = (root / LOG).read_text(errors="replace").strip()[-2000:]
             last = log_text.rpartition("\n")[2]
-            if last.startswith("sandbox."):  # a setting's name: what the user can do is in that line
+            if last.startswith("sandbox."):  # the message of warm.Unloadable, which names a setting
                 raise SettingsError(last) from None
-            raise SandboxFailure(f"the sandbox's parent process did not come up:\n{log_text}") from None
+            raise SandboxFailure(f"the sandbox's parent process did not start; its log:\n{log_text}") from None
         except asyncio.CancelledError:
             handle.kill()
             await handle.wait_dead()
@@ -118,11 +118,13 @@ class ZygoteHandle:
 
     @property
     def pid(self) -> int | None:
-        """The zygote's, as this process sees it."""
+        """The zygote's pid as this process sees it; None if it has ended."""
         return pid_of(self.pidfd) if self.alive and self.pidfd is not None else None
 
     async def fork(self, number: int, name: str, descriptors: list[int], runner: ForkListener) -> None:
-        """Ask for a runner, in turn, and do not wait for it. ``number`` names it from here on. Raises ZygoteLost."""
+        """Request the fork of runner ``number`` without waiting for it. Raises ZygoteLost.
+
+        ``name``: of its directory. ``descriptors``: its ends of the connection and of the output pipe."""
         packet = json.dumps({"op": "fork", "id": number, "name": name}).encode()
         async with self._queue:
             while True:
@@ -139,12 +141,13 @@ class ZygoteHandle:
         self._expect_message(number)
 
     def expect_end(self, number: int) -> None:
-        """A runner was killed: the zygote must say that it is gone."""
+        """Expect the zygote to report the end of a runner that was killed."""
         if self.alive and number in self._runners:
             self._expect_message(number)
 
     def kill(self) -> None:
-        """Kill the zygote, and all below it: it hangs, or its connection ended. Its runners hear of it when all are dead."""
+        """Kill the zygote and everything below it, because it hangs or closed its connection. When all of that has ended,
+        ``on_gone`` of each runner is called."""
         if not self.alive:
             return
         self.alive = False
@@ -160,18 +163,18 @@ class ZygoteHandle:
             self._watch.cancel()
         if not self._ready.done():
             self._ready.set_exception(ZygoteLost())
-            self._ready.exception()  # nobody may be waiting: that is no error
+            self._ready.exception()  # marks it as retrieved, in case nothing waits for it
         self._reaping = self._loop.create_task(self._reap())
 
     async def wait_dead(self) -> None:
-        """Wait until all below a condemned zygote is dead."""
+        """Wait until everything below a killed zygote has ended."""
         if self._reaping is not None:
             await asyncio.shield(self._reaping)
 
     async def _reap(self) -> None:
         # In a thread: with many sessions this takes seconds.
         try:
-            await asyncio.to_thread(self._process.wait, KILL_SECONDS)  # the guard ends when all below it is dead
+            await asyncio.to_thread(self._process.wait, KILL_SECONDS)  # the guard ends after everything below it
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
@@ -180,7 +183,7 @@ class ZygoteHandle:
             runner.on_gone(None)
 
     async def stop(self) -> None:
-        """End the zygote in order: it kills and reaps all below it first."""
+        """Shut the zygote down: it kills and reaps everything below it, then ends."""
         if not self.alive:
             await self.wait_dead()
             return
@@ -232,43 +235,43 @@ class ZygoteHandle:
             self._restart_watchdog()
 
     def _restart_watchdog(self) -> None:
-        """Give the zygote time for its next sign of life."""
+        """Restart the timer after which a silent zygote counts as hanging."""
         if self._watch is not None:
             self._watch.cancel()
         self._watch = self._loop.call_later(SILENT_SECONDS, self.kill) if self._expected and self.alive else None
 
 
 def _fork_error(error_number: int, reason: str) -> Exception:
-    """What a failed fork means: come again, or give up."""
+    """The exception for a failed fork: NoRoom if it may succeed later."""
     if error_number in (errno.EAGAIN, errno.ENOMEM):
         return NoRoom(reason)
     return SandboxFailure(f"no process could be started for a session: {reason}")
 
 
 def pid_of(pidfd: int) -> int | None:
-    """The pid of a process as this one sees it, whatever namespace it is in; None where it has ended."""
+    """The pid of a pidfd's process as this process sees it, whatever namespace it is in; None if it has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as file:
         pid = next((int(line.split()[1]) for line in file if line.startswith("Pid:")), 0)
     return pid if pid > 0 else None
 
 
 def environment(root: Path) -> dict[str, str]:
-    """The environment of the zygote and so of all sessions: an allow-list, and what makes runs repeatable."""
+    """The environment of the zygote and so of all sessions: an allow-list of the supervisor's, and fixed values."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     package_root = str(Path(__file__).resolve().parents[1])
     path = [package_root, *(entry for entry in sys.path if os.path.isabs(entry) and entry != package_root)]
     fixed = {
-        # The interpreter's own folder first: there a cell's subprocess finds ``python``.
+        # The interpreter's folder comes first, so that ``python`` in a cell's subprocess is this interpreter.
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), kept.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(path),  # whatever the supervisor imports from, in its order
+        "PYTHONPATH": os.pathsep.join(path),  # the supervisor's own import path
         "PYTHONHASHSEED": "0",
         "PYTHONUTF8": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PIP_NO_INDEX": "1",  # there is no network: pip says so at once, instead of trying for long
+        "PIP_NO_INDEX": "1",  # there is no network: pip fails at once instead of retrying
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "MPLBACKEND": "module://aster_sandbox.figures",
         "HOME": str(root),
         "TMPDIR": str(root),
-        "MALLOC_ARENA_MAX": "2",  # an arena a thread would count 64 MiB against the address-space limit
+        "MALLOC_ARENA_MAX": "2",  # each further arena counts 64 MiB against the address-space limit
     }
     return kept | fixed | dict.fromkeys(ONE_THREAD, "1")

@@ -1,9 +1,12 @@
-"""What a session did, so that it can be done again, and what is said about what could not."""
+"""A session's history, for replay: how it was opened, its steps, and which of them could not be repeated."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from aster_sandbox.interface import check_environment
 from aster_sandbox.protocol import Kind, Reply, Request
 from aster_sandbox.types import CellStatus
 
@@ -11,34 +14,46 @@ KEPT = "the variables and imports of earlier cells are kept"
 LOST = "the variables and imports of earlier cells are lost"
 
 
+class Origin:
+    """The seed, setup and environment of a session, as the first request to each of its processes."""
+
+    def __init__(self, seed: int, setup: str, environment: Mapping[str, str] | None) -> None:
+        """Raises SettingsError for an invalid environment."""
+        check_environment(environment or {})
+        self.request = Request(
+            "start", data=json.dumps({"seed": seed, "setup": setup, "environment": dict(environment or {})}).encode("ascii")
+        )
+
+
 @dataclass(slots=True)
 class Step:
-    """One thing that changed the session's state: a cell that came to an end, a new seed, a file that was put there."""
+    """One thing that changed the session's state: a cell, a new seed or an uploaded file."""
 
     request: Request
     kind: Kind
     """How it ended."""
     seconds: float = 0.0
     line: int = 0
-    """Of an interrupted cell: where the first statement begins that had not ended when the interrupt came."""
+    """For an interrupted cell: the line of the first statement that had not ended when the interrupt came."""
     repeatable: bool = True
-    """Whether replay may do it again: it has not ended a process that replayed it."""
+    """Whether replay may run it again: False once it has ended a process that replayed it."""
 
     @classmethod
     def ended(cls, request: Request, reply: Reply, seconds: float) -> Step:
-        """What has just ended. Of an interrupted cell, replay runs the statements that had ended before: nobody can interrupt
-        it again at the same place."""
+        """The step of a request that has ended. Replay runs an interrupted cell only up to the statement that was interrupted,
+        because it cannot be interrupted again at the same point."""
         if reply.kind is Kind.INTERRUPTED:
             return cls(request._replace(limit=reply.finished), reply.kind, seconds, reply.line)
         return cls(request, reply.kind, seconds)
 
     @property
     def expected(self) -> Kind:
-        """How it must end in replay."""
+        """The kind of reply that it must give in replay."""
         return Kind.OK if self.kind is Kind.INTERRUPTED else self.kind
 
     def name(self, whole: bool) -> str:
-        """The cell's number, and what of it is missing, for the model to read; of a file, its path."""
+        """The cell's number, with the line from which it is missing unless the ``whole`` cell is; for a file, its path. In the
+        words of a cell's output."""
         if self.request.op == "write":
             return f"the file {self.request.data.partition(bytes(1))[0].decode('utf-8', 'replace')!r}"
         part = "" if whole or self.line <= 1 else f" (from line {self.line} on)"
@@ -47,41 +62,41 @@ class Step:
 
 @dataclass(slots=True)
 class History:
-    """A session's steps, and which of them its present process may not have the effects of."""
+    """A session's steps, and which of their effects are missing in its current process."""
 
     steps: list[Step] = field(default_factory=list)
     missing: set[int] = field(default_factory=set)
-    """Places in ``steps``."""
+    """Indices of steps whose effects are missing."""
     interrupted_here: set[int] = field(default_factory=set)
-    """Places of interrupted cells that ran in the present process, which has all that they did."""
+    """Indices of interrupted cells that ran in the current process, so that all their effects are there."""
 
     def add(self, step: Step) -> None:
-        """One more, in the present process."""
+        """Add a step that ran in the current process."""
         if step.kind is Kind.INTERRUPTED:
             self.interrupted_here.add(len(self.steps))
         self.steps.append(step)
 
     def copy(self) -> History:
-        """For a fork."""
+        """A copy for a fork, whose process has no effects yet."""
         return History([replace(step) for step in self.steps])
 
     @property
     def seconds(self) -> float:
-        """What replay takes, about."""
+        """The estimated time of a replay, in seconds."""
         return sum(step.seconds for step in self.steps)
 
     @property
     def exact(self) -> bool:
-        """Whether replay runs all that was run. (Clocks, ids and generators that nobody seeded give other values then.)"""
+        """Whether replay repeats all code that ran. (Values from clocks, ids and unseeded generators still differ.)"""
         return not self.missing and all(step.repeatable and step.kind is not Kind.INTERRUPTED for step in self.steps)
 
     def begin_replay(self) -> None:
-        """A fresh process has nothing yet."""
+        """Start over with a new process."""
         self.missing.clear()
         self.interrupted_here.clear()
 
     def state(self) -> str:
-        """What became of the state, for the model to read."""
+        """What became of the state, in the words of a cell's output."""
         lost = [
             step.name(whole=place in self.missing)
             for place, step in enumerate(self.steps)
@@ -91,9 +106,9 @@ class History:
 
     @property
     def all_missing(self) -> bool:
-        """Whether nothing could be brought back."""
+        """Whether the effects of every step are missing."""
         return bool(self.steps) and len(self.missing) == len(self.steps)
 
 
 STATUS = {Kind.OK: CellStatus.OK, Kind.ERROR: CellStatus.ERROR, Kind.INTERRUPTED: CellStatus.TIMEOUT}
-"""What a cell's user sees of an answer."""
+"""The status of a cell by the kind of its reply."""

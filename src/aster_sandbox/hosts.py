@@ -1,4 +1,4 @@
-"""The client's view of one service: requests with retries, whether it answers, how full it is."""
+"""The client's side of one service: requests with retries, health checks, load."""
 
 from __future__ import annotations
 
@@ -12,52 +12,53 @@ from typing import Any
 import httpx2
 
 PAUSES = (0.1, 0.3, 0.8)
-"""Seconds between attempts at one request, before its host counts as lost."""
+"""Pauses between attempts at one request, in seconds. After the last attempt its host counts as lost."""
 CONNECT_SECONDS = 5.0
 REPLY_SECONDS = 20.0
-"""A reply that takes longer is asked for again, with the same id, where the host still answers."""
+"""If a reply takes longer and the host still answers, the request is sent again with the same id."""
 LONGEST_SECONDS = 300.0
-"""A cell, its recovery and the start of a new zygote; the client adds what its cells may take."""
+"""Time limit for a request, for recovery and the start of a new zygote; the client adds the time limits of cells."""
 KEEP_SECONDS = 30.0
-"""An idle connection is kept for less than the service keeps it."""
+"""How long an idle connection is kept: less than the service keeps it."""
 HEALTH_SECONDS = 2.0
-"""Between two looks at every host."""
+"""Pause between two health checks of a host."""
 LOST_CHECKS = 3
-"""Looks in vain after which a host counts as lost."""
+"""After so many failed health checks a host counts as lost."""
 BYTES = "application/octet-stream"
-"""The type of files."""
-PROXY_TROUBLE = frozenset({502, 504})
-"""What a proxy says of a service that it does not reach."""
+"""The content type of files."""
+PROXY_ERRORS = frozenset({502, 504})
+"""Statuses with which a proxy reports that it does not reach the service."""
 
 
 class HostLost(Exception):
-    """No answer is to be had from a host."""
+    """A host does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a service answered."""
+    """A service's reply."""
 
     status: int
     body: dict[str, Any]
-    """Of an answer in JSON."""
+    """The parsed body, if it is JSON."""
     retry_seconds: float
+    """The header Retry-After, in seconds."""
     content: bytes = b""
-    """Of any other."""
+    """The body of a file."""
 
     @property
     def busy(self) -> bool:
-        """Whether the same request may be granted later."""
+        """Whether the service was busy, so that the same request may succeed later."""
         return self.status in (429, 503)
 
     @property
     def code(self) -> str:
-        """What the service says for programs, where one status says two things."""
+        """The service's code for the reason, if one status has several; else empty."""
         return str(self.body.get("code", ""))
 
     @property
     def detail(self) -> str:
-        """The service's reason."""
+        """The service's reason, as text."""
         return str(self.body.get("detail", f"HTTP status {self.status}"))
 
 
@@ -68,17 +69,19 @@ class Host:
         self.address = address.rstrip("/")
         self.healthy = True
         self.checked = False
-        """Whether it knows our token and is set as it must be."""
+        """Whether it accepted the token and has the right settings."""
         self.replay_seconds = 0.0
-        """For all earlier cells of a session that is brought back there."""
+        """Its time limit for a replay."""
         self.longest_seconds = LONGEST_SECONDS
-        """After which a request that the host is still at work on is given up."""
+        """Time limit for a request."""
         self.own = 0
-        """Sessions that this client has there."""
+        """Number of this client's sessions there."""
         self.reported = 0
+        """Number of all sessions there, as of the last health check."""
         self.limit = 1
+        """Maximum number of sessions there."""
         self.last_error = ""
-        """What the last attempt in vain met."""
+        """Why the last failed attempt failed."""
         self._missed = 0
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_SECONDS)
@@ -86,18 +89,19 @@ class Host:
 
     @property
     def load(self) -> float:
-        """The share of its sessions that is taken, as far as is known."""
+        """The fraction of its sessions in use, as far as is known."""
         return max(self.own, self.reported) / self.limit
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | bytes | None = None) -> Reply:
-        """Send a request, again where its answer is lost: so it must be one that may come twice. Raises HostLost."""
+        """Send a request, and send it again if the reply is lost. So it must be a request that may be sent twice. Raises
+        HostLost."""
         attempt = 0
         deadline = time.monotonic() + self.longest_seconds
         while True:
             try:
                 return await self._send(method, path, body, REPLY_SECONDS)
             except httpx2.ReadTimeout:
-                # It may be at work on this. The same request attaches to the first one's reply.
+                # It may still work on this. The same request, sent again, gets the first one's reply.
                 await self.check_health()
                 if not self.healthy:
                     raise HostLost(self.last_error) from None
@@ -113,7 +117,7 @@ class Host:
                 attempt += 1
 
     async def check_health(self) -> bool:
-        """Ask for the host's health. Whether it answers, and takes sessions."""
+        """Request the host's health and update its state. Returns whether it answered."""
         try:
             reply = await self._send("GET", "/health", None, CONNECT_SECONDS)
         except httpx2.TransportError as error:
@@ -139,14 +143,14 @@ class Host:
         timeout = httpx2.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)
         headers = {}
         if isinstance(body, dict):
-            # ASCII, so that lone surrogates travel as escapes.
+            # ASCII, so that lone surrogates are sent as escapes.
             content: bytes | None = json.dumps(body).encode("ascii")
             headers["Content-Type"] = "application/json"
         else:
             content = body
             headers |= {} if body is None else {"Content-Type": BYTES}
         response = await self._http.request(method, path, content=content, headers=headers, timeout=timeout)
-        if response.status_code in PROXY_TROUBLE:
+        if response.status_code in PROXY_ERRORS:
             raise httpx2.RemoteProtocolError(f"HTTP status {response.status_code}")
         after = response.headers.get("Retry-After", "1")
         retry_seconds = float(after) if after.isdigit() else 1.0
@@ -155,7 +159,7 @@ class Host:
         try:
             parsed = response.json() if response.content else {}
         except ValueError:
-            parsed = {"detail": response.text[:200]}  # not of ours: a proxy's page
+            parsed = {"detail": response.text[:200]}  # not from the service: for instance a proxy's page
         return Reply(response.status_code, parsed if isinstance(parsed, dict) else {"detail": str(parsed)[:200]}, retry_seconds)
 
     def _record(self, error: Exception) -> None:
@@ -163,17 +167,17 @@ class Host:
 
 
 class Patience:
-    """How long nobody may answer before that is a failure."""
+    """A deadline that is extended whenever a service answers."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.renew()
 
     def renew(self) -> None:
-        """Somebody answered."""
+        """Extend the deadline, because a service answered."""
         self._deadline = time.monotonic() + self._seconds
 
     @property
     def over(self) -> bool:
-        """Whether it is time to give up."""
+        """Whether the deadline has passed."""
         return time.monotonic() > self._deadline

@@ -1,4 +1,4 @@
-"""What the sandbox does by itself: end the processes of idle sessions, and make room when memory runs short."""
+"""Background housekeeping of a sandbox: evict idle sessions' processes, and free memory when it runs short."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.25
 AT_ONCE = 8
-"""Idle sessions that are reclaimed between two looks at a short memory."""
+"""How many idle sessions are evicted at a time while memory is short."""
 MAX_PROCESSES = 512
-"""So many sessions may keep their processes while they are idle. Of more, those that are idle for longest lose them."""
+"""So many idle sessions may keep their processes. If there are more, the longest idle ones lose theirs."""
 MIN_IDLE_SECONDS = 5.0
-"""A session beyond that number keeps its processes so long after its last cell all the same."""
+"""A session beyond that number keeps its process at least so long after its last cell."""
 RECENT_SECONDS = 1.0
-"""A session that ran a cell less than that ago is not idle."""
+"""While memory is short, a session counts as idle so long after its last cell."""
 MIN_VICTIM_MB = 32.0
-"""A session that holds less is not to blame for a shortage."""
+"""A session that holds less than this is not killed for memory."""
 Held = Callable[[list[Runner]], Awaitable[dict[Runner, float]]]
 
 
 async def run_housekeeping(sessions: Set[Session], admission: Admission, settings: Settings, held: Held) -> None:
-    """Look after the sessions, for ever. ``held`` says how many MiB processes hold."""
+    """Run housekeeping forever. ``held`` returns the MiB that processes hold."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         await _evict(too_idle(sessions, settings.idle_seconds))
-        with contextlib.suppress(OSError):  # no descriptor is left to look at the memory with: the next round may have one
+        with contextlib.suppress(OSError):  # no descriptor is left to read /proc; try again in the next round
             if admission.short():
                 await free_memory(sessions, held)
 
 
 def too_idle(sessions: Set[Session], idle_seconds: float) -> list[Session]:
-    """Sessions whose processes can end for the moment: idle for long, or the idlest of very many."""
+    """The sessions to evict: idle for ``idle_seconds``, or the longest idle ones if very many have processes."""
     now = time.monotonic()
     awake = sorted((session for session in sessions if session.runner is not None), key=_last_used)
     many = max(0, len(awake) - MAX_PROCESSES)
@@ -53,8 +53,7 @@ def too_idle(sessions: Set[Session], idle_seconds: float) -> list[Session]:
 
 
 async def free_memory(sessions: Set[Session], held: Held) -> None:
-    """Make room. The processes of the sessions that were idle for longest go first; where there are none, the session that
-    holds most memory loses its cell."""
+    """Evict the longest idle sessions. If no session is idle, kill the process of the one that holds most memory."""
     now = time.monotonic()
     idle = [session for session in sessions if session.evictable and now - session.last_used > RECENT_SECONDS]
     if idle:

@@ -1,4 +1,4 @@
-"""What a user of sessions needs of them, wherever they are: in this process's sandbox, or behind a service."""
+"""The interface of sandboxes and sessions, whether they run on this machine or behind a service."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 _VARIABLE_NAME = re.compile(r"[^=\0]+")
 TOKEN_VARIABLE = "ASTER_SANDBOX_TOKEN"
-"""The environment variable with the client's token. Not in the recipe: run folders keep that."""
+"""The environment variable with the client's token. The token is no setting, because run folders keep the settings."""
 
 
 class AnySession(Protocol):
-    """A Python interpreter of its own."""
+    """A stateful Python interpreter."""
 
     async def run(self, code: str) -> CellResult:
-        """Run one cell."""
+        """Run one cell. Never raises for what the code does."""
 
     async def fork(self, seed: int | None = None) -> AnySession:
-        """A second session with the same state, and with other random numbers where it is given a ``seed``. Neither notices
-        what the other does from here on."""
+        """A second, independent session with the same state. With a ``seed``, its generators are seeded with that."""
 
     async def reseed(self, seed: int) -> None:
-        """Other random numbers from here on."""
+        """Seed the session's global random generators again."""
 
     async def upload(self, path: str, content: bytes) -> None:
-        """Put a file into it. ``path`` is below its working directory, or absolute. OSError where it may not be written."""
+        """Write a file in the session. ``path``: relative to its working directory, or absolute. Raises OSError if the session
+        may not write it."""
 
     async def download(self, path: str) -> bytes:
-        """A file of it. OSError where there is none that can be read."""
+        """The content of a file in the session. ``path``: as for ``upload``. Raises OSError if it is not a readable file."""
 
     async def close(self) -> None:
-        """End it."""
+        """End the session."""
 
 
 class AnySandbox(Protocol):
-    """Where sessions come from. Used as ``async with``."""
+    """Opens sessions. An async context manager."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -52,30 +52,36 @@ class AnySandbox(Protocol):
     ) -> None: ...
 
     async def open(self, seed: int = 0, setup: str = "", environment: Mapping[str, str] | None = None) -> AnySession:
-        """A fresh session. ``environment``: variables for it, beside those that all have."""
+        """Open a new session. ``seed``: for its random generators. ``setup``: Python that runs before the first cell.
+        ``environment``: environment variables, in addition to those of every session."""
+
+
+def encode_path(path: str, errors: str = "surrogateescape") -> bytes:
+    """A path in a session as bytes. Raises OSError if it is empty or contains a zero byte."""
+    if not path or "\0" in path:
+        raise OSError(f"{path!r} is no valid path")
+    return path.encode("utf-8", errors)
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
-    """SettingsError for what cannot be a session's environment."""
+    """Raise SettingsError if a name or value cannot be an environment variable."""
     for name, value in environment.items():
         if not isinstance(name, str) or not _VARIABLE_NAME.fullmatch(name):
-            raise SettingsError(
-                f"environment: {name!r} cannot name a variable: a name is text without = and without zero bytes"
-            )
+            raise SettingsError(f"environment: {name!r} is no valid variable name: use text without '=' and zero bytes")
         if not isinstance(value, str) or "\0" in value:
             raise SettingsError(f"environment: the value of {name!r} must be text without zero bytes")
         try:
             os.fsencode(name + value)
         except UnicodeEncodeError:
-            raise SettingsError(f"environment: {name!r} or its value holds characters that UTF-8 cannot write") from None
+            raise SettingsError(f"environment: {name!r} or its value contains characters that UTF-8 cannot encode") from None
 
 
 def make_sandbox(settings: Settings, *, beside_sampler: bool = False) -> AnySandbox:
-    """The sandbox that settings ask for: services where they name addresses, else one in this process.
+    """A sandbox for these settings: a client of services if they name ``addresses``, else one on this machine.
 
-    ``beside_sampler``: this process samples a policy too, and cells leave it ``spare_processors``."""
+    ``beside_sampler``: whether this process also samples a policy, so that cells leave it ``spare_processors``."""
     if settings.addresses:
-        from aster_sandbox.client import SandboxClient  # with an HTTP library, which no zygote needs
+        from aster_sandbox.client import SandboxClient  # imports an HTTP library, which the zygote does not need
 
         return SandboxClient(settings.addresses, os.environ.get(TOKEN_VARIABLE), settings)
     from aster_sandbox.supervisor import Sandbox

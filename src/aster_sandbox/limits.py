@@ -1,4 +1,4 @@
-"""The limits of a session's process: a cell may lower its own, and the next one has them as they were."""
+"""The resource limits of a session process. A cell may lower them for itself; they are restored for the next cell."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 _set = resource.setrlimit
 _set_by_a_cell = False
-"""``setrlimit`` or ``prlimit`` was called, by whatever code."""
+"""Whether ``setrlimit`` or ``prlimit`` has been called."""
 RESERVE_BYTES = 64 << 20
-"""Address space beyond a cell's limit in which its MemoryError is reported and the next cell is compiled."""
+"""Address space beyond a cell's limit, for reporting its MemoryError and compiling the next cell."""
 KINDS = (
     resource.RLIMIT_CPU,
     resource.RLIMIT_DATA,
@@ -23,21 +23,21 @@ KINDS = (
 
 
 class Limits:
-    """Remembers this process's resource limits, and restores them after a cell has changed them."""
+    """Records this process's resource limits and restores them after a cell has changed them."""
 
     def __init__(self, address_space: int) -> None:
-        """``address_space``: bytes that a cell's code may have."""
+        """``address_space``: limit for a cell's code, in bytes."""
         most = address_space + RESERVE_BYTES
         _, hard = getrlimit(resource.RLIMIT_AS)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         self._in_cell, self._between = (min(address_space, most), most), (most, most)
         self.touched = False
-        """A cell has named limits: to ask for all of them after each cell would cost too much."""
+        """Whether a cell's code has mentioned limits. Only then are they checked, because a check after each cell is slow."""
         self._others = [(kind, getrlimit(kind)) for kind in KINDS]
         self.raise_memory()
 
     def restore(self) -> None:
-        """Undo what a cell changed, if one did. ValueError where that is impossible: it has lowered what nobody can raise
+        """Undo a cell's changes, if there were any. Raises ValueError if a cell lowered a hard limit, which cannot be raised
         again."""
         if not (self.touched or _set_by_a_cell):
             return
@@ -52,8 +52,9 @@ class Limits:
         _set(resource.RLIMIT_AS, self._in_cell)
 
     def raise_memory(self) -> None:
-        """Lift that limit: the cell's code has ended, and there must be memory to report a MemoryError. Where a cell has
-        lowered what nobody can raise again, it stays so; the next ``restore`` tells."""
+        """Lift that limit after the cell's code has ended, so that there is memory to report a MemoryError.
+
+        If the cell lowered the hard limit, nothing happens here; the next ``restore`` raises."""
         try:
             _set(resource.RLIMIT_AS, self._between)
         except ValueError:
@@ -61,14 +62,14 @@ class Limits:
 
 
 def keep_hard_limits() -> None:
-    """Have ``resource.setrlimit`` and ``prlimit``, which cells call to limit themselves, lower soft limits alone: nobody could
-    raise the hard ones again, and they would hold for every later cell."""
+    """Make ``resource.setrlimit`` and ``prlimit`` lower only soft limits. Hard limits could not be raised again and would apply
+    to every later cell."""
     resource.setrlimit = _soft(resource.setrlimit, 1)
     resource.prlimit = _soft(resource.prlimit, 2)
 
 
 def _soft(original: Callable[..., Any], place: int) -> Callable[..., Any]:
-    """``original``, whose argument at ``place`` is a pair of limits, after the kind."""
+    """Wrap ``original``, whose argument at index ``place`` is a pair of limits and the one before it their kind."""
 
     def limited(*arguments: Any) -> Any:
         global _set_by_a_cell

@@ -1,4 +1,5 @@
-"""IPython's lines in a cell (``%magic``, ``!command``, ``name?``) as calls of hidden builtins (``magics.BUILTINS``)."""
+"""Translate IPython's lines in a cell (``%magic``, ``!command``, ``name?``) into calls of hidden builtins
+(``magics.BUILTINS``)."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ OPTIONS = {
     "lprun": r"-(?:[fmTDu]\s*\S+|[rsz])(?:\s+|$)",
     "mprun": r"-(?:[fT]\s*\S+|[rc])(?:\s+|$)",
 }
-"""Magics whose argument is code, with their options."""
+"""Magics whose argument is code, each with a pattern of its options."""
 ABOUT_CODE = {*OPTIONS, "capture"}
-"""Magics of a cell whose other lines are Python."""
+"""Magics that keep Python code as such: after ``%%name``, the rest of the cell is still Python."""
 SILENT = {"matplotlib", "config"}
-"""Nothing is lost without them."""
+"""Magics that are ignored without a note, because cells work the same without them."""
 _MAGIC = re.compile(r"(?P<marks>%%?)(?P<name>[A-Za-z_]\w*|!)(?:\s+(?P<rest>.*))?$", re.DOTALL)
 _ASSIGNED = re.compile(r"(?P<target>[^=%!#]*[^=%!#\s<>+\-*/&|^:@])\s*=\s*(?P<command>!|%(?=[A-Za-z_]))(?P<rest>.*)$", re.DOTALL)
 _NAME = r"(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)"
@@ -32,23 +33,10 @@ _HELP = (re.compile(rf"(?P<marks>\?\??)\s*{_NAME}\s*$"), re.compile(rf"{_NAME}\s
 _PACKAGES = re.compile(
     r"(?:(?:uv\s+|python[\d.]*\s+-m\s+)?pip[\d.]*|conda|mamba)\s+(?:install|uninstall|download|list|show|freeze|remove)(?:\s|$)"
 )
-_COMPOUND = (
-    ast.For,
-    ast.While,
-    ast.If,
-    ast.With,
-    ast.Try,
-    ast.FunctionDef,
-    ast.ClassDef,
-    ast.AsyncFor,
-    ast.AsyncWith,
-    ast.Match,
-)
 
 
 def to_python(lines: Lines) -> Lines | None:
-    """The cell with those lines as calls, or None where it has none. Such a line is known by its beginning, where a
-    statement may begin."""
+    """The cell with IPython's lines as calls, or None if it has none. Only lines that begin a statement are considered."""
     reader = Reader()
     meant: Lines = []
     place = 0
@@ -84,7 +72,7 @@ def _body(lines: Lines) -> str:
 
 
 def _statement(text: str) -> str | None:
-    """One line, without its indentation, in Python; None where it is none of those meant here."""
+    """A line (without its indentation) as Python; None if it is not one of IPython's."""
     text = text.rstrip()
     magic = _MAGIC.match(text)
     if magic is not None:
@@ -117,18 +105,18 @@ def _magic(name: str, rest: str) -> str:
 
 
 def _about_code(written: str, name: str, rest: str) -> str:
-    """``%time CODE`` as CODE, after a note."""
+    """``%time CODE`` as a call that prints a note, and CODE."""
     code = _without_options(name, rest)
     note = _note(written)
     if not code or name == "capture" or written == "%%time":
         return note
     try:
         tree = ast.parse(code)
-    except SyntaxError:  # it goes on in the next line
+    except SyntaxError:  # the code continues in the next line
         return f"{note}; {code}"
     if not tree.body:
         return note
-    compound = hasattr(tree.body[0], "body") or isinstance(tree.body[0], ast.Match)  # it cannot stand behind a semicolon
+    compound = hasattr(tree.body[0], "body") or isinstance(tree.body[0], ast.Match)  # not allowed after a semicolon
     return f"{note}; {RUN}({code!r})" if compound else f"{note}; {code}"
 
 

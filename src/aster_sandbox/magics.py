@@ -1,4 +1,4 @@
-"""What the hidden builtins do into which ``magic_lines`` turns IPython's lines."""
+"""The hidden builtins that implement IPython's magics, shell lines and help in cells. ``magic_lines`` writes the calls."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any
 from aster_sandbox import magic_lines, shell, shown
 
 PROGRAMS = {"bash": "bash", "sh": "sh", "python": sys.executable, "python3": sys.executable}
-"""Magics of a cell that are another program's input."""
+"""Cell magics that run the cell in another program."""
 COMMANDS = ("ls", "ll", "cat", "mkdir", "rmdir", "rm", "cp", "mv", "pip", "conda", "mamba", "uv")
-"""Magics that are a shell's commands."""
+"""Line magics that are shell commands."""
 INSTEAD = {
     "who": "dir() lists the names",
     "whos": "dir() lists the names",
@@ -31,7 +31,7 @@ LONGEST_VALUE = 200
 
 
 def magic(name: str, rest: str) -> Any:
-    """A ``%name rest`` that is no Python."""
+    """Run ``%name rest``. Prints a note if the magic is not supported."""
     frame = sys._getframe(1)
     action = _ACTIONS.get(name)
     if action is not None:
@@ -44,7 +44,8 @@ def magic(name: str, rest: str) -> Any:
 
 
 def cell_magic(name: str, rest: str, body: str) -> Any:
-    """A ``%%name rest`` at the head of what is no Python. CalledProcessError where a script's status is not 0: as IPython."""
+    """Run ``%%name rest`` with the rest of the cell as ``body``. As in IPython, raises CalledProcessError if a script's exit
+    status is not 0."""
     if name == "script":
         name, _, rest = rest.partition(" ")
     if name in PROGRAMS:
@@ -61,25 +62,25 @@ def cell_magic(name: str, rest: str, body: str) -> Any:
 
 
 def run_shell(command: str) -> None:
-    """``!command``. Its status is in ``_exit_code``, as in IPython."""
+    """Run ``!command`` and store its exit status in ``_exit_code``, as IPython does."""
     frame = sys._getframe(1)
     frame.f_globals["_exit_code"] = shell.run(command, _names(frame))
 
 
 def shell_lines(command: str) -> shell.ShellLines:
-    """``x = !command``."""
+    """Run the command of ``x = !command`` and return its output."""
     return shell.capture(command, _names(sys._getframe(1)))
 
 
 def run_code(code: str) -> None:
-    """A compound statement behind ``%time``, in the scope that calls this."""
+    """Run a compound statement that followed ``%time``, in the caller's scope."""
     frame = sys._getframe(1)
-    above = "\n" * (frame.f_lineno - 1)  # so that tracebacks show its line
+    above = "\n" * (frame.f_lineno - 1)  # so that line numbers in tracebacks are right
     exec(compile(above + code, frame.f_code.co_filename, "exec", dont_inherit=True), frame.f_globals, frame.f_locals)
 
 
 def describe(name: str, with_source: bool) -> None:
-    """``name?``: what it is and what it says of itself."""
+    """Print what ``name?`` shows: signature or value, type and docstring; with ``name??`` also the source."""
     names = _names(sys._getframe(1))
     first, *attributes = name.split(".")
     try:
@@ -93,7 +94,7 @@ def describe(name: str, with_source: bool) -> None:
     if callable(value):
         try:
             parts.append(f"Signature: {attributes[-1] if attributes else first}{inspect.signature(value)}")
-        except (ValueError, TypeError):  # some builtins have none
+        except (ValueError, TypeError):  # some builtins have no signature
             parts.append(f"Signature: {name}(...)")
     else:
         parts.append(f"Value: {repr(value)[:LONGEST_VALUE]}")
@@ -101,7 +102,7 @@ def describe(name: str, with_source: bool) -> None:
     if with_source:
         try:
             parts.append(f"Source:\n{inspect.getsource(value)}")
-        except (OSError, TypeError):  # it is not written in Python
+        except (OSError, TypeError):  # not written in Python
             parts.append("Source: not available")
     parts.append(f"Docstring:\n{inspect.getdoc(value) or '<none>'}")
     shown.write("\n".join(parts))
@@ -117,10 +118,10 @@ def _change_directory(rest: str, _: Mapping[str, Any]) -> None:
 
 
 def _environment(rest: str, names: Mapping[str, Any]) -> Any:
-    """``%env``, ``%env NAME``, ``%env NAME=VALUE``, ``%env NAME VALUE``."""
+    """Run ``%env``, ``%env NAME``, ``%env NAME=VALUE`` or ``%env NAME VALUE``."""
     if not rest:
         return dict(os.environ)
-    name, separator, value = re.match(r"([^=\s]*)([=\s]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr] # it matches all
+    name, separator, value = re.match(r"([^=\s]*)([=\s]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr] # matches any text
     if not separator:
         return os.environ.get(name)
     os.environ[name] = shell.expand(value, names)
@@ -129,7 +130,7 @@ def _environment(rest: str, names: Mapping[str, Any]) -> Any:
 
 
 def _run_file(rest: str, _: Mapping[str, Any]) -> None:
-    """``%run file.py``: as a program; its variables are the session's then."""
+    """Run ``%run file.py`` as a program and copy its variables into the session."""
     words = [word for word in shlex.split(rest) if word not in ("-i", "-e", "-n", "-t", "-p", "-d")]
     if not words:
         shown.write("[%run needs the name of a file]")

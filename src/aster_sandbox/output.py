@@ -1,4 +1,4 @@
-"""What is kept of a cell's output: all of it while it is short, else its head and tail."""
+"""Collect a cell's output: all of it if it is short, else its head and tail."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from aster_sandbox.protocol import FIRST_READ_BYTES, READ_BYTES
 
 NO_OUTPUT = "[no output]"
 LONGEST_LINE = 4096
-"""Characters of a line that are held back, because a carriage return may still overwrite them."""
+"""Maximum length of an unfinished line that is held back because a carriage return may still overwrite it, in characters."""
 
 
 class Clip:
-    """Takes bytes without end and keeps at most ``1.5 * limit`` characters of them, and one line.
+    """Takes any amount of output and keeps at most ``1.5 * limit`` characters of it, plus one unfinished line.
 
-    A carriage return overwrites its line, as on a terminal: of a progress bar the last state is kept.
+    A carriage return overwrites its line, as on a terminal, so only the last state of a progress bar is kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -25,7 +25,7 @@ class Clip:
         self.begin("")
 
     def begin(self, mark: str = "") -> None:
-        """Forget everything taken so far. Where ``mark`` comes, a new line begins, if none has."""
+        """Start the output of another cell. Where ``mark`` occurs in it, a new line begins unless one already has."""
         self._mark = mark.encode()
         self._bytes = b""
         self._decoder.reset()
@@ -35,7 +35,7 @@ class Clip:
         self._line = ""
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the output (UTF-8; what is not becomes U+FFFD)."""
+        """Take the next bytes of the output, in UTF-8; invalid bytes become U+FFFD."""
         mark = self._mark
         if mark and (self._bytes or b"\0" in data):
             data = self._bytes + data
@@ -45,7 +45,7 @@ class Clip:
                 if self._line:
                     self._take("\n")
                 data = data[place + len(mark) :]
-            # A mark may be cut in two: its beginning waits for the rest.
+            # The data may end within a mark: hold its beginning back until the rest comes.
             place = data.rfind(b"\0", -len(mark))
             if place >= 0 and mark.startswith(data[place:]):
                 data, self._bytes = data[:place], data[place:]
@@ -54,7 +54,8 @@ class Clip:
         self._take(self._decoder.decode(data))
 
     def drain(self, descriptor: int, at_most: int) -> int | None:
-        """Take what a non-blocking descriptor holds, up to about ``at_most`` bytes. Returns how many; None at its end."""
+        """Read a non-blocking descriptor until it is empty, up to about ``at_most`` bytes. Returns how many bytes; None at its
+        end."""
         taken, size = 0, FIRST_READ_BYTES
         while taken < at_most:
             try:
@@ -69,7 +70,7 @@ class Clip:
         return taken
 
     def text(self) -> str:
-        """The output so far, cut in its middle where it is longer than the limit, without its last line end."""
+        """The output so far without its last newline, cut in the middle if it is longer than the limit."""
         if rest := self._decoder.decode(self._bytes, final=True):
             self._take(rest)
         if self._line:
@@ -83,7 +84,7 @@ class Clip:
         return f"{head}\n[... {cut} characters cut ...]\n{tail.removesuffix(chr(10))}"
 
     def _take(self, text: str) -> None:
-        """The unfinished line is held back."""
+        """Add text; its unfinished last line is held back."""
         if self._line:
             text = self._line + text
         lines, end, self._line = text.rpartition("\n")
@@ -107,7 +108,7 @@ class Clip:
 
 
 def _folded(line: str) -> str:
-    """A line without what carriage returns overwrote."""
+    """A line without the parts that carriage returns overwrote."""
     if "\r" not in line:
         return line
     return line.rstrip("\r").rpartition("\r")[2]

@@ -1,4 +1,4 @@
-"""What ``pip`` and its kin are asked for in cells, answered in words: nothing can be installed, because there is no network."""
+"""Answers to ``pip``, ``conda`` and ``uv`` commands in cells: nothing can be installed, because there is no network."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _WITH_VALUE = re.compile(
     r"-[rcifntpe]|--(requirement|constraint|channel|index-url|extra-index-url|find-links|target|name|prefix|python|proxy|timeout|"
     r"trusted-host|root|platform|progress-bar|log|cache-dir|editable)"
 )
-"""Options that take the next word."""
+"""Options whose value is the next word."""
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*(?:[<>=!~;@].*)?$", re.DOTALL)
 LONGEST_SUMMARY = 200
 
 
 class Answer(NamedTuple):
-    """What a command comes to."""
+    """The answer to a command."""
 
     text: str
     rest: str = ""
-    """What follows it, for a shell."""
+    """The rest of the command line, for a shell to run."""
     complete: bool = True
-    """All that was asked for is there."""
+    """Whether everything that the command asked for is there."""
 
 
 def answer(command: str) -> Answer | None:
-    """The answer to a command that begins with a call of ``pip``, ``conda`` or ``uv``; None where a shell should run it."""
+    """The answer to a command line that begins with ``pip``, ``conda`` or ``uv``; None if a shell should run it."""
     tool = _TOOL.match(command.strip())
     if tool is None:
         return None
@@ -52,7 +52,7 @@ def answer(command: str) -> Answer | None:
     if said is None:
         return None
     text, complete = said
-    if operator == "|":  # its reader runs in a shell
+    if operator == "|":  # the command that reads the text runs in a shell
         return Answer("", f"printf '%s\\n' {shlex.quote(text)} | {command[end + 1 :]}", complete)
     goes_on = operator == ";" or (operator == "&&" and complete) or (operator == "||" and not complete)
     return Answer(text, command[end + len(operator) :].strip() if goes_on else "", complete)
@@ -63,7 +63,7 @@ def _words(text: str) -> list[str]:
 
 
 def _sorted(words: list[str]) -> tuple[set[str], list[str]]:
-    """Options and names."""
+    """Split the words of a command into options and names."""
     options, names = set(), []
     skip = False
     for word in words:
@@ -114,7 +114,7 @@ def _installing(names: list[str]) -> tuple[str, bool]:
 
 
 def _find(requirement: str) -> str | None:
-    """A package that is here, with its version and how it is imported; None where there is none."""
+    """An installed package, with its version and how it is imported; None if it is not installed."""
     parsed = _REQUIREMENT.match(requirement)
     if parsed is None:
         return None
@@ -133,12 +133,12 @@ def _find(requirement: str) -> str | None:
 def _can_be_imported(module: str) -> bool:
     try:
         return module.isidentifier() and importlib.util.find_spec(module) is not None
-    except ValueError:  # a cell made a module of this name
+    except ValueError:  # a cell has put a module without a spec into sys.modules
         return True
 
 
 def _modules(distribution: metadata.Distribution) -> list[str]:
-    """The names under which a distribution is imported, as far as it says."""
+    """The names under which a distribution is imported, if its metadata names them."""
     listed = (distribution.read_text("top_level.txt") or "").split()
     if not listed:
         files = [file.parts for file in distribution.files or () if file.suffix == ".py"]

@@ -1,4 +1,4 @@
-"""How much memory the machine has left, and how much of it a session holds."""
+"""How much memory the machine has free and how much each session holds; the queue of sessions that wait for memory."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from aster_sandbox.cgroups import read_memory_stat
 from aster_sandbox.errors import SandboxFailure
 
 CGROUPS = Path("/sys/fs/cgroup")
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
-"""Seconds between two tries to get a process."""
+"""Shortest and longest pause between attempts to start a process, in seconds."""
 PATIENCE_SECONDS = 300.0
-"""Waiting for memory ends then with a SandboxFailure."""
+"""After so long, waiting for memory ends with a SandboxFailure."""
 UNSEEN_MB = 16.0
-"""Reckoned for each process that a session has beside its first: descriptors full of unread data are the usual way to hold
-kernel memory that nobody is charged for, and each process can have as many."""
+"""Kernel memory assumed for each further process of a session: sockets and pipes full of unread data hold memory that counts
+for no process, and each process can have as many as the first."""
 FRESH_SECONDS = 0.1
-"""So long a reading of the machine's memory is good."""
+"""How long a reading of the machine's memory is used."""
 
 
 class Backoff:
-    """Longer and longer pauses, while a process cannot be had."""
+    """Pauses between attempts to start a process; each is twice as long as the one before."""
 
     def __init__(self) -> None:
         self._pause = FIRST_PAUSE
         self._deadline = time.monotonic() + PATIENCE_SECONDS
 
     async def wait(self, trouble: str, event: asyncio.Event | None = None) -> None:
-        """Wait a little, or until an event. SandboxFailure when PATIENCE_SECONDS have gone by since this was made: for so long,
-        ``trouble``."""
+        """Pause, or wait until an event. Raises SandboxFailure with the text ``trouble`` when PATIENCE_SECONDS have passed
+        since this object was made."""
         if time.monotonic() > self._deadline:
             raise SandboxFailure(f"for {PATIENCE_SECONDS:g} s {trouble}")
         with contextlib.suppress(TimeoutError):
@@ -42,17 +43,17 @@ class Backoff:
 
 
 class Admission:
-    """The queue for memory: who wants a process waits here, first come, first served, while too little is left."""
+    """The queue in which new processes wait, first come, first served, while too little memory is free."""
 
     def __init__(self, reserve_mb: int) -> None:
         self._reserve_mb = reserve_mb
         self._queue: list[asyncio.Event] = []
-        """One for each that waits. It is set for the first."""
+        """One event for each waiting process; the first one is set."""
         self._read_at = float("-inf")
         self._short = False
 
     def short(self) -> bool:
-        """Whether less than the reserve is left."""
+        """Whether less memory than the reserve is free."""
         now = time.monotonic()
         if now - self._read_at > FRESH_SECONDS:
             self._read_at = now
@@ -60,9 +61,9 @@ class Admission:
         return self._short
 
     async def wait(self, idle: Callable[[], bool], wanted: Callable[[], bool]) -> None:
-        """Return when there is memory, or when no session has a process (``idle``): then waiting would free none.
+        """Wait until there is memory, or until no session has a process (``idle``), because then waiting frees none.
 
-        SandboxFailure after PATIENCE_SECONDS, or where the process is not ``wanted`` any more.
+        Raises SandboxFailure after PATIENCE_SECONDS, or if the process is no longer ``wanted``.
         """
         backoff = Backoff()
         first = asyncio.Event()
@@ -71,8 +72,8 @@ class Admission:
         try:
             while wanted() and not (first.is_set() and (idle() or not self.short())):
                 await backoff.wait(
-                    f"the machine has had less than {self._reserve_mb} MB of memory left; "
-                    "lower sandbox.sessions, or sandbox.reserve_mb",
+                    f"less than sandbox.reserve_mb ({self._reserve_mb} MiB) of memory has been free; "
+                    "lower sandbox.sessions or sandbox.reserve_mb",
                     None if first.is_set() else first,
                 )
         finally:
@@ -84,7 +85,7 @@ class Admission:
 
 
 def available_mb() -> float:
-    """Memory that can be had without swapping: the machine's, or this control group's where that has less."""
+    """Memory that is available without swapping, in MiB: the machine's, or this control group's if that is less."""
     with open("/proc/meminfo") as file:
         machine = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")) / 1024
     return min(machine, _control_group_mb())
@@ -97,18 +98,18 @@ def _control_group_mb() -> float:
         if limit == "max":
             return float("inf")
         used = int((CGROUPS / path / "memory.current").read_text())
-        statistics = (CGROUPS / path / "memory.stat").read_text().split()
-        cache = int(statistics[statistics.index("inactive_file") + 1])
-    except (OSError, ValueError):  # no control groups of version 2, or none with a limit
+        cache = read_memory_stat(CGROUPS / path, "inactive_file")
+    except (OSError, ValueError):  # no control groups of version 2, or no limit
         return float("inf")
     return (int(limit) - used + cache) / 2**20
 
 
 def held_mb(runners: Collection[int], warm: int | None) -> dict[int, float]:
-    """MiB that each of these processes holds, with all processes of its process session: anonymous memory, as far as each has
-    more than the warm parent, whose pages they share, and for each further process what the kernel may hold for it unseen.
+    """Estimate the memory, in MiB, that each of these process sessions (by the leader's pid) holds.
 
-    That is all that can be seen without a control group: files on a tmpfs and the buffers of sockets are charged to nobody.
+    Counts the anonymous memory of each process beyond that of the zygote (pid ``warm``), whose pages they share, and UNSEEN_MB
+    for each process other than the leader. Without control groups more is not visible: tmpfs files and socket buffers count for
+    no process.
     """
     shared = _anonymous_mb(warm) if warm is not None else 0.0
     held = dict.fromkeys(runners, 0.0)
@@ -116,7 +117,7 @@ def held_mb(runners: Collection[int], warm: int | None) -> dict[int, float]:
         try:
             with open(f"/proc/{entry}/stat") as file:
                 session = int(file.read().rpartition(")")[2].split()[3])
-        except (OSError, IndexError):  # it ended meanwhile
+        except (OSError, IndexError):  # it has ended in the meantime
             continue
         if session in held:
             held[session] += max(0.0, _anonymous_mb(int(entry)) - shared)
@@ -127,5 +128,5 @@ def held_mb(runners: Collection[int], warm: int | None) -> dict[int, float]:
 def _anonymous_mb(pid: int) -> float:
     try:
         return int(Path(f"/proc/{pid}/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
-    except (OSError, IndexError):  # it ended meanwhile
+    except (OSError, IndexError):  # it has ended in the meantime
         return 0.0

@@ -1,26 +1,28 @@
-"""The words between the kinds of process: supervisor, zygote and runner.
+"""The messages between the three kinds of process: supervisor, zygote and runner.
 
-**Supervisor and zygote**: a ``SOCK_SEQPACKET`` socket pair, one JSON object a packet. The supervisor names runners by numbers
-of its own, so that no pid of another namespace is ever needed.
+**Supervisor and zygote**: a ``SOCK_SEQPACKET`` socket pair, one JSON object per packet. The supervisor numbers the runners, so
+that messages need no pids, which differ between namespaces.
 
-    supervisor -> zygote   {"op": "fork", "id", "name"}   with 2 descriptors: the runner's connection and output. ``name`` is of
-                                                          its directory; no other runner of the sandbox has it
-    zygote -> supervisor   {"ready": true}                once, when all is imported; with 1 descriptor: its pidfd
-                           {"forked": [id, ...]}          these runners are on their way; with a descriptor each: their pidfds
-                           {"failed": id, "errno", "reason"}     this fork did not happen
-                           {"gone": [[id, status], ...]}  runners that ended (status as of waitpid), with all that they started
+    supervisor -> zygote   {"op": "fork", "id", "name"}   with 2 descriptors: the runner's connection and output. ``name``: of
+                                                          the runner's directory, unique in the sandbox
+    zygote -> supervisor   {"ready": true}                once, after all imports; with 1 descriptor: the zygote's pidfd
+                           {"forked": [id, ...]}          runners that were forked; with one descriptor each: their pidfds
+                           {"failed": id, "errno", "reason"}     a fork that failed
+                           {"gone": [[id, status], ...]}  runners that have ended, with everything they started; the status is
+                                                          that of waitpid
 
-The supervisor interrupts and kills runners by their pidfds. The end of this connection ends the zygote and everything below it.
+The supervisor interrupts and kills runners with their pidfds. When this connection closes, the zygote and everything below it
+end.
 
-**Supervisor and runner**: the connection, a ``SOCK_STREAM`` pair. What goes over it are structs, because JSON took a good part
-of a short cell's time.
+**Supervisor and runner**: the connection, a ``SOCK_STREAM`` socket pair. The messages are structs, because JSON took a large
+part of a short cell's time.
 
-    supervisor -> runner   a ``Request``, with 16 random bytes, its nonce
-    runner -> supervisor   the nonce, then a ``Reply``; before that of an interrupted cell a reply of the kind REPORTING
+    supervisor -> runner   a ``Request`` with a nonce of 16 random bytes
+    runner -> supervisor   the nonce, then a ``Reply``; an interrupted cell first sends a reply of the kind REPORTING
 
-A cell's output never travels in a reply: it goes through a pipe at descriptors 1 and 2. There a *mark*, made from the nonce,
-stands where a new line must begin if none has. Bytes on the connection that do not begin with the nonce of the request under
-way are a forgery, and cost the session its runner."""
+A cell's output is not part of a reply: it goes through a pipe at descriptors 1 and 2. In the output, a *mark* made from the
+nonce stands where a new line must begin unless one already has. Bytes on the connection that do not begin with the nonce of the
+current request were forged by a cell, and the runner is killed."""
 
 from __future__ import annotations
 
@@ -33,66 +35,69 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 INTERRUPT = signal.SIGPWR
-"""By which the supervisor interrupts a cell. Not SIGINT: cells send that to themselves, ignore, block and handle it."""
+"""The signal with which the supervisor interrupts a cell. Not SIGINT, because cells send, ignore, block and handle that."""
 NONCE_BYTES = 16
 OPS = ("hello", "start", "run", "seed", "write", "read")
 REQUEST = struct.Struct("!IB16sqq")
 REPLY = struct.Struct("!16sBqqI")
 FIRST_READ_BYTES, READ_BYTES = 4096, 1 << 16
-"""Sizes of the first read of a message, and of the reads after it. Most messages are short, and a large buffer makes the C
-library trim its heap each time."""
+"""Buffer sizes in bytes: for the first read of a message, and for further reads. Most messages are short, and a large buffer
+makes the C library trim its heap each time."""
 MAX_DATA = 1 << 20
-"""Bytes of data in the longest reply."""
+"""Maximum size of the data in a reply, in bytes."""
 MAX_PACKET = 8192
-"""Bytes of the longest packet between supervisor and zygote."""
+"""Maximum size of a packet between supervisor and zygote, in bytes."""
 
 
 class Request(NamedTuple):
-    """What a runner is asked to do."""
+    """A request to a runner."""
 
     op: str
-    """``start``, once and first: seed the generators, set the environment and run the setup. ``run``: a cell. ``seed``: seed
-    the generators again. ``hello``: say whether a cell could run now. ``write``, ``read``: a file."""
+    """``start`` (once, before all others): seed the generators, set the environment and run the setup. ``run``: run a cell.
+    ``seed``: seed the generators again. ``hello``: check that a cell could run now. ``write``, ``read``: a file."""
     number: int = 0
-    """The cell's; where a ``read`` or ``write`` begins, in bytes."""
+    """For ``run``: the cell's number. For ``read`` and ``write``: the offset in the file, in bytes."""
     limit: int = -1
-    """Of a ``run``: so many of its first statements alone, -1 all of them. Of a ``read``: so many bytes at the most."""
+    """For ``run``: run only so many of the first statements; -1 runs all. For ``read``: the maximum number of bytes."""
     data: bytes = b""
-    """The cell's code; the seed; a path, and for ``write`` a zero byte and the content; for ``start`` JSON."""
+    """For ``run``: the code. For ``seed``: the seed. For ``read``: the path. For ``write``: the path, a zero byte and the
+    content. For ``start``: JSON."""
 
 
 class Kind(enum.IntEnum):
-    """What a reply says."""
+    """The kind of a reply."""
 
     OK = 0
     ERROR = 1
     """The cell, the setup or the file operation raised."""
     INTERRUPTED = 2
-    """A soft interrupt reached the cell, whatever it then did."""
+    """The cell ended after a soft interrupt had reached it."""
     REPORTING = 3
-    """Not the answer yet: the cell has ended by an interrupt, and its traceback is being written."""
+    """Sent before the actual reply: the cell stopped after an interrupt, and its traceback is being written."""
     UNREADY = 4
-    """Nothing was done: the process is in a state in which no cell can run."""
+    """Nothing was done: an earlier cell left the process in a state in which no cell can run."""
 
 
 _KINDS = tuple(Kind)
 
 
 class Reply(NamedTuple):
-    """A runner's answer."""
+    """A runner's reply to a request."""
 
     kind: Kind
     finished: int = -1
-    """Of an interrupted cell: how many of its first top-level statements had ended when the first interrupt came."""
+    """For an interrupted cell: how many of its top-level statements had ended when the first interrupt came. For a ``read``:
+    the size of the file."""
     line: int = 0
-    """And the line in which the next of them begins."""
+    """For an interrupted cell: the line in which the next statement begins."""
     data: bytes = b""
-    """A file's bytes, an error in words."""
+    """For a ``read``: the bytes. For a failed file operation or seed: the error's text."""
 
 
 def parts(request: Request) -> Iterator[Request]:
-    """What a runner is sent for a request: a large file comes in several, each with the place where it goes. One fits into the
-    connection, so that what the runner has not read is not on its way still."""
+    """Split a request for sending: a large ``write`` becomes several, each with its offset; others stay as they are.
+
+    A part fits into the connection's buffer, so unsent data is always data that the runner has not read."""
     if request.op != "write":
         yield request
         return
@@ -102,12 +107,12 @@ def parts(request: Request) -> Iterator[Request]:
 
 
 def pack_request(nonce: bytes, request: Request) -> bytes:
-    """A header and the data."""
+    """A request as bytes: header and data."""
     return REQUEST.pack(len(request.data), OPS.index(request.op), nonce, request.number, request.limit) + request.data
 
 
 def take_request(buffer: bytearray) -> tuple[bytes, Request] | None:
-    """Remove the first whole request, with its nonce, from a buffer of received bytes; None where it is not whole yet."""
+    """Remove the first request and its nonce from a buffer of received bytes. None if the request is not complete yet."""
     if len(buffer) < REQUEST.size:
         return None
     length, op, nonce, number, limit = REQUEST.unpack_from(buffer)
@@ -120,22 +125,22 @@ def take_request(buffer: bytearray) -> tuple[bytes, Request] | None:
 
 
 def pack_reply(nonce: bytes, reply: Reply) -> bytes:
-    """A header and the data."""
+    """A reply as bytes: header and data."""
     return REPLY.pack(nonce, reply.kind, reply.finished, reply.line, len(reply.data)) + reply.data
 
 
 def take_reply(buffer: bytearray, nonce: bytes) -> Reply | None:
-    """Remove the first whole reply from a buffer of received bytes; None where it is not whole yet.
+    """Remove the first reply from a buffer of received bytes. None if the reply is not complete yet.
 
-    Raises ValueError as soon as the bytes cannot become a reply to the request with that nonce.
+    Raises ValueError as soon as the bytes cannot be a reply to the request with that nonce.
     """
     if not buffer.startswith(nonce) and not nonce.startswith(bytes(buffer[:NONCE_BYTES])):
-        raise ValueError("a reply to no request")
+        raise ValueError("a reply without the nonce of the current request")
     if len(buffer) < REPLY.size:
         return None
     _, kind, finished, line, length = REPLY.unpack_from(buffer)
     if length > MAX_DATA or kind >= len(_KINDS):
-        raise ValueError(f"a reply of {length} bytes, of kind {kind}")
+        raise ValueError(f"an invalid reply: kind {kind}, {length} bytes")
     end = REPLY.size + length
     if len(buffer) < end:
         return None
@@ -145,12 +150,12 @@ def take_reply(buffer: bytearray, nonce: bytes) -> Reply | None:
 
 
 def line_mark(nonce: bytes) -> str:
-    """What stands in a cell's output where a new line must begin if none has."""
+    """The mark in a cell's output where a new line must begin unless one already has."""
     return f"\0{nonce.hex()}\0"
 
 
 def receive(connection: socket.socket, size: int, count: int, flags: int = 0) -> tuple[bytes, list[int]]:
-    """Bytes, and up to ``count`` descriptors beside them. (``socket.recv_fds`` drops its flags up to Python 3.12.)"""
+    """Receive up to ``size`` bytes and ``count`` descriptors. (``socket.recv_fds`` ignores its flags up to Python 3.12.)"""
     data, ancillary, _, _ = connection.recvmsg(size, socket.CMSG_LEN(count * 4), flags)
     if not ancillary:
         return data, []

@@ -1,4 +1,4 @@
-"""Where a line of a cell begins a statement, and which parts of it are code; also for text that is no Python yet."""
+"""A line reader for cells: which lines begin a statement, and which parts of a line are code. Works on invalid Python too."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def split_lines(source: str) -> list[str]:
-    """The lines as the compiler counts them."""
+    """Split source into lines as the compiler counts them."""
     return re.split(r"\r\n|\r|\n", source)
 
 
 def end_of_string(text: str, start: int, quote: str) -> int:
-    """Where a string ends whose content begins at ``start``; -1 where it does not."""
+    """The index after the closing ``quote`` of a string whose content begins at ``start``; -1 if it is not closed."""
     while (place := text.find(quote[0], start)) >= 0:
         backslashes = len(text[start:place]) - len(text[start:place].rstrip("\\"))
         if backslashes % 2:
@@ -27,11 +27,11 @@ def end_of_string(text: str, start: int, quote: str) -> int:
 
 
 class Reader:
-    """Follows a cell line by line, as far as its strings, brackets and continued lines go."""
+    """Follows a cell line by line and tracks open strings, brackets and continued lines."""
 
     def __init__(self) -> None:
         self.quote = ""
-        """Of the string that the next line begins in."""
+        """The quote of the string in which the next line begins; empty if it begins outside a string."""
         self._depth = 0
         self._continued = False
 
@@ -41,7 +41,8 @@ class Reader:
         return not (self.quote or self._depth or self._continued)
 
     def pieces(self, line: str) -> list[tuple[bool, str]]:
-        """Take a line. Its parts, each with whether it is code: strings and comments are not."""
+        """Read the next line. Returns its parts as pairs of whether it is code and the text; strings and comments are not
+        code."""
         found: list[tuple[bool, str]] = []
         place = 0
         self._continued = False
@@ -51,7 +52,7 @@ class Reader:
                 if end < 0:
                     found.append((False, line[place:]))
                     if len(self.quote) == 1 and not line.endswith("\\"):
-                        self.quote = ""  # it lacks its end, which is the cell's fault
+                        self.quote = ""  # an unterminated string: an error of the cell
                     return found
                 found.append((False, line[place:end]))
                 self.quote = ""

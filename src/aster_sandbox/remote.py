@@ -1,9 +1,9 @@
-"""A session behind a service.
+"""A session on a service.
 
-It stays with its host. The client keeps its history, so when the host is gone it is made again on another: same seed, setup and
-environment, then all that was done in it, silently. That is what a local session does when its process dies, but for cells that
-were interrupted: the client does not know how far they came, leaves them out, and says so. Every request carries an id, so that
-one whose answer was lost can be sent again: the service does it once for each id.
+The client keeps the session's history. If its host is lost, the session is opened on another host with the same seed, setup and
+environment, and its steps are repeated. A local session does the same when its process dies, except for interrupted cells: the
+client does not know how far they got, so it leaves them out and says so. Every request carries an id, and the service serves
+each id once, so a request whose reply was lost can be sent again.
 """
 
 from __future__ import annotations
@@ -20,68 +20,69 @@ from urllib.parse import quote
 from aster_sandbox.errors import SandboxFailure
 from aster_sandbox.history import KEPT, LOST, History, Step
 from aster_sandbox.hosts import Host, HostLost, Patience, Reply
+from aster_sandbox.interface import encode_path
 from aster_sandbox.protocol import Kind, Request
 from aster_sandbox.types import CellResult, CellStatus
 
 END_SECONDS = 15.0
-"""For a session's end to be heard of."""
+"""Time limit for the request that ends a session."""
 CANCELLED_OPEN_PAUSES = (0.1, 0.3, 0.8)
-"""Between requests for the end of a session that is not there, and may be about to come."""
+"""Pauses between requests to end a session whose opening was cancelled: it may not exist yet."""
 FILE_REFUSED = frozenset({413, 422})
-"""Of a file: the service does not take or send it."""
+"""Statuses with which the service refuses to write or send a file."""
 KINDS = {CellStatus.OK: Kind.OK, CellStatus.ERROR: Kind.ERROR, CellStatus.TIMEOUT: Kind.INTERRUPTED}
 
 
 class Client(Protocol):
-    """What a session needs of its client."""
+    """What a session needs from its client."""
 
     give_up_seconds: float
 
     def hosts_by_load(self) -> list[Host]:
-        """The services that answer, the emptiest first."""
+        """The services that answer, the least loaded first."""
 
     def no_answer_error(self) -> SandboxFailure:
-        """What to raise where no service answers."""
+        """The exception to raise if no service answers."""
 
     def adopt(self, session: RemoteSession) -> None:
-        """A session was forked."""
+        """Add a session that was forked."""
 
     def forget(self, session: RemoteSession) -> None:
-        """A session ended."""
+        """Remove a session that has ended."""
 
     def run_in_background(self, work: Awaitable[None]) -> None:
-        """Do something whose result nobody waits for."""
+        """Start some work without waiting for it."""
 
 
 class RemoteSession:
-    """A Python interpreter of its own, on some service. Calls of :meth:`run` go one at a time."""
+    """A stateful Python interpreter on a service. Calls of :meth:`run` are served one at a time."""
 
     def __init__(self, client: Client, origin: dict[str, Any]) -> None:
-        """``origin``: the fields of the request that opens it, but for its id."""
+        """``origin``: the fields of the request that opens it, without the id."""
         self._client = client
         self._origin = origin
         self._host: Host | None = None
         self._id = ""
         self._history = History()
         self._number = 0
-        """Of its last cell."""
+        """The number of its last cell."""
         self._note = ""
-        """What the next cell's reader must know."""
+        """A note on lost state, for the beginning of the next cell's output."""
         self._lock = asyncio.Lock()
         self._closed = False
 
     @property
     def address(self) -> str | None:
-        """The service it is on now."""
+        """The address of its service; None if it has none at the moment."""
         return self._host.address if self._host is not None else None
 
     async def begin(self) -> None:
-        """Open it somewhere."""
+        """Open it on some service. Raises SandboxFailure."""
         async with self._lock:
             await self._reopen(Patience(self._client.give_up_seconds))
 
     async def run(self, code: str) -> CellResult:
-        """Run one cell. Never raises for what the code does; SandboxFailure where no service can go on."""
+        """Run one cell. Never raises for what the code does; raises SandboxFailure if no service can run it."""
         async with self._lock:
             self._require_open()
             started = time.perf_counter()
@@ -95,13 +96,13 @@ class RemoteSession:
             note, self._note = self._note, ""
             status = CellStatus(reply.body["status"])
             seconds = time.perf_counter() - started
-            if status is not CellStatus.CRASHED:  # such a cell was rolled back
+            if status is not CellStatus.CRASHED:  # the service rolls a crashed cell back
                 interrupted = status is CellStatus.TIMEOUT
                 self._history.add(Step(request, KINDS[status], seconds, repeatable=not interrupted))
             return CellResult(code, status, note + reply.body["output"], seconds)
 
     async def reseed(self, seed: int) -> None:
-        """Other random numbers from here on, as with a local session."""
+        """Seed the session's global random generators again, as with a local session."""
         async with self._lock:
             self._require_open()
             request = Request("seed", self._number, data=str(seed).encode())
@@ -111,9 +112,9 @@ class RemoteSession:
             self._history.add(Step(request, Kind.OK))
 
     async def upload(self, path: str, content: bytes) -> None:
-        """Put a file into the session, as with a local session. Where the session is made again, so is the file: its content is
-        kept for that, in memory, until the session ends. OSError where the session may not write it, or where it is larger
-        than the service takes."""
+        """Write a file in the session, as with a local session. Its content is kept in memory until the session ends, so that
+        it can be restored on another service. Raises OSError if the session may not write it, or if it is larger than the
+        service accepts."""
         async with self._lock:
             self._require_open()
             request = Request("write", self._number, data=_path(path) + b"\0" + content)
@@ -126,8 +127,8 @@ class RemoteSession:
             self._history.add(Step(request, Kind.OK, time.perf_counter() - started))
 
     async def download(self, path: str) -> bytes:
-        """A file of the session's, as with a local session. OSError where there is none that can be read, or where it is larger
-        than the service sends."""
+        """The content of a file in the session, as with a local session. Raises OSError if it is not a readable file, or if it
+        is larger than the service sends."""
         async with self._lock:
             self._require_open()
             reply = await self._request(Request("read", self._number, data=_path(path)))
@@ -138,8 +139,8 @@ class RemoteSession:
             return reply.content
 
     async def fork(self, seed: int | None = None) -> RemoteSession:
-        """A second session with the same state, on the same service, and with other random numbers where it is given a
-        ``seed``. Waits while the service is full."""
+        """A second, independent session with the same state, on the same service; with a ``seed``, its generators are seeded
+        with that. Waits while the service is full."""
         async with self._lock:
             self._require_open()
             patience = Patience(self._client.give_up_seconds)
@@ -154,7 +155,7 @@ class RemoteSession:
                     self._detach()
                     continue
                 except asyncio.CancelledError:
-                    self._client.run_in_background(_end_cancelled_open(host, child._id))  # it may be there
+                    self._client.run_in_background(_end_cancelled_open(host, child._id))  # it may have been opened
                     raise
                 if _is_broken(reply):
                     self._detach()
@@ -171,7 +172,7 @@ class RemoteSession:
                 return child
 
     async def close(self) -> None:
-        """End it, and the cell that runs in it. Closing twice is fine."""
+        """End the session, and the cell that runs in it. May be called twice."""
         if self._closed:
             return
         self._closed = True
@@ -188,7 +189,7 @@ class RemoteSession:
         await self.close()
 
     async def _request(self, request: Request) -> Reply:
-        """The answer to a request, wherever the session is or can be brought back."""
+        """The reply to a request. If the host is lost, reopens the session on another one and sends the request again."""
         patience = Patience(self._client.give_up_seconds)
         request_id = _new_id()
         try:
@@ -204,7 +205,7 @@ class RemoteSession:
                     return reply
                 self._detach(close_remote=False)
         except asyncio.CancelledError:
-            self._detach()  # the cell is still running: the next one must not find it
+            self._detach()  # the cell still runs, and the next cell must find the state before it
             raise
 
     async def _send(self, host: Host, request: Request, request_id: str) -> Reply:
@@ -223,7 +224,7 @@ class RemoteSession:
         raise ValueError(f"unknown request {request.op!r}")
 
     async def _reopen(self, patience: Patience) -> Host:
-        """A host on which the session is open, with the state of its earlier cells. Where that is not whole, a note says so."""
+        """Open the session on a host and restore the state of its earlier cells. Sets the note if part of it is lost."""
         while True:
             host = await self._open_somewhere(patience)
             try:
@@ -261,14 +262,14 @@ class RemoteSession:
                     return host
                 if not reply.busy:
                     raise SandboxFailure(reply.detail)
-                patience.renew()  # it is full, and alive
+                patience.renew()  # it is full, but it answers
                 pause = reply.retry_seconds
             if patience.over:
                 raise self._client.no_answer_error()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     async def _replay(self, host: Host) -> None:
-        """Do all again, silently, and note what is missing. A cell that ends its interpreter here is not tried again."""
+        """Repeat all steps and record which ones are missing. A cell that ends its interpreter is not repeated again."""
         history = self._history
         history.begin_replay()
         deadline = time.monotonic() + max(host.replay_seconds, 2 * history.seconds)
@@ -289,7 +290,8 @@ class RemoteSession:
         await self._fill(host, ran, self._number)
 
     async def _fill(self, host: Host, ran: int, number: int) -> int:
-        """Run an empty cell for each that is left out, up to a number: tracebacks number the others as before."""
+        """Run an empty cell for each missing one up to ``number``, so that tracebacks number the others as before. ``ran``: how
+        many cells have run; returns how many have run now."""
         for each in range(ran, number):
             await self._again(host, Request("run", each + 1))
         return max(ran, number)
@@ -307,7 +309,7 @@ class RemoteSession:
         host.own += 1
 
     def _detach(self, close_remote: bool = True) -> None:
-        """Have no host any more; ``close_remote`` ends what is there."""
+        """Give up the host. ``close_remote``: whether to end the session there."""
         host, self._host = self._host, None
         if host is None:
             return
@@ -321,7 +323,7 @@ class RemoteSession:
 
 
 async def _ask(host: Host, method: str, path: str, body: dict[str, Any] | bytes | None) -> Reply:
-    """An answer other than "busy"."""
+    """The reply to a request, sent again as long as the service is busy. Raises HostLost."""
     while True:
         reply = await host.ask(method, path, body)
         if not reply.busy:
@@ -332,19 +334,19 @@ async def _ask(host: Host, method: str, path: str, body: dict[str, Any] | bytes 
 
 
 def _is_broken(reply: Reply) -> bool:
-    """Whether the session is not there any more, or cannot say what came of a request."""
+    """Whether the service no longer has the session, or no longer has the reply to the request."""
     return reply.status == 410 or (reply.status == 404 and reply.code != "no_file")
 
 
 async def _end(host: Host, session_id: str) -> None:
-    """End a session on its host. Where it cannot be told, it ends there as idle."""
+    """End a session on its host. If the host does not answer, the session ends there when it has been idle for long."""
     with contextlib.suppress(HostLost, TimeoutError):
         async with asyncio.timeout(END_SECONDS):
             await host.ask("DELETE", f"/v1/sessions/{session_id}")
 
 
 async def _end_cancelled_open(host: Host, session_id: str) -> None:
-    """End a session whose opening was cancelled. The request for that may be behind this one, on another connection."""
+    """End a session whose opening was cancelled. The request to open it may arrive after this one, on another connection."""
     with contextlib.suppress(HostLost, TimeoutError):
         async with asyncio.timeout(END_SECONDS):
             for pause in CANCELLED_OPEN_PAUSES:
@@ -355,13 +357,11 @@ async def _end_cancelled_open(host: Host, session_id: str) -> None:
 
 
 def _path(path: str) -> bytes:
-    """A path as it goes into an address. OSError where it cannot."""
-    if not path or "\0" in path:
-        raise OSError(f"{path!r} is no path")
+    """A path for a URL. Raises OSError if it is not valid there."""
     try:
-        return path.encode()
+        return encode_path(path, "strict")
     except UnicodeEncodeError:
-        raise OSError(f"{path!r}: a service knows paths in UTF-8 alone") from None
+        raise OSError(f"{path!r}: a service accepts only paths that are valid UTF-8") from None
 
 
 def _new_id() -> str:

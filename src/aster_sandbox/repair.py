@@ -1,7 +1,7 @@
-"""Cells as models write them, read as what is meant.
+"""Repair a cell that is no valid Python but shows what its writer meant: fences, prompts, magics, indentation, look-alikes.
 
-Nothing here sees a cell that is Python. Each step takes one thing off that surely is none of the code, and after each the rest
-is compiled. The last steps guess: they count only where the result compiles."""
+Valid cells never come here. Each step removes one thing that is certainly not code, and the rest is compiled after each step.
+The last steps guess; they count only if the result compiles."""
 
 from __future__ import annotations
 
@@ -17,56 +17,22 @@ from aster_sandbox.reading import split_lines
 from aster_sandbox.traces import CELL
 
 Lines = list[str]
-_SHELL_WORDS = [
-    "apt",
-    "apt-get",
-    "bash",
-    "brew",
-    "cat",
-    "cd",
-    "chmod",
-    "cp",
-    "curl",
-    "dir",
-    "docker",
-    "echo",
-    "export",
-    "find",
-    "git",
-    "grep",
-    "head",
-    "ls",
-    "make",
-    "mkdir",
-    "mv",
-    "npm",
-    "node",
-    "pip",
-    "pip3",
-    "pwd",
-    "python",
-    "python3",
-    "rm",
-    "sh",
-    "sudo",
-    "tail",
-    "tar",
-    "touch",
-    "unzip",
-    "wget",
-    "which",
-]
+_SHELL_WORDS = {
+    *("apt", "apt-get", "bash", "brew", "cat", "cd", "chmod", "cp", "curl", "dir", "docker", "echo", "export", "find"),
+    *("git", "grep", "head", "ls", "make", "mkdir", "mv", "npm", "node", "pip", "pip3", "pwd", "python", "python3"),
+    *("rm", "sh", "sudo", "tail", "tar", "touch", "unzip", "wget", "which"),
+}
 
 
 def repair(source: str, flags: int) -> str | None:
-    """Python that means what the writer of ``source``, which does not compile, meant; None where that is not known.
+    """The Python code that the writer of ``source``, which does not compile, meant. None if there is nothing to repair.
 
-    Every line keeps its number. What is returned may still hold an error: then it is the one to show. ``flags``: of
+    Every line keeps its number. The result may still not compile; then its error is the one to show. ``flags``: for
     ``compile``.
     """
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the cell is compiled once more, and that warns
+        warnings.simplefilter("ignore")  # the cell is compiled again later, and warns then
         return _repaired(split_lines(source), lambda text: _parse(text, flags))
 
 
@@ -93,12 +59,12 @@ def _repaired(lines: Lines, parse: Callable[[str], ast.Module | None]) -> str | 
             if parse("\n".join(changed)) is not None:
                 return "\n".join(changed)
             guessed = changed if step is not unwrap.dedent_rest else guessed
-    # What was taken off surely does not belong there, so the fault to show is in the rest; but in no line that was rewritten.
+    # What was removed is certainly not code, so show the error in the rest, unless it is in a line that was rewritten.
     return "\n".join(meant) if meant != lines and not _is_rewritten(meant) else None
 
 
 def _is_rewritten(lines: Lines) -> bool:
-    """Whether the line at fault is one that ``magic_lines`` made."""
+    """Whether the syntax error is in a line that ``magic_lines`` made."""
     try:
         compile("\n".join(lines), "<cell>", "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     except SyntaxError as error:
@@ -117,21 +83,21 @@ def _parse(text: str, flags: int) -> ast.Module | None:
 
 
 def as_written(source: str, meant: str) -> str:
-    """A repaired cell for the reader of its traceback: what became a hidden call is shown as it was written."""
+    """The lines of a repaired cell to show in tracebacks: lines that became hidden calls are shown as they were written."""
     pairs = zip(split_lines(source), meant.split("\n"), strict=True)
     return "\n".join(written if magic_lines.PREFIX in line else line for written, line in pairs)
 
 
 def advice(error: SyntaxError) -> str:
-    """A line that helps after the traceback of a cell that is no Python, or nothing."""
+    """A line of help to print after the traceback of a cell that is no valid Python; empty if there is none to give."""
     if error.filename is None or not error.filename.startswith(CELL):
-        return ""  # of code that the cell compiled
+        return ""  # an error in code that the cell itself compiled
     entry = linecache.cache.get(error.filename)
     if entry is None or len(entry) < 4:
         return ""
     lines = [line.removesuffix("\n") for line in entry[2]]
-    said = _advice(lines, lines[error.lineno - 1] if error.lineno and error.lineno <= len(lines) else "", error.msg or "")
-    return f"[{said}]\n" if said else ""
+    text = _advice(lines, lines[error.lineno - 1] if error.lineno and error.lineno <= len(lines) else "", error.msg or "")
+    return f"[{text}]\n" if text else ""
 
 
 def _advice(lines: Lines, line: str, message: str) -> str:

@@ -1,4 +1,4 @@
-"""The command ``run``: a prompt on a session, for a person, or for a program that writes to its stdin."""
+"""The command ``run``: a Python prompt in a session, at a terminal or with piped input."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from aster_sandbox.output import NO_OUTPUT
 from aster_sandbox.settings import Settings
 
 HELP = """\
-:fork                a second session that has run the same cells; the prompt moves to it
-:sessions            all sessions, the current one with a star
-:switch N            move the prompt to session N
-:reset               a fresh session in place of the current one
-:put FILE [PATH]     copy a file of yours into the session
-:get PATH [FILE]     copy a file of the session's here
-:quit                end (Ctrl-D too)"""
+:fork                open a second session with the same state, and switch to it
+:sessions            list all sessions; a star marks the current one
+:switch N            switch to session N
+:reset               replace the current session with a new one
+:put FILE [PATH]     copy a local file into the session
+:get PATH [FILE]     copy a file from the session to here
+:quit                end (also Ctrl-D)"""
 NOTICE_SECONDS = 0.5
-"""Who waits longer for the first prompt is told for what."""
+"""If the first prompt takes longer, a notice tells what it waits for."""
 FIRST, MORE = ">>> ", "... "
 CLAUSES = ("else", "elif", "except", "finally")
-"""What goes on with a block without being indented."""
+"""Words at the beginning of an unindented line that continue a compound statement."""
 
 
 class Cells:
-    """Gathers lines until they are a cell, as Python's own prompt does. A line that begins a new statement ends a block too, so
-    that code can be pasted or piped in without blank lines."""
+    """Gathers lines into cells, as Python's prompt does. A line that begins a new statement also ends a block, so that code can
+    be pasted or piped without blank lines."""
 
     def __init__(self) -> None:
         self._compile = codeop.CommandCompiler()
@@ -45,13 +45,13 @@ class Cells:
 
     @property
     def begun(self) -> bool:
-        """Whether lines wait for more."""
+        """Whether there are lines of an unfinished cell."""
         return bool(self._lines)
 
     def add(self, line: str) -> Iterator[str]:
-        """Take a line; the cells that are complete now."""
+        """Take a line. Yields the cells that are complete now."""
         starts = line.strip() and not line[0].isspace() and line.split(":")[0].split(" ")[0] not in CLAUSES
-        # The blank line is what a prompt asks for where a block could end.
+        # A blank line ends a block at a prompt.
         if self._lines and starts and self._complete([*self._lines, ""]):
             yield self._give()
         if not self._lines and not line.strip():
@@ -61,21 +61,21 @@ class Cells:
             yield self._give()
 
     def rest(self) -> Iterator[str]:
-        """At the end of the input: what is left, complete or not."""
+        """At the end of the input: yields the remaining lines as a cell, complete or not."""
         if self._lines:
             yield self._give()
 
     def drop(self) -> None:
-        """Forget the lines that wait."""
+        """Drop the lines of an unfinished cell."""
         self._lines = []
 
     def _complete(self, lines: list[str]) -> bool:
-        with warnings.catch_warnings():  # the session gives them
+        with warnings.catch_warnings():  # the session shows them when it compiles the cell
             warnings.simplefilter("ignore")
             try:
                 return self._compile("\n".join(lines), "<cell>", "single") is not None
             except (SyntaxError, ValueError, OverflowError):
-                return True  # the session shows what is wrong
+                return True  # the session shows the error
 
     def _give(self) -> str:
         cell = "\n".join(self._lines)
@@ -84,7 +84,7 @@ class Cells:
 
 
 class Repl:
-    """The sessions of one prompt."""
+    """The sessions and commands of one prompt."""
 
     def __init__(self, sandbox: AnySandbox, setup: str, runner: asyncio.Runner, out: TextIO) -> None:
         self._sandbox = sandbox
@@ -97,7 +97,7 @@ class Repl:
         self._current = self._add(self._open(), "")
 
     def command(self, text: str) -> bool:
-        """Do what a line that begins with a colon says. False where it ends the prompt."""
+        """Run a command line, which begins with a colon. Returns False if it ends the prompt."""
         name, _, argument = text[1:].strip().partition(" ")
         if name in ("quit", "q"):
             return False
@@ -109,7 +109,7 @@ class Repl:
             self._runner.run(self._sessions[self._current].close())
             self._sessions[self._current] = self._open()
             self._notes[self._current] = ""
-            self._say(f"[session {self._current} is fresh]")
+            self._say(f"[session {self._current} is new]")
         elif name == "sessions":
             for number in self._sessions:
                 note = f"  {self._notes[number]}" if self._notes[number] else ""
@@ -126,7 +126,7 @@ class Repl:
         return True
 
     def run(self, cell: str) -> None:
-        """Run a cell and print what comes of it. Ctrl-C ends it."""
+        """Run a cell and print its output. Ctrl-C interrupts it."""
         try:
             call = self._runner.run(self._sessions[self._current].run(cell))
         except KeyboardInterrupt:
@@ -136,7 +136,7 @@ class Repl:
             self._say(call.output)
 
     def _copy(self, name: str, argument: str) -> None:
-        """``:put`` and ``:get``. Names with spaces are quoted as in a shell."""
+        """Run ``:put`` or ``:get``. Names with spaces are quoted as in a shell."""
         given = f":{name} {argument}".rstrip()
         try:
             source, *rest = shlex.split(argument)
@@ -144,18 +144,18 @@ class Repl:
             if len(rest) > 1 or not target:
                 raise ValueError
         except ValueError:
-            self._say(f"[{given}: name a file, and where it goes if that is elsewhere: :help]")
+            self._say(f"[{given}: give one file, and optionally a target; see :help]")
             return
         session = self._sessions[self._current]
         try:
             if name == "put":
                 self._runner.run(session.upload(target, Path(source).read_bytes()))
-                self._say(f"[{source} is in the session, as {target}]")
+                self._say(f"[copied {source} into the session, to {target}]")
             elif not rest and os.path.exists(target):
-                self._say(f"[{given}: {target} is here already; to replace it: {given} {target}]")
+                self._say(f"[{given}: {target} exists here; to replace it: {given} {target}]")
             else:
                 Path(target).write_bytes(self._runner.run(session.download(source)))
-                self._say(f"[{source} is here, as {target}]")
+                self._say(f"[copied {source} from the session, to {target}]")
         except OSError as error:
             self._say(f"[{given}: {error.strerror or error}]")
 
@@ -173,7 +173,8 @@ class Repl:
 
 
 def run_repl(settings: Settings, setup: str, out: TextIO = sys.stdout) -> None:
-    """Read lines from stdin until its end, or ``:quit``. Raises SettingsError where the sandbox fails."""
+    """Run the prompt on stdin until its end or ``:quit``. ``setup``: Python that runs before the first cell of each session.
+    Raises SettingsError if the sandbox fails."""
     with asyncio.Runner() as runner:
         sandbox = make_sandbox(settings)
         wait = runner.get_loop().call_later(NOTICE_SECONDS, _print_wait_notice, settings)
@@ -182,7 +183,7 @@ def run_repl(settings: Settings, setup: str, out: TextIO = sys.stdout) -> None:
             try:
                 repl = Repl(sandbox, setup, runner, out)
                 wait.cancel()
-                _talk(repl, out)
+                _run_prompt(repl, out)
             finally:
                 runner.run(sandbox.__aexit__(None, None, None))
         except SandboxFailure as error:
@@ -190,7 +191,7 @@ def run_repl(settings: Settings, setup: str, out: TextIO = sys.stdout) -> None:
 
 
 def _print_wait_notice(settings: Settings) -> None:
-    if not sys.stdin.isatty():  # no person waits
+    if not sys.stdin.isatty():  # input is piped
         return
     if settings.addresses:
         _say(f"sandbox: waiting for {', '.join(settings.addresses)} ...")
@@ -202,7 +203,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _talk(repl: Repl, out: TextIO) -> None:
+def _run_prompt(repl: Repl, out: TextIO) -> None:
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 - gives input() its editing and history

@@ -1,4 +1,4 @@
-"""The supervisor's side of one runner, a session's process: requests, replies, deadlines, output, its end."""
+"""The supervisor's side of one runner (a session process): requests, replies, deadlines, output, and its end."""
 
 from __future__ import annotations
 
@@ -28,52 +28,52 @@ from aster_sandbox.protocol import (
 )
 
 GRACE_SECONDS = 1.0
-"""From the first soft interrupt to SIGKILL."""
+"""Time from the first soft interrupt to SIGKILL."""
 PAUSES = (0.25, 0.25, *[0.05] * 10)
-"""Between soft interrupts, as shares of that time: a library may swallow the first. From the third on they come more often, and
-repeat themselves inside the process (``cells.SINGLE_INTERRUPTS``)."""
+"""Pauses after each soft interrupt, as fractions of the grace time: a library may swallow the first. From the third on they
+come more often, and repeat inside the process (``cells.SINGLE_INTERRUPTS``)."""
 REPORT_SECONDS = 5.0
-"""For the traceback of a cell that gave way to an interrupt."""
-FIRST_LOOK_SECONDS = 0.02
-"""Of a cell that has ended by then, nothing is looked at before its end."""
+"""Time limit for writing the traceback of an interrupted cell."""
+FIRST_READ_SECONDS = 0.02
+"""The output of a running cell is first read after this time. A shorter cell's output is read only at its end."""
 DRAIN_SECONDS = 0.005
-"""Between two looks at a running cell's output. With a pipe of 64 KiB this also slows endless output to 13 MB/s."""
+"""Pause between two reads of a running cell's output. With a pipe of 64 KiB this limits endless output to 13 MB/s."""
 PIPE_BYTES = 1 << 20
-"""The most a pipe holds, however a cell enlarges it: what must be read after a reply to have all of the cell's output."""
-LOOK_BYTES = 1 << 16
-"""Of a running cell's output, taken at one look."""
+"""Maximum size of a pipe, which a cell can enlarge: reading so much after a reply yields all of the cell's output."""
+CHUNK_BYTES = 1 << 16
+"""How much of a running cell's output is read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one request."""
+    """The outcome of one request."""
 
     reply: Reply | None
-    """None where the process ended instead of answering."""
+    """None if the process ended without a reply."""
     overran: bool = False
-    """The deadline passed and the process was killed for it."""
+    """Whether the process was killed because the deadline passed."""
 
     @property
     def kind(self) -> Kind | None:
-        """Of the reply."""
+        """The reply's kind; None without a reply."""
         return None if self.reply is None else self.reply.kind
 
 
 class Runner:
-    """One process. Requests go one at a time."""
+    """One session process. It takes one request at a time."""
 
     def __init__(self, zygote: ZygoteHandle, number: int, clip: Clip) -> None:
         self.number = number
         self.doomed = False
-        """No request can succeed any more."""
+        """Whether no request can succeed any more."""
         self.killed_for_memory = False
-        """It was killed because memory ran short, whatever the cell did."""
+        """Whether it was killed because the machine was short of memory."""
         self.unread = False
-        """It ended before it read the last request, or was killed because it did not read it."""
+        """Whether it ended before it read the last request, or was killed because it did not read it."""
         self.fork_error: Exception | None = None
         """Why it could not be forked."""
         self.charged = False
-        """What is held for it counts in a control group of its own."""
+        """Whether it was put into its control group, if there are any."""
         self._clip = clip
         self._zygote = zygote
         self._loop = asyncio.get_running_loop()
@@ -89,15 +89,15 @@ class Runner:
         os.set_blocking(self._output, False)
         self._child_ends = [theirs.detach(), their_output]
         self.forked: asyncio.Future[None] = self._loop.create_future()
-        """Done when the zygote has told of the fork, or that there will be none."""
+        """Done when the zygote has reported the fork or its failure."""
         self.gone: asyncio.Future[int | None] = self._loop.create_future()
-        """Its status, as of waitpid; None where the zygote's end was its own."""
+        """Done when the process has ended: its wait status, or None if it ended with the zygote."""
         self._buffer = bytearray()
         self._nonce = self._before = b""
         self._answer: asyncio.Future[Outcome] | None = None
         self._overran = self._interrupted = self._reporting = False
         self._reader_added = False
-        self._looks: asyncio.TimerHandle | None = None
+        self._output_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._deadline = self._patience = 0.0
@@ -106,19 +106,19 @@ class Runner:
         self._loop.add_reader(self._connection, self._on_readable)
 
     async def launch(self, name: str) -> None:
-        """Have the zygote fork it. Requests may follow at once. Raises ZygoteLost."""
+        """Ask the zygote to fork it. Requests may be sent immediately after. Raises ZygoteLost."""
         try:
             await self._zygote.fork(self.number, name, self._child_ends, self)
         except BaseException:
-            self.on_gone(None)  # it never came to be
+            self.on_gone(None)  # it was never forked
             raise
         finally:
             self._close_child_ends()
 
     async def request(self, request: Request, seconds: float, patience: float, grace: float | None = None) -> Outcome:
-        """Send a request and wait for its answer: ``seconds``, then soft interrupts for a grace time, then SIGKILL.
+        """Send a request and wait for its outcome. After ``seconds`` come soft interrupts for ``grace`` seconds, then SIGKILL.
 
-        ``patience``: in so many seconds a runner that lives begins to read it; one that does not is killed.
+        ``patience``: a runner that has not begun to read the request after so many seconds is killed.
         """
         if self.doomed:
             self.unread = True
@@ -130,13 +130,13 @@ class Runner:
         answer = self._answer = self._loop.create_future()
         self._deadline = self._loop.time() + seconds
         self._patience = patience
-        self._looks = self._loop.call_later(min(FIRST_LOOK_SECONDS, seconds), self._start_watching)
+        self._output_timer = self._loop.call_later(min(FIRST_READ_SECONDS, seconds), self._start_watching)
         try:
             await self._send(pack_request(self._nonce, request))
             return await answer
         finally:
             self._answer = None
-            for timer in (self._timer, self._unread_timer, self._looks):
+            for timer in (self._timer, self._unread_timer, self._output_timer):
                 if timer is not None:
                     timer.cancel()
             self._remove_reader()
@@ -144,15 +144,15 @@ class Runner:
                 self._clip.drain(self._output, PIPE_BYTES)
 
     def kill(self, fault: str = "") -> None:
-        """Kill the process; the zygote then ends what it started. ``fault`` is what the model is told."""
+        """Kill the process; the zygote then ends what it started. ``fault``: the reason, as the cell's output names it."""
         self.doomed = True
         self._fault = self._fault or fault
         if not self.gone.done():
-            self._signal(signal.SIGKILL)  # one that is not forked yet is killed when it is
+            self._signal(signal.SIGKILL)  # if it is not forked yet, on_forked kills it
             self._zygote.expect_end(self.number)
 
     async def end(self) -> None:
-        """Kill the process and what it started, and wait until all is gone."""
+        """Kill the process and everything it started, and wait until all of it has ended."""
         try:
             self.kill()
             await asyncio.shield(self.gone)
@@ -175,21 +175,21 @@ class Runner:
 
     @property
     def pid(self) -> int | None:
-        """As this process sees it; None where it is not forked yet, or has ended."""
+        """The process's pid as this process sees it; None if it is not forked yet or has ended."""
         return pid_of(self._pidfd) if self._pidfd >= 0 else None
 
     @property
     def died_with_zygote(self) -> bool:
-        """Whether the end of the zygote was this process's."""
+        """Whether the process ended because the zygote did."""
         return self.gone.done() and self.gone.result() is None
 
     @property
     def died_by_itself(self) -> bool:
-        """Whether it was not killed for others' sake, and came to life at all."""
+        """Whether it was forked and ended for a reason of its own: not with the zygote, and not because memory was short."""
         return not self.killed_for_memory and self.fork_error is None and self.gone.done() and self.gone.result() is not None
 
     def ending(self) -> str:
-        """How the process ended, for the model to read."""
+        """How the process ended, in the words of a cell's output."""
         if self._fault:
             return self._fault
         status = self.gone.result() if self.gone.done() else None
@@ -198,31 +198,31 @@ class Runner:
     # ----- from the zygote
 
     def on_forked(self, pidfd: int) -> None:
-        """The zygote has forked the process, and gives its pidfd."""
+        """The zygote has forked the process. This object owns the pidfd now."""
         self._pidfd = pidfd
         self.forked.set_result(None)
         if self.doomed:
             self.kill()
 
     def on_failed(self, error: Exception) -> None:
-        """No fork."""
+        """The fork failed."""
         self.fork_error = error
         self.on_gone(None)
 
     def on_gone(self, status: int | None) -> None:
-        """It is dead, and so is what it left."""
+        """The process has ended, and so has everything it started."""
         if self.gone.done():
             return
         self.gone.set_result(status)
         if not self.forked.done():
             self.forked.set_result(None)
         if not self.doomed:
-            self._on_readable()  # it may have answered before
+            self._on_readable()  # it may have sent its reply before it ended
         self.doomed = True
         with contextlib.suppress(OSError):  # wakes a request that is still being sent
             self._connection.shutdown(socket.SHUT_RDWR)
         if self._interrupted and status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == INTERRUPT:
-            self._overran = True  # the cell had taken our handler away
+            self._overran = True  # the cell had removed the interrupt handler
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(Outcome(None, overran=self._overran))
         if self._output < 0:
@@ -235,7 +235,7 @@ class Runner:
             sent = self._connection.send(data)
         except BlockingIOError:
             sent = 0
-        except OSError:  # the process is gone: the answer says so
+        except OSError:  # the process has ended; the outcome will say so
             self.unread = True
             return
         if sent < len(data):
@@ -258,7 +258,7 @@ class Runner:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def _interrupt(self, left: int) -> None:
-        """Deadline: interrupt softly, ``left`` times, then kill."""
+        """The deadline has passed: interrupt softly, ``left`` times, then kill."""
         if self._answer is None or self._answer.done() or self.doomed:
             return
         if left == 0:
@@ -270,8 +270,8 @@ class Runner:
         self._timer = self._loop.call_later(self._grace * PAUSES[-left], self._interrupt, left - 1)
 
     def _check_request_read(self) -> None:
-        """A process that reads no request is busy with something else than requests: a cell that forged its answer and goes on,
-        a thread that holds the interpreter."""
+        """Kill a process that has not read its request: a cell forged its reply and still runs, or a thread holds the
+        interpreter lock."""
         if self._answer is None or self._answer.done() or self.doomed or self._pidfd < 0:
             return
         waiting = fcntl.ioctl(self._connection, termios.TIOCOUTQ, b"\0" * 4)
@@ -284,7 +284,7 @@ class Runner:
             data = self._connection.recv(READ_BYTES if self._buffer else FIRST_READ_BYTES)
         except BlockingIOError:
             return
-        except ConnectionError:  # what was sent is still unread: the kernel tells
+        except ConnectionError:  # the kernel reports that the process ended with the request unread
             data = b""
             self.unread = True
         if not data:
@@ -292,57 +292,57 @@ class Runner:
             return
         self._buffer += data
         try:
-            # What is no reply is known by its first bytes, before the cell goes on to its end.
+            # take_reply refuses forged bytes as soon as they arrive, before the cell ends.
             while self._answer is not None and not self._answer.done() and self._buffer:
                 reply = take_reply(self._buffer, self._nonce)
                 if reply is None:
                     return
                 if reply.kind is Kind.REPORTING:
                     if not self._interrupted or self._reporting:
-                        raise ValueError("a cell that was not interrupted, or that gives way twice")
+                        raise ValueError("REPORTING without an interrupt, or twice")
                     self._await_report()
                 else:
                     self._answer.set_result(Outcome(reply))
             if not self._buffer:
                 return
         except ValueError:
-            # The true answer to the request before: what was taken for it was forged, and this one may not even be read.
+            # If this is the real reply to the previous request, the reply taken for it was forged, and this request is unread.
             self.unread |= self._buffer.startswith(self._before)
         self._stop_trusting("was killed because the code wrote to the sandbox's own connection")
 
     def _await_report(self) -> None:
-        """The cell has ended: what is still to come is its report."""
+        """The cell was interrupted and has stopped; give it time to write its traceback."""
         self._reporting = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(REPORT_SECONDS, self._interrupt, 0)
 
     def _stop_trusting(self, fault: str) -> None:
-        """No answer can be had from this process any more, or none to be believed."""
+        """Kill a process whose replies cannot be trusted any more, or that closed its connection."""
         self._loop.remove_reader(self._connection)
         self.kill(fault)
 
-    # A running cell's output is looked at on a timer while it flows, and waited for with the loop's reader while it does not:
-    # a cell that prints line by line then costs the supervisor no wake-up a line, and a silent one costs nothing.
+    # While a running cell writes output, a timer reads it, so that a cell which prints line by line does not wake the
+    # supervisor for each line. While it writes nothing, the loop's reader waits, so that a silent cell costs nothing.
 
     def _start_watching(self) -> None:
         now = self._loop.time()
         self._timer = self._loop.call_at(self._deadline, self._interrupt, len(PAUSES))
         if now + self._patience < self._deadline + self._grace:
             self._unread_timer = self._loop.call_at(now + self._patience, self._check_request_read)
-        self._look()
+        self._read_output()
 
-    def _look(self) -> None:
-        taken = self._clip.drain(self._output, LOOK_BYTES)
+    def _read_output(self) -> None:
+        taken = self._clip.drain(self._output, CHUNK_BYTES)
         if taken:
-            self._looks = self._loop.call_later(DRAIN_SECONDS, self._look)
+            self._output_timer = self._loop.call_later(DRAIN_SECONDS, self._read_output)
         elif taken is not None:
             self._reader_added = True
             self._loop.add_reader(self._output, self._on_output)
 
     def _on_output(self) -> None:
         self._remove_reader()
-        self._look()
+        self._read_output()
 
     def _remove_reader(self) -> None:
         if self._reader_added:
@@ -351,7 +351,7 @@ class Runner:
 
 
 def ending(status: int) -> str:
-    """How a process ended, for the model to read."""
+    """How a process with this wait status ended, in the words of a cell's output."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:

@@ -1,18 +1,17 @@
-"""A session as its user sees it: cells in, results out, and state that outlives the process it is in."""
+"""A session: runs cells, and restores its state by replay when its process has died."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from aster_sandbox.errors import SandboxFailure
 from aster_sandbox.handle import NoRoom
-from aster_sandbox.history import KEPT, LOST, STATUS, History, Step
-from aster_sandbox.interface import check_environment
+from aster_sandbox.history import KEPT, LOST, STATUS, History, Origin, Step
+from aster_sandbox.interface import encode_path
 from aster_sandbox.output import NO_OUTPUT, Clip
 from aster_sandbox.pressure import PATIENCE_SECONDS, Backoff
 from aster_sandbox.protocol import MAX_DATA, Kind, Reply, Request, parts
@@ -20,63 +19,29 @@ from aster_sandbox.runner import Outcome, Runner
 from aster_sandbox.types import CellResult, CellStatus
 
 if TYPE_CHECKING:
-    from aster_sandbox.settings import Settings
+    from aster_sandbox.supervisor import Sandbox
 
 REPLAY_FACTOR = 3.0
-"""In replay a cell may take this many times ``cell_seconds``, beside what it took at first."""
+"""In replay a cell may take this many times ``cell_seconds``, plus the time it took at first."""
 RECOVERY_ATTEMPTS = 5
-"""Replays, each without the cells that ended the ones before; also tries of a cell that its process did not come to read."""
+"""Maximum number of replays in one recovery, each without the cells that ended the ones before; also the maximum number of
+attempts at a cell that its process did not read."""
 CELL_ATTEMPTS = 2
-"""How often a cell is tried when the zygote dies under it. Not more often: the cell may be what kills the zygote."""
+"""Maximum number of attempts at a cell during which the zygote dies: the cell may be what kills it."""
 LAUNCH_ATTEMPTS = 4
 SETUP_SECONDS = 30.0
 ANSWER_SECONDS, SECONDS_PER_PROCESS = 1.0, 0.01
-"""A runner that can run a cell begins to read it within the first; the second is added for each session that has a process,
-because it may have to wait for a processor."""
+"""A working runner begins to read a request within the first time, plus the second for each session that has a process, because
+it may have to wait for a processor."""
 HELLO_GRACE_SECONDS = 0.5
-"""From the interrupt to the end of a runner that does not answer after replay."""
+"""Time from the interrupt to SIGKILL for a runner that does not answer after a replay."""
 FILE_SECONDS = 30.0
 
 
-class Host(Protocol):
-    """What a session needs of its sandbox."""
-
-    @property
-    def settings(self) -> Settings:
-        """What sessions may do."""
-
-    @property
-    def processes(self) -> int:
-        """How many sessions have a process."""
-
-    async def launch(self, clip: Clip, wanted: Callable[[], bool]) -> Runner:
-        """A new process, whose output goes to ``clip``, when there is memory for it. SandboxFailure where there is none for
-        long, where the zygote cannot be had, or where the process is not wanted any more."""
-
-    async def charge(self, runner: Runner) -> None:
-        """Count what is held for a process from here on: its first cell is about to begin."""
-
-    async def adopt(self, origin: Origin) -> Session:
-        """Another session without a process, as soon as there may be one more."""
-
-    def forget(self, session: Session) -> None:
-        """It is closed."""
-
-
-class Origin:
-    """What a session begins with, each time that it begins."""
-
-    def __init__(self, seed: int, setup: str, environment: Mapping[str, str] | None) -> None:
-        check_environment(environment or {})
-        self.request = Request(
-            "start", data=json.dumps({"seed": seed, "setup": setup, "environment": dict(environment or {})}).encode("ascii")
-        )
-
-
 class Session:
-    """A Python interpreter of its own. Made by :meth:`Sandbox.open`; calls of :meth:`run` go one at a time."""
+    """A stateful Python interpreter, opened by :meth:`Sandbox.open`. Calls of :meth:`run` are served one at a time."""
 
-    def __init__(self, host: Host, origin: Origin) -> None:
+    def __init__(self, host: Sandbox, origin: Origin) -> None:
         self.last_used = time.monotonic()
         self._host = host
         self._origin = origin
@@ -85,18 +50,18 @@ class Session:
         self._number = 0
         self._runner: Runner | None = None
         self._note = ""
-        """What the next cell's reader must know."""
+        """A note on lost state, for the beginning of the next cell's output."""
         self._lock = asyncio.Lock()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
-        """Fork, seed and run the setup. SandboxFailure where the setup raises or no process can be had."""
+        """Start the process, seed it and run the setup. Raises SandboxFailure if the setup raises or no process starts."""
         async with self._lock:
             await self._start_runner()
 
     async def run(self, code: str) -> CellResult:
-        """Run one cell. Never raises for what the code does; SandboxFailure where the sandbox itself cannot go on."""
+        """Run one cell. Never raises for what the code does; raises SandboxFailure if the sandbox itself fails."""
         async with self._turn():
             started = time.perf_counter()
             self._number += 1
@@ -105,13 +70,13 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """One request at a time."""
+        """Serve one request at a time, and clean up if it is cancelled."""
         async with self._lock:
             self._require_open()
             try:
                 yield
             except asyncio.CancelledError:
-                # The request is still under way: the next one must not meet it. The process is rebuilt from the cells before.
+                # The process still works on this request. Kill it, so that the next request finds the state before this one.
                 if self._runner is not None:
                     self._runner.kill()
                 raise
@@ -119,16 +84,15 @@ class Session:
                 self.last_used = time.monotonic()
 
     async def fork(self, seed: int | None = None) -> Session:
-        """A second session that has run the same cells; it waits while ``sessions`` are alive. Neither notices what the other
-        does from here on.
+        """A second, independent session with the same state; waits while ``sessions`` sessions are alive.
 
-        The cells are run again in it, so it takes as long as they do. Random numbers go on alike in both, unless the new one is
-        given a ``seed``. Where its state is not the same, its next cell says so.
+        It runs all cells again, so it takes as long as they do. Both continue with the same random numbers, unless the new one
+        is given a ``seed``. If part of the state could not be reproduced, the output of its next cell says so.
         """
         self._require_open()
         twin = await self._host.adopt(self._origin)
         try:
-            async with twin._lock:  # it is busy until it is whole: nobody may take its processes for an idle session's
+            async with twin._lock:  # it counts as busy until it is complete, so that housekeeping does not evict it
                 async with self._lock:
                     self._require_open()
                     twin._history = self._history.copy()
@@ -146,29 +110,29 @@ class Session:
         return twin
 
     async def reseed(self, seed: int) -> None:
-        """Other random numbers from here on: those of the global generators that the session's own seed seeded."""
+        """Seed again the global generators that the session's own seed seeded."""
         async with self._turn():
             await self._reseed(seed)
 
     async def upload(self, path: str, content: bytes) -> None:
-        """Put a file into the session, in place of what is there. ``path`` is from the working directory, or absolute; folders
-        that are missing are made. OSError where the session may not write it, or where it is larger than ``file_mb``.
+        """Write a file in the session, replacing one that exists. ``path``: relative to the working directory, or absolute.
+        Creates missing folders. Raises OSError if the session may not write it, or if it is larger than ``file_mb``.
 
-        Replay brings it back. Its content is kept for that, in memory, until the session ends.
+        Replay restores the file: its content is kept in memory until the session ends.
         """
         if len(content) > self._host.settings.file_mb << 20:
-            raise OSError(f"{path}: a file has at most {self._host.settings.file_mb} MiB (file_mb)")
+            raise OSError(f"{path}: the content is larger than file_mb ({self._host.settings.file_mb} MiB)")
         async with self._turn():
-            await self._keep(Request("write", data=_path(path) + b"\0" + content), path)
+            await self._apply(Request("write", data=encode_path(path) + b"\0" + content), path)
 
     async def download(self, path: str, most_bytes: int | None = None) -> bytes:
-        """A file of the session's, or its first ``most_bytes``. ``path`` as for ``upload``. OSError where there is none that
-        can be read."""
+        """The content of a file in the session, or its first ``most_bytes``. ``path``: as for ``upload``. Raises OSError if it
+        is not a readable file."""
         async with self._turn():
             content = bytearray()
             while True:
                 wanted = MAX_DATA if most_bytes is None else min(MAX_DATA, most_bytes - len(content))
-                reply = await self._ask(Request("read", len(content), wanted, _path(path)))
+                reply = await self._ask(Request("read", len(content), wanted, encode_path(path)))
                 if reply.kind is not Kind.OK:
                     raise OSError(f"{path}: {reply.data.decode('utf-8', 'replace')}")
                 content += reply.data
@@ -176,11 +140,11 @@ class Session:
                     return bytes(content)
 
     async def close(self) -> None:
-        """End the process with all that it started, and remove its files. Closing twice is fine."""
+        """End the process and everything it started, and remove its files. May be called twice."""
         self._closed = True
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)  # it goes on where this is cancelled: nobody else would end the processes
+        await asyncio.shield(self._closing)  # if this is cancelled, closing must go on: nothing else ends the processes
 
     async def __aenter__(self) -> Session:
         return self
@@ -192,17 +156,17 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether a cell runs, or waits to run."""
+        """Whether a request runs or waits."""
         return self._lock.locked()
 
     @property
     def runner(self) -> Runner | None:
-        """Its process; None where it has none."""
+        """Its process; None if it has none."""
         return self._runner if self._runner is not None and not self._runner.gone.done() else None
 
     @property
     def evictable(self) -> bool:
-        """Whether its process can be ended now: it is idle, and replay runs all of its cells again in a short time."""
+        """Whether its process can be ended now: it is idle, and replay can restore all its state quickly."""
         return self.runner is not None and not self.busy and self._rebuildable
 
     @property
@@ -210,18 +174,18 @@ class Session:
         return self._history.exact and self._history.seconds <= REPLAY_FACTOR * self._host.settings.cell_seconds
 
     async def evict(self) -> None:
-        """End the process of an idle session. The next cell brings it back."""
+        """End the process of an idle session. The next cell restores it."""
         async with self._lock:
-            if self._rebuildable:  # a cell may have come first
+            if self._rebuildable:  # not if a cell that came first made a state that replay cannot restore
                 await self._end_runner()
 
     @property
     def running(self) -> bool:
-        """Whether a process is at work for it."""
+        """Whether its process works on a request."""
         return self.busy and self._runner is not None and not self._runner.doomed
 
     def kill_for_memory(self, reason: str) -> None:
-        """Kill what holds memory."""
+        """Kill the process because memory is short. ``reason``: how it ended, in the words of a cell's output."""
         if self._runner is not None and not self._runner.doomed:
             self._runner.killed_for_memory = True
             self._runner.kill(reason)
@@ -255,10 +219,10 @@ class Session:
             lost += runner.died_with_zygote
             if outcome.overran or not runner.died_with_zygote or lost == CELL_ATTEMPTS:
                 return await self._replaced(runner, outcome.overran)
-            # The process was taken along, whatever the cell did: run it again.
+            # The process ended with the zygote, whatever the cell did: run the cell again.
 
     async def _ready_runner(self) -> Runner:
-        """A process with the earlier cells' state. Where that is not whole, a note says so."""
+        """A process with the earlier cells' state. Sets the note if part of the state is lost."""
         if self._runner is None or self._runner.doomed:
             state = await self._recover()
             if state != KEPT:
@@ -267,9 +231,8 @@ class Session:
         return self._runner
 
     async def _replaced(self, runner: Runner, overran: bool) -> tuple[CellStatus, str]:
-        """The cell took its process along: recover, and say what happened."""
-        text = self._clip.text()
-        note, self._note = self._note, ""
+        """Recover after a cell that ended its process. Returns the cell's status and output."""
+        note, text = self._take_output()
         state = await self._recover()
         if overran:
             limit = f"{self._host.settings.cell_seconds:g} s"
@@ -278,9 +241,8 @@ class Session:
         return CellStatus.CRASHED, note + _join(text, f"[crashed: the Python interpreter {runner.ending()}; {state}]")
 
     def _ended(self, request: Request, reply: Reply, seconds: float) -> tuple[CellStatus, str]:
-        """The cell came to an end of its own, or gave way to the interrupt: its variables are there."""
-        text = self._clip.text()
-        note, self._note = self._note, ""
+        """Record a cell that ended, or was interrupted, in a living process. Returns its status and output."""
+        note, text = self._take_output()
         self._history.add(Step.ended(request, reply, seconds))
         status = STATUS[reply.kind]
         if status is CellStatus.TIMEOUT:
@@ -288,24 +250,29 @@ class Session:
             return status, note + _join(text, f"[timeout: the cell was interrupted after {limit}; all variables are kept]")
         return status, note + (text or NO_OUTPUT)
 
+    def _take_output(self) -> tuple[str, str]:
+        """The note for the cell that has just run, and its output."""
+        note, self._note = self._note, ""
+        return note, self._clip.text()
+
     async def _reseed(self, seed: int) -> None:
         request = Request("seed", self._number, data=str(seed).encode())
         try:
-            await self._keep(request, "")
+            await self._apply(request, "")
         except OSError as error:
-            raise SandboxFailure(f"the session cannot be given a seed: {error}") from None
+            raise SandboxFailure(f"seeding the session failed: {error}") from None
 
-    async def _keep(self, request: Request, path: str) -> None:
-        """Have something done that replay must do again. OSError where it fails."""
+    async def _apply(self, request: Request, path: str) -> None:
+        """Send a request that replay must repeat, and record it. Raises OSError if it fails."""
         began = time.perf_counter()
         reply = await self._ask(request)
         if reply.kind is not Kind.OK:
-            said = reply.data.decode("utf-8", "replace")
-            raise OSError(f"{path}: {said}" if path else said)
+            why = reply.data.decode("utf-8", "replace")
+            raise OSError(f"{path}: {why}" if path else why)
         self._history.add(Step.ended(request, reply, time.perf_counter() - began))
 
     async def _ask(self, request: Request) -> Reply:
-        """The answer to what is no cell. SandboxFailure where no process answers."""
+        """The reply to a request that is not a cell. Raises SandboxFailure if no process replies."""
         how = ""
         for _ in range(CELL_ATTEMPTS):
             runner = await self._ready_runner()
@@ -318,7 +285,7 @@ class Session:
         raise SandboxFailure(f"the session does not answer: its interpreter {how}")
 
     async def _send(self, runner: Runner, request: Request, seconds: float) -> Outcome:
-        """What came of a request. A large file is sent in parts, up to the first that fails."""
+        """Send a request, a large file in parts up to the first that fails. Returns the last outcome."""
         outcome = Outcome(None)
         for part in parts(request):
             outcome = await runner.request(part, seconds, self._patience)
@@ -331,20 +298,20 @@ class Session:
     async def _close(self) -> None:
         try:
             if self._runner is not None and self.busy:
-                self._runner.kill()  # the cell that is running raises SandboxFailure
+                self._runner.kill()  # the call of run() that is under way raises SandboxFailure
             async with self._lock:
                 await self._end_runner()
         finally:
             self._host.forget(self)
 
     async def _end_runner(self) -> None:
-        """End this session's process."""
+        """End the session's process and wait until it has ended."""
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.end()
 
     async def _recover(self) -> str:
-        """A process with the earlier steps' state, by silent replay. Returns what became of that state, in words."""
+        """Start a process and restore the state by replay. Returns what became of it, in the words of a cell's output."""
         attempts = 0
         patience = time.monotonic() + PATIENCE_SECONDS
         while attempts < RECOVERY_ATTEMPTS:
@@ -353,14 +320,14 @@ class Session:
                 return self._history.state()
             if not any(step.repeatable for step in self._history.steps):
                 break
-            # Who was killed for others' memory has not failed; but its own may be what does not fit.
+            # A replay killed because memory was short does not count, for a while: its own memory may be what does not fit.
             attempts += not runner.killed_for_memory or time.monotonic() > patience
         self._history = History()
         await self._start_runner()
         return LOST
 
     async def _start_runner(self) -> Runner:
-        """A new process, after its setup."""
+        """Start a process and run the setup in it."""
         backoff = Backoff()
         failures = 0
         while True:
@@ -377,10 +344,10 @@ class Session:
             else:
                 failures += 1
                 if failures == LAUNCH_ATTEMPTS:
-                    raise SandboxFailure(f"no interpreter can be brought up: it {runner.ending()}")
+                    raise SandboxFailure(f"no interpreter starts: it {runner.ending()}")
 
     async def _start(self, runner: Runner) -> None:
-        """Seed, and run the setup. Leaves a doomed runner where the process ended for no fault of the setup's."""
+        """Seed the process and run the setup. If something other than the setup ends the process, the runner is doomed."""
         outcome = await runner.request(self._origin.request, SETUP_SECONDS, patience=SETUP_SECONDS)
         if outcome.kind is Kind.OK:
             return
@@ -391,11 +358,11 @@ class Session:
             if not runner.died_by_itself:
                 return
             how = f"{how}\nthe process {runner.ending()}"
-        runner.kill()  # without its setup it is no session's
+        runner.kill()  # a process without its setup must not run cells
         raise SandboxFailure(f"the session's setup failed:\n{how.strip()}")
 
     async def _replay(self, runner: Runner) -> bool:
-        """Run all steps again in a fresh process. False where it ended. A step that did that is not tried again."""
+        """Run all steps again in a new process. Returns False if the process ended; the step that ended it is not repeated."""
         history, settings = self._history, self._host.settings
         if history.steps:
             await self._host.charge(runner)
@@ -421,16 +388,11 @@ class Session:
         return hello.kind is Kind.OK or self._blame(runner, last)
 
     def _blame(self, runner: Runner, step: Step | None) -> bool:
-        """A process cannot go on after a step, for the step's sake unless it ended for others'. Returns False."""
+        """Mark a step as not repeatable because the process failed after it, unless it ended for another reason. Returns
+        False."""
         if step is not None and not (runner.died_with_zygote or runner.killed_for_memory or self._closed):
             step.repeatable = False
         return False
-
-
-def _path(path: str) -> bytes:
-    if not path or "\0" in path:
-        raise OSError(f"{path!r} is no path")
-    return path.encode("utf-8", "surrogateescape")
 
 
 def _join(text: str, note: str) -> str:

@@ -1,4 +1,4 @@
-"""What a session may do and use."""
+"""The settings of a sandbox."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class Settings(BaseModel):
-    """The settings of a sandbox. All of its sessions have the same."""
+    """The settings of a sandbox; they apply to all its sessions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     cell_seconds: PositiveFloat = 10.0
     """Wall-clock limit of one cell, in seconds."""
     replay_seconds: PositiveFloat = 60.0
-    """Wall-clock limit of a replay, in seconds: of all earlier cells together, when they are run again in a new interpreter.
-    Cells that took longer than that at first get twice the time they took."""
+    """Wall-clock limit of a replay, in seconds: running all earlier cells again in a new interpreter. If they took more than
+    half of that the first time, the limit is twice the time they took."""
     memory_mb: Mebibytes = 1024
-    """Address space a session may add to the warm parent's, in MiB."""
+    """Address space that a session may use beyond the prewarmed parent's, in MiB."""
     output_characters: Positive = 4000
-    """A longer output is cut in its middle."""
+    """Maximum length of a cell's output, in characters; a longer one is cut in the middle."""
     echo: Literal["python", "ipython"] = "python"
-    """How the last expression of a cell is printed: as Python's prompt does, on one line, or as IPython does, which breaks long
-    containers over several. ``ipython`` needs the package IPython."""
+    """How the last expression of a cell is printed: on one line, as Python's prompt does, or as IPython does, which breaks long
+    containers over several lines. ``ipython`` needs the package IPython."""
     sessions: Positive = 256
-    """Sessions alive at once; more wait."""
+    """Maximum number of sessions alive at once; more wait."""
     idle_seconds: PositiveFloat = 600.0
-    """A session that ran no cell for so long ends its processes; its next cell brings them back, by running the earlier cells
+    """After so many seconds without a cell, a session's processes end; its next cell restores them by running the earlier cells
     again."""
     reserve_mb: Annotated[int, Field(ge=0)] = 256
-    """Memory of the machine, in MiB, that sessions leave to others. Where less is left, new processes wait, and the
-    session that holds most loses its cell."""
+    """Memory of the machine that sessions leave free, in MiB. If less is free, new processes wait, and the session that uses
+    most memory loses its cell."""
     spare_processors: Annotated[int, Field(ge=0)] = 1
-    """Processors on which no cell runs while a policy is sampled in this process: so many of those that it may use are left to
-    the sampler. One is left for cells in any case."""
+    """Processors that cells leave free while a policy is sampled in the same process. Cells always get at least one."""
     preload: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = [
         "sympy",
         "numpy",
@@ -46,21 +45,21 @@ class Settings(BaseModel):
         "networkx",
         "mpmath",
     ]
-    """Packages loaded in the warm parent, so that a cell's import costs nothing. Others that are installed can be imported all
-    the same. What is loaded makes each session's fork dearer."""
+    """Packages imported in advance in the parent process, so that cells import them at no cost. Cells can import other
+    installed packages too. Each preloaded package makes starting a session slower."""
     isolation: Literal["auto", "namespaces", "landlock", "rlimits"] = "auto"
-    """How sessions are shut in. ``auto`` takes the best level that holds on the machine; a level named here must hold. `aster
-    doctor` tells. ``rlimits`` does not isolate."""
+    """How sessions are isolated. ``auto`` takes the strongest level that works on this machine; a named level must work, or the
+    run fails. `aster doctor` lists them. ``rlimits`` does not isolate."""
     processes: Annotated[int, Field(ge=4)] = 64
-    """Processes and threads of a session. Up to two are the sandbox's own."""
+    """Processes and threads of a session, including up to two of the sandbox's own."""
     disk_mb: Mebibytes = 256
-    """Files of a session in total, in MiB. They are in memory. Held at the level ``namespaces`` alone."""
+    """Size of all files of a session together, in MiB. Enforced only at the level ``namespaces``, where files are in memory."""
     file_mb: Mebibytes = 256
     """Size of one file, in MiB."""
     open_files: Annotated[int, Field(ge=512)] = 512
     """Open files of each process of a session."""
     mounts: list[str] = []
-    """Files and directories of yours that sessions may read, at the same absolute paths. They can change none of them."""
+    """Files and directories of yours that sessions can read, but not change, at the same absolute paths."""
     addresses: list[Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$")]] = []
-    """Services (``aster sandbox serve``) to run the sessions on, for instance ``http://10.0.0.5:8080``; empty: this machine.
-    Their token comes from the environment variable ASTER_SANDBOX_TOKEN."""
+    """Services (``aster sandbox serve``) that run the sessions, for instance ``http://10.0.0.5:8080``; empty means this
+    machine. The environment variable ASTER_SANDBOX_TOKEN holds their token."""

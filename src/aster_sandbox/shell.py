@@ -1,4 +1,4 @@
-"""Commands of cells: in a shell, as IPython runs them. What would install packages is answered in words."""
+"""Shell commands in cells, run as IPython runs them. Commands that would install packages get a text instead."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ _VARIABLE = re.compile(r"\$(\$?)([A-Za-z_][\w.]*)")
 
 
 class ShellLines(list[str]):
-    """The lines that a command wrote, as IPython's ``SList``: also as one string."""
+    """The lines that a command wrote, like IPython's ``SList``."""
 
     @property
     def n(self) -> str:
-        """One line below the other."""
+        """The lines as one string, separated by newlines."""
         return "\n".join(self)
 
     @property
     def s(self) -> str:
-        """With spaces between them."""
+        """The lines as one string, separated by spaces."""
         return " ".join(self)
 
 
 def run(command: str, names: Mapping[str, Any]) -> int:
-    """Run a command; what it writes goes to the cell's output. Returns its status. ``names`` are for ``{expression}`` and
-    ``$name`` in it."""
+    """Run a command with its output going to the cell's output. Returns its exit status.
+
+    ``names``: the variables for ``{expression}`` and ``$name`` in the command."""
     rest = expand(command, names)
     status = 0
     while rest:
@@ -47,7 +48,7 @@ def run(command: str, names: Mapping[str, Any]) -> int:
 
 
 def capture(command: str, names: Mapping[str, Any]) -> ShellLines:
-    """Run a command, and return the lines that it wrote."""
+    """Run a command and return the lines that it wrote."""
     rest = expand(command, names)
     lines = ShellLines()
     while rest:
@@ -60,7 +61,7 @@ def capture(command: str, names: Mapping[str, Any]) -> ShellLines:
 
 
 def execute(command: list[str]) -> int:
-    """Run a program to its end; an interrupt ends it, with what it started. Returns its status."""
+    """Run a program and return its exit status. An exception, such as an interrupt, kills it and what it started."""
     shown.flush()
     return _finish(subprocess.Popen(command, process_group=0))[0]
 
@@ -71,11 +72,11 @@ def _output_of(command: list[str]) -> str:
 
 
 def _finish(process: subprocess.Popen[Any]) -> tuple[int, str]:
-    """A program's status, and what it wrote where that is not the cell's output. An interrupt ends it, with what it started."""
+    """Wait for a program. Returns its exit status and its output, which is empty if that was not captured."""
     try:
         text, _ = process.communicate()
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):  # all of it has ended
+        with contextlib.suppress(ProcessLookupError):  # the whole process group has ended
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
@@ -83,8 +84,9 @@ def _finish(process: subprocess.Popen[Any]) -> tuple[int, str]:
 
 
 def expand(command: str, names: Mapping[str, Any]) -> str:
-    """``{expression}``, ``$name`` and ``$name.attribute`` as their values, as in IPython. What has no value here is left to the
-    shell: a name alone, or the whole command where it is an expression."""
+    """Replace ``{expression}``, ``$name`` and ``$name.attribute`` in a command with their values, as IPython does.
+
+    A ``$name`` without a value is left to the shell. If an expression fails, the whole command stays as it is."""
     if "{" not in command and "$" not in command:
         return command
     scope = dict(names)
@@ -95,7 +97,7 @@ def expand(command: str, names: Mapping[str, Any]) -> str:
             if field is not None:
                 parts.append(str(eval(f"{field}:{form}" if form else field, scope)))
         return "".join(parts)
-    except Exception:  # noqa: BLE001 - whatever an expression raises: it was not meant for Python
+    except Exception:  # noqa: BLE001 - whatever the expression raises, it is probably not meant as Python
         return command
 
 
@@ -104,7 +106,7 @@ def _value(found: re.Match[str], scope: dict[str, Any]) -> str:
         return f"${found[2]}"
     try:
         return str(eval(found[2], scope))
-    except Exception:  # noqa: BLE001 - the shell's variable, or what has no text
+    except Exception:  # noqa: BLE001 - a variable of the shell, or a value whose __str__ fails
         return found[0]
 
 

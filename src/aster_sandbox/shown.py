@@ -1,4 +1,4 @@
-"""What a session's process writes into its output beside what cells print: echoes, figures, notes."""
+"""Write to a cell's output what the cell does not print itself: echoed values, figures and notes."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from typing import Any, Protocol
 
 
 class Output(Protocol):
-    """A session's streams."""
+    """A session's output streams (``streams.Streams``)."""
 
     def shows(self, stream: object) -> bool:
-        """Whether what is written to a stream gets into the output as it is."""
+        """Whether ``stream`` is one of them."""
 
     def write(self, text: str) -> None:
         """Write to the output."""
 
     def flush(self) -> None:
-        """Push what was written to its end."""
+        """Write out what is buffered."""
 
 
 _streams: Output | None = None
 _mark: Callable[[], str] = str
-_said: set[str] = set()
-_said_in = ""
+_notes: set[str] = set()
+"""The notes of the current cell."""
+_notes_mark = ""
+"""The mark of that cell."""
 home = "."
-"""A session's working directory; in a program that a cell started, that program's."""
+"""The session's working directory; in a program that a cell started, that program's."""
 text_of: Callable[[Any], str] = repr
-"""A value as it is shown."""
+"""The function that formats an echoed value."""
 
 
 def enter(streams: Output, mark: Callable[[], str], working_directory: str, echo: str) -> None:
-    """From here on, this process is a session's. ``mark`` gives what begins a new line in the present cell's output."""
+    """Set this process up as a session process. ``mark`` returns the current cell's line mark; ``echo`` is the setting."""
     global _streams, _mark, home, text_of
     _streams, _mark, home = streams, mark, working_directory
     if echo == "ipython":
@@ -39,14 +41,14 @@ def enter(streams: Output, mark: Callable[[], str], working_directory: str, echo
 
 
 def pretty_printer() -> Callable[[Any], str]:
-    """How IPython shows a value. ImportError where it is not installed."""
+    """The function with which IPython's prompt formats values. Raises ImportError if IPython is not installed."""
     from IPython.lib.pretty import pretty
 
-    return pretty  # its defaults are those of IPython's prompt
+    return pretty
 
 
 def write(text: str) -> None:
-    """A text on a line of its own, to wherever ``print`` writes."""
+    """Write a text on its own line, to where ``print`` writes."""
     if _streams is not None and _streams.shows(sys.stdout):
         _streams.write(f"{_mark()}{text}\n")
     else:
@@ -54,23 +56,23 @@ def write(text: str) -> None:
 
 
 def flush() -> None:
-    """Push what was printed to its end, before another process prints."""
+    """Write out what is buffered, before another process prints."""
     (_streams or sys.stdout).flush()
 
 
 def note(text: str) -> None:
-    """As ``write``, once in each cell."""
-    global _said_in
-    if _said_in != _mark():
-        _said_in = _mark()
-        _said.clear()
-    if text not in _said:
-        _said.add(text)
+    """Write a text as ``write`` does, but only once per cell."""
+    global _notes_mark
+    if _notes_mark != _mark():
+        _notes_mark = _mark()
+        _notes.clear()
+    if text not in _notes:
+        _notes.add(text)
         write(text)
 
 
 def display(*values: Any, **_options: Any) -> None:
-    """Show values: each as at the end of a cell, a matplotlib figure as one line about it."""
+    """Show values, each as the echo shows it; a matplotlib figure is saved and described in one line."""
     figures = sys.modules.get("matplotlib.figure")
     for value in values:
         if figures is not None and isinstance(value, figures.Figure):

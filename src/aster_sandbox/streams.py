@@ -1,4 +1,4 @@
-"""The standard streams of a session's process, as each cell must find them, whatever the last one did to them."""
+"""The standard streams of a session process, restored for each cell whatever the last one did to them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from os import dup2
 from typing import Any
 
-# Descriptors above what careless cells close, and below the least limit that a recipe may set.
+# Descriptor numbers above those that cells tend to close, and below the smallest limit of open files (512).
 CONNECTION, OUTPUT, EMPTY = 500, 501, 502
 FLOOD_WRITES = 2000
-"""After so many writes in one cell they are no longer made line by line: the middle of such an output is cut anyway."""
+"""After so many writes of one cell, output is written in blocks, not lines: the middle of such an output is cut anyway."""
 
 
 class Streams:
-    """stdin, which is empty, and one stream for stdout and stderr, which keeps the order of what is written to them.
+    """An empty stdin, and one output stream for stdout and stderr together, so that their order is kept.
 
-    It writes line by line, so that what a subprocess prints falls into its place and what was printed before a crash is there.
+    Output is written line by line, so that it is ordered with that of subprocesses and nothing is lost in a crash.
     """
 
     def __init__(self) -> None:
         self._make()
 
     def restore(self) -> None:
-        """Give a cell its streams. OSError where that is impossible."""
-        self._install()  # first of all: what was there may close a descriptor, or our buffer, as it goes
+        """Restore the streams for the next cell. Raises OSError if that is impossible."""
+        self._install()  # first, because the objects it replaces may close a descriptor or our buffer when they are deleted
         dup2(EMPTY, 0)
-        dup2(OUTPUT, 1)
+        _connect_stdout()
         dup2(OUTPUT, 2)
-        fcntl(1, F_SETFL, 0)  # blocking; no packets, no signals
         if not self._is_intact():
             self._make()
             self._install()
@@ -41,33 +40,32 @@ class Streams:
         sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = self._lines  # type: ignore[misc]
 
     def write(self, text: str) -> None:
-        """Write to the output, whatever ``sys.stdout`` is."""
+        """Write to the output, whatever ``sys.stdout`` is now."""
         self._blocks.flush()
         self._lines.write(text)
 
     def shows(self, stream: object) -> bool:
-        """Whether what is written to a stream gets into the output as it is."""
+        """Whether ``stream`` is one of the session's own output streams."""
         return stream is self._lines or stream is self._blocks
 
     def flush(self, again: bool = False) -> None:
-        """Push everything into the pipe: a cell has ended."""
+        """Write all buffered output into the pipe at the end of a cell."""
         names = sys.__dict__
         streams = (names.get("stdout"), names.get("stderr"), self._lines, self._blocks)
         stuck = False
         for stream in {id(stream): stream for stream in streams if stream is not None}.values():
-            # Cells may leave anything there: their own output is all that is lost.
+            # Cells may leave any object there; if it fails, only the cell's own output is lost.
             try:
                 stream.flush()
             except BaseException:  # noqa: BLE001
                 stuck |= self.shows(stream)
-        if stuck and not again:  # they closed the descriptor below: what waits for it would come in the next cell
-            with suppress(OSError):  # where a limit of the cell's forbids it, the next cell's beginning tells
-                dup2(OUTPUT, 1)
-                fcntl(1, F_SETFL, 0)
+        if stuck and not again:  # the cell closed descriptor 1; without this its output would appear in the next cell
+            with suppress(OSError):  # if a limit of the cell forbids it, it fails again before the next cell, which reports it
+                _connect_stdout()
                 self.flush(again=True)
 
     def _is_intact(self) -> bool:
-        """Whether all streams can be used as they are. A cell may have closed, detached or set up anew each part of them."""
+        """Whether the streams are as ``_make`` left them. A cell may have closed, detached or reconfigured any part of them."""
         try:
             lines, blocks = self._lines, self._blocks
             return (
@@ -79,7 +77,7 @@ class Streams:
                 and not self._input.closed
                 and self._input.buffer is self._input_buffer
                 and self._input_buffer.raw is self._input_file
-                # What a cell puts in the place of a method is kept here, and so is what ours note.
+                # Methods that a cell replaced are in __dict__, and so is what the classes below record.
                 and not (lines.__dict__ or blocks.__dict__ or self._buffer.__dict__ or self._input.__dict__)
                 and not self._input_buffer.__dict__
                 and (len(self._input_file.__dict__), len(self._pipe.__dict__)) == self._sizes
@@ -98,7 +96,7 @@ class Streams:
         self._sizes = len(self._input_file.__dict__), len(self._pipe.__dict__)
 
     def flood(self) -> None:
-        """From here on, until the end of the cell, write in blocks."""
+        """Write in blocks until the end of the cell."""
         if sys.stdout is self._lines:
             sys.stdout = self._blocks
         if sys.stderr is self._lines:
@@ -106,19 +104,19 @@ class Streams:
 
 
 class _Text(TextIOWrapper):
-    """Notes that it was set up in another way: its line ends cannot be asked for."""
+    """Records that it was reconfigured, because its newline setting cannot be read."""
 
     def reconfigure(self, **options: Any) -> None:
-        """Reconfigure, and remember that it happened."""
+        """Reconfigure, and record that it happened."""
         super().reconfigure(**options)
         self.changed = True
 
 
 class _Empty(FileIO):
-    """Descriptor 0. Notes that something was there to read: some of it may wait in a buffer."""
+    """Descriptor 0. Records that data was read, because the rest of it may be in a buffer."""
 
     def readinto(self, buffer: Any, /) -> int | None:
-        """Read, and remember whether there was something."""
+        """Read, and record whether there was data."""
         count = super().readinto(buffer)
         if count:
             self.used = True
@@ -126,17 +124,23 @@ class _Empty(FileIO):
 
 
 class _Pipe(FileIO):
-    """Descriptor 1."""
+    """Descriptor 1. Counts writes."""
 
     def __init__(self, streams: Streams) -> None:
         super().__init__(1, "w", closefd=False)
         self._streams = streams
         self.left = FLOOD_WRITES
-        """Writes until there are so many that they are a flood."""
+        """Writes that remain before output is written in blocks."""
 
     def write(self, data: object, /) -> int:
-        """To the descriptor."""
+        """Write to the descriptor."""
         self.left -= 1
         if self.left == 0:
             self._streams.flood()
         return super().write(data)  # type: ignore[arg-type]
+
+
+def _connect_stdout() -> None:
+    """Connect descriptor 1 to the output pipe, in blocking mode and without packet mode or signals. Raises OSError."""
+    dup2(OUTPUT, 1)
+    fcntl(1, F_SETFL, 0)

@@ -1,4 +1,4 @@
-"""The sandbox: one zygote, many sessions, at most so many at once."""
+"""The sandbox: one zygote and the sessions whose processes it forks."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from aster_sandbox.cgroups import Groups
 from aster_sandbox.errors import SandboxFailure, SettingsError
 from aster_sandbox.fonts import make_list
 from aster_sandbox.handle import ZygoteHandle, ZygoteLost, environment
+from aster_sandbox.history import Origin
 from aster_sandbox.housekeeping import run_housekeeping
 from aster_sandbox.isolation import Level, Plan, make_plan, remove_scratch
 from aster_sandbox.isolation.guard import remove_tree
 from aster_sandbox.output import Clip
 from aster_sandbox.pressure import Admission, held_mb
 from aster_sandbox.runner import Runner
-from aster_sandbox.session import Origin, Session
+from aster_sandbox.session import Session
 from aster_sandbox.settings import Settings
 
 DESCRIPTORS_PER_SESSION = 3
-"""Connection, output, pidfd."""
+"""The connection, the output pipe and the pidfd."""
 SPARE_DESCRIPTORS = 512
 OWN_DESCRIPTORS = 16
-"""What the sandbox itself has open, about."""
+"""Approximate number of descriptors that the sandbox itself has open."""
 LEAST_DESCRIPTORS = 512
-"""A session has some at fixed numbers, the last of them 502."""
+"""A session process uses fixed descriptor numbers up to 502."""
 ZYGOTE_ATTEMPTS = 3
-"""Runners asked for where the zygote dies each time."""
+"""How often a runner is requested if the zygote dies each time."""
 NOT_ISOLATED = "sandbox: NOT ISOLATED: cells can reach your files and processes (isolation level rlimits; see `aster doctor`)"
 
 
 class Sandbox:
-    """Runs model-written Python in sessions. Use as ``async with Sandbox() as sandbox``; one event loop."""
+    """Runs model-written Python in stateful sessions. Use it as ``async with Sandbox() as sandbox``, on one event loop."""
 
     def __init__(self, settings: Settings | None = None, *, beside_sampler: bool = False, **fields: Any) -> None:
-        """``settings``, or their ``fields`` that are not the defaults: ``Sandbox(cell_seconds=5)``.
+        """``settings``, or single ``fields`` of them: ``Sandbox(cell_seconds=5)``.
 
-        ``beside_sampler``: sessions leave ``spare_processors`` to this process, which samples a policy.
-        SettingsError for a field that is unknown, or a value that it cannot have.
+        ``beside_sampler``: whether this process also samples a policy, so that sessions leave it ``spare_processors``.
+        Raises SettingsError for an unknown field or an invalid value.
         """
         self.settings = settings if settings is not None else make_settings(**fields)
         self._spare_processors = self.settings.spare_processors if beside_sampler else 0
@@ -69,20 +70,12 @@ class Sandbox:
             raise SandboxFailure(f"the sandbox needs Linux (pidfd, prctl); this is {sys.platform}")
         for package in self.settings.preload:
             if importlib.util.find_spec(package) is None:
-                raise SettingsError(f"sandbox.preload: no package {package!r} is installed; install it or take it off the list")
+                raise SettingsError(
+                    f"sandbox.preload: package {package!r} is not installed; install it or remove it from the list"
+                )
         if self.settings.echo == "ipython" and importlib.util.find_spec("IPython") is None:
             raise SettingsError("sandbox.echo: ipython needs the package IPython; install ipython, or set echo to python")
-        wanted = self.settings.sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS
-        most = allow_descriptors(wanted)
-        if most < LEAST_DESCRIPTORS:
-            raise SandboxFailure(
-                f"the sandbox needs {LEAST_DESCRIPTORS} open files, and this process may have {most} (ulimit -Hn)"
-            )
-        if most < wanted:
-            _print_once(
-                f"sandbox: this process may have {most} open files (ulimit -Hn), enough for about "
-                f"{max(0, most - OWN_DESCRIPTORS) // DESCRIPTORS_PER_SESSION} of sandbox.sessions: {self.settings.sessions}"
-            )
+        _provide_descriptors(self.settings.sessions)
         root = tempfile.mkdtemp(prefix="aster-sandbox-")
         try:
             self._groups = Groups.find()
@@ -112,13 +105,13 @@ class Sandbox:
         self._entered = False
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)  # it goes on where this is cancelled: nobody else would end the processes
+        await asyncio.shield(self._closing)  # if this is cancelled, closing must go on: nothing else ends the processes
 
     async def _close(self) -> None:
         try:
             if self._housekeeping is not None:
                 self._housekeeping.cancel()
-                with contextlib.suppress(asyncio.CancelledError):  # any other end of it is a fault, and shown
+                with contextlib.suppress(asyncio.CancelledError):  # any other exception is a bug and is raised
                     await self._housekeeping
             await asyncio.gather(*(session.close() for session in list(self._sessions)))
         finally:
@@ -133,17 +126,18 @@ class Sandbox:
 
     @property
     def level(self) -> Level:
-        """The isolation level of this sandbox, which was entered."""
+        """The isolation level of the sessions. Raises SandboxFailure before the sandbox was entered."""
         if self._plan is None:
             raise SandboxFailure("the sandbox was not entered with `async with`")
         return self._plan.level
 
     async def open(self, seed: int = 0, setup: str = "", environment: Mapping[str, str] | None = None) -> Session:
-        """A fresh session; waits while ``sessions`` are alive, or while memory is short.
+        """Open a new session; waits while ``sessions`` sessions are alive or memory is short.
 
-        ``seed`` seeds the global generators of ``random``, and of numpy and sympy where they are preloaded. ``setup`` is Python
-        that runs before the first cell, and again where a session is rebuilt from its start; its source is not shown in
-        tracebacks. SandboxFailure where it raises. ``environment``: variables for the session, beside those that all have.
+        ``seed``: for the global generators of ``random``, and of numpy and sympy if they are preloaded. ``setup``: Python that
+        runs before the first cell, and again when the session is restored; tracebacks do not show its source.
+        ``environment``: environment variables, in addition to those of every session. Raises SandboxFailure if the setup raises
+        or no process starts, and SettingsError for an invalid environment.
         """
         session = await self.adopt(Origin(seed, setup, environment))
         try:
@@ -157,37 +151,36 @@ class Sandbox:
 
     @property
     def processes(self) -> int:
-        """How many sessions have a process."""
+        """The number of sessions that have a process."""
         return len(self._runners)
 
     async def adopt(self, origin: Origin) -> Session:
-        """A session without a process, as soon as there may be one more."""
+        """Make a session, without a process, as soon as ``sessions`` allows it."""
         await self._slots.acquire()
         session = Session(self, origin)
         self._sessions.add(session)
         return session
 
     def forget(self, session: Session) -> None:
-        """It is closed."""
+        """Release the place of a session that was closed."""
         self._sessions.discard(session)
         self._slots.release()
 
     async def launch(self, clip: Clip, wanted: Callable[[], bool]) -> Runner:
-        """A process whose output goes to ``clip``, when there is memory for it; it may still be on its way.
+        """Start a process as soon as there is memory for it; ``clip`` receives its output. Does not wait for the fork.
 
-        SandboxFailure where there is no memory for long, where the zygote cannot be had, or where the process is not ``wanted``
-        any more.
+        Raises SandboxFailure if memory stays short, the zygote does not start, or the process is no longer ``wanted``.
         """
         self._require_entered()
         await self._admission.wait(lambda: not self._runners, wanted)
         for _ in range(ZYGOTE_ATTEMPTS):
             try:
                 zygote = await self._warm()
-            except SettingsError as error:  # it was loaded once
+            except SettingsError as error:  # a package cannot be imported now, although it could before
                 raise SandboxFailure(str(error)) from error
             try:
                 runner = Runner(zygote, next(self._numbers), clip)
-            except OSError as error:  # no descriptors are left
+            except OSError as error:  # no descriptor is left
                 raise SandboxFailure(f"no process could be started for a session: {error}") from error
             name = f"session-{runner.number}"
             self._runners.add(runner)
@@ -205,32 +198,30 @@ class Sandbox:
 
     def _list_fonts(self) -> None:
         if self._plan is not None and self._plan.fonts:
-            with contextlib.suppress(OSError):  # then each session makes its own
+            with contextlib.suppress(OSError):  # without it each session makes its own list
                 make_list(self._plan.fonts, environment(Path(self._plan.root)))
 
     async def charge(self, runner: Runner) -> None:
-        """From here on, what is held for a process and all that it starts is counted: its first cell is about to begin."""
-        if self._groups is not None:
-            await runner.forked  # of many that are opened together, the first could run a cell before their pids are known
-            with contextlib.suppress(OSError):  # no descriptor is left: the next cell tries again
+        """Count the memory of a process and of all that it starts, from now on. Called before its first cell."""
+        with contextlib.suppress(OSError):  # no descriptor is left; the next cell tries again
+            if self._groups is not None:
+                await runner.forked  # if many sessions are opened together, its pid may not be known yet
                 if (pid := runner.pid) is not None:
                     self._groups.add(runner.number, pid)
-                runner.charged = True
-        else:
             runner.charged = True
 
     def _on_gone(self, runner: Runner, name: str, _: asyncio.Future[int | None]) -> None:
         self._runners.discard(runner)
         if self._groups is not None:
             self._groups.remove(runner.number)
-        if self._plan is not None and self._plan.level is not Level.NAMESPACES:  # there its files went with it
+        if self._plan is not None and self._plan.level is not Level.NAMESPACES:  # there the tmpfs ended with the process
             task = asyncio.ensure_future(asyncio.to_thread(remove_scratch, self._plan, name))
             self._removals.add(task)
             task.add_done_callback(self._removals.discard)
 
     async def _held(self, runners: list[Runner]) -> dict[Runner, float]:
-        """MiB that processes hold, with all that they started. For hundreds of sessions that is thousands of files: a thread
-        reads them, and cells go on meanwhile."""
+        """The MiB that processes hold, including all that they started. A thread reads the files (thousands for hundreds of
+        sessions), so that cells run meanwhile."""
         if (groups := self._groups) is not None:
             return await asyncio.to_thread(lambda: {runner: groups.held_mb(runner.number) for runner in runners})
         pids = {pid: runner for runner in runners if (pid := runner.pid) is not None}
@@ -243,7 +234,7 @@ class Sandbox:
             raise SandboxFailure("the sandbox is closed, or was not entered with `async with`")
 
     async def _warm(self) -> ZygoteHandle:
-        """The zygote; a new one where the last is gone."""
+        """The zygote; starts a new one if the last one has ended."""
         async with self._zygote_lock:
             self._require_entered()
             assert self._plan is not None
@@ -253,7 +244,7 @@ class Sandbox:
 
 
 def make_settings(**fields: Any) -> Settings:
-    """Settings with these fields. SettingsError, in one line, for one that is unknown or has a value that it cannot have."""
+    """Settings with these fields. Raises SettingsError, in one line, for an unknown field or an invalid value."""
     import pydantic
 
     try:
@@ -269,9 +260,26 @@ def _print_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _provide_descriptors(sessions: int) -> None:
+    """Raise this process's limit of open files for so many sessions. Warns on stderr if it stays too low for all of them;
+    raises SandboxFailure if it is too low for any."""
+    wanted = sessions * DESCRIPTORS_PER_SESSION + SPARE_DESCRIPTORS
+    most = allow_descriptors(wanted)
+    if most < LEAST_DESCRIPTORS:
+        raise SandboxFailure(
+            f"the sandbox needs {LEAST_DESCRIPTORS} open files, and this process may have {most}; raise ulimit -Hn"
+        )
+    if most < wanted:
+        enough = max(0, most - OWN_DESCRIPTORS) // DESCRIPTORS_PER_SESSION
+        _print_once(
+            f"sandbox: this process may have {most} open files, enough for about {enough} sessions "
+            f"(sandbox.sessions is {sessions}); raise ulimit -Hn"
+        )
+
+
 def allow_descriptors(wanted: int) -> int:
-    """Raise this process's soft limit of open files to ``wanted``, as far as it may, where it is lower. Returns how many there
-    can be."""
+    """Raise this process's soft limit of open files to ``wanted`` if it is lower, as far as the hard limit allows. Returns how
+    many files it can have open, at most ``wanted``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted

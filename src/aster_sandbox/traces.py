@@ -1,4 +1,4 @@
-"""Tracebacks as a cell's reader needs them: short, with every line's number, and without the names of the host's folders."""
+"""Tracebacks for cells: short, with a line number for every frame, and without the host's folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import CodeType
 from typing import Any
 
 CELL = "<cell "
-"""Every cell's file name starts so: ``<cell 3>``."""
+"""The beginning of every cell's file name, such as ``<cell 3>``."""
 LONGEST_TRACEBACK = 24
 PACKAGES = f"{os.sep}site-packages{os.sep}"
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
@@ -22,7 +22,7 @@ _HERE = os.path.dirname(__file__) + os.sep
 
 
 def short_traceback(error: BaseException) -> str:
-    """The traceback with the cells' frames and the innermost library frame alone, for the error and all it is chained to."""
+    """The traceback of an error and of all it is chained to, with only the cells' frames and the innermost library frame."""
     summary = traceback.TracebackException.from_exception(error, compact=True)
     numbers = _missing_numbers(error)
     todo = [summary]
@@ -32,22 +32,22 @@ def short_traceback(error: BaseException) -> str:
         todo += [linked for linked in (part.__cause__, part.__context__, *(part.exceptions or ())) if linked is not None]
     text = "".join(summary.format())
     for each in _chain(error):
-        if isinstance(each, ImportError) and isinstance(each.path, str):  # of a name that a module does not have
+        if isinstance(each, ImportError) and isinstance(each.path, str):  # "cannot import name ... from ... (path)"
             text = text.replace(f"({each.path})", f"({short_path(each.path)})")
     return text
 
 
 def message(error: BaseException) -> str:
-    """An error's name and what it says, as far as it can be had."""
+    """An error's type and text, as the last line of a traceback has them."""
     try:
-        said = str(error)
+        text = str(error)
     except Exception:  # noqa: BLE001 - whatever a cell's class raises
-        said = "<exception str() failed>"
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        text = "<exception str() failed>"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def short_path(path: str) -> str:
-    """A library's file, from the folder on that says what it is."""
+    """A library file's path without the host's folders, for instance ``numpy/linalg/_linalg.py``."""
     _, packages, rest = path.rpartition(PACKAGES)
     if packages:
         return rest
@@ -57,13 +57,13 @@ def short_path(path: str) -> str:
 
 
 def shorten_paths() -> None:
-    """Have every traceback and warning of this process name files by ``short_path``, those that cells print themselves too."""
+    """Make every traceback and warning of this process, including those that cells print themselves, use ``short_path``."""
     summary: Any = traceback.StackSummary
     format_frame = summary.format_frame_summary
 
     def short_frame(self: traceback.StackSummary, frame: traceback.FrameSummary) -> str | None:
         if frame.filename.startswith(_HERE) or frame.filename == "<frozen runpy>":
-            return None  # it is left out
+            return None  # leaves the frame out
         return str(format_frame(self, frame)).replace(f'"{frame.filename}"', f'"{short_path(frame.filename)}"', 1)
 
     summary.format_frame_summary = short_frame
@@ -73,7 +73,7 @@ def shorten_paths() -> None:
 
 
 def short_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning as ``warnings`` formats it, with the short path; without any where it is this package's own."""
+    """A warning as ``warnings`` formats it, with the short path; without a path if it comes from this package."""
     if filename.startswith(_HERE):
         return f"{category.__name__}: {message}\n"
     source = linecache.getline(filename, lineno) if line is None else line
@@ -83,14 +83,14 @@ def short_warning(message: Warning | str, category: type[Warning], filename: str
 
 
 def report_thread(arguments: threading.ExceptHookArgs) -> None:
-    """What ends a thread, as ``threading`` writes it, with the short traceback."""
+    """Report an exception that ended a thread, as ``threading`` does, with the short traceback."""
     if arguments.exc_type is not SystemExit and arguments.exc_value is not None and sys.stderr is not None:
         name = arguments.thread.name if arguments.thread is not None else threading.get_ident()
-        _tell(f"Exception in thread {name}:", arguments.exc_value)
+        _report(f"Exception in thread {name}:", arguments.exc_value)
 
 
 def report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """What nobody can catch, as an exception in ``__del__``, as Python writes it, with the short traceback."""
+    """Report an exception that cannot be caught (for instance in ``__del__``), as Python does, with the short traceback."""
     if unraisable.exc_value is None or sys.stderr is None:
         return
     place = ""
@@ -99,22 +99,22 @@ def report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
             place = f": {unraisable.object!r}"
         except Exception:  # noqa: BLE001 - whatever a cell's class raises
             place = ": <object repr() failed>"
-    _tell(f"{unraisable.err_msg or 'Exception ignored in'}{place}", unraisable.exc_value)
+    _report(f"{unraisable.err_msg or 'Exception ignored in'}{place}", unraisable.exc_value)
 
 
-def _tell(what: str, error: BaseException) -> None:
-    """Write to stderr, if that is possible: a cell may have closed it, and nobody else can be told."""
+def _report(what: str, error: BaseException) -> None:
+    """Write an error to stderr, if that is possible: a cell may have closed it."""
     try:
-        told = short_traceback(error)
-    except BaseException:  # noqa: BLE001 - an alarm's handler, for instance, which nobody can catch either
-        told = f"{message(error)}\n"
+        text = short_traceback(error)
+    except BaseException:  # noqa: BLE001 - for instance from the handler of an alarm
+        text = f"{message(error)}\n"
     with contextlib.suppress(Exception):
-        sys.stderr.write(f"{what}\n{told}")
+        sys.stderr.write(f"{what}\n{text}")
 
 
 def line_in(code: CodeType, line: int | None, instruction: int) -> int:
-    """The line of an instruction. One that belongs to none, as those that clean up, gets that of the last one before that
-    does."""
+    """The line of an instruction. If ``line`` is None, as for cleanup code, the line of the last instruction before it that has
+    one."""
     if line is not None:
         return line
     found = code.co_firstlineno
@@ -126,7 +126,7 @@ def line_in(code: CodeType, line: int | None, instruction: int) -> int:
 
 
 def _missing_numbers(error: BaseException) -> dict[tuple[str, str], int]:
-    """Lines of frames whose traceback has none, by file and function, for the error and all it is chained to."""
+    """Line numbers for the frames without one in the traceback of an error and of all it is chained to, by (file, function)."""
     numbers: dict[tuple[str, str], int] = {}
     for each in _chain(error):
         trace = each.__traceback__
@@ -139,7 +139,7 @@ def _missing_numbers(error: BaseException) -> dict[tuple[str, str], int]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and all it is chained to, each once."""
+    """An error and all errors it is chained to, each once."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:
@@ -156,7 +156,7 @@ def _trim(stack: traceback.StackSummary, numbers: dict[tuple[str, str], int]) ->
     if stack and not stack[-1].filename.startswith((CELL, _HERE)):
         frames.append(_shown(stack[-1], numbers))
     trimmed = traceback.StackSummary.from_list(frames)
-    # A recursion in one line is folded by format() itself; one over several lines is not.
+    # format() folds a recursion in one line itself, but not one over several lines.
     if len(trimmed.format()) > LONGEST_TRACEBACK:
         trimmed = traceback.StackSummary.from_list(frames[: LONGEST_TRACEBACK // 4] + frames[-LONGEST_TRACEBACK // 2 :])
     return trimmed

@@ -1,4 +1,4 @@
-"""What comes of a cell."""
+"""The result of a cell."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 
 class CellStatus(enum.StrEnum):
-    """How one cell ended."""
+    """How a cell ended."""
 
     OK = "ok"
     ERROR = "error"
     """The code raised."""
     TIMEOUT = "timeout"
-    """It ran into the time limit."""
+    """It reached the time limit."""
     CRASHED = "crashed"
-    """The interpreter died under the code."""
+    """The interpreter process ended while the cell ran."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """One cell and what came of it."""
+    """A cell and its result."""
 
     code: str
-    """As it was given."""
+    """The code as it was passed to ``run``."""
     status: CellStatus
     output: str
-    """What a reader of the session sees: what was printed, the echo of the last expression, a traceback, notes in brackets."""
+    """What the cell printed, the value of its last expression or a traceback, and the sandbox's notes in brackets."""
     seconds: float
-    """Wall clock, from the call of ``run`` to its return."""
+    """Wall-clock time of ``run``, in seconds."""

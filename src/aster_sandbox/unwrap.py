@@ -1,5 +1,6 @@
-"""What stands around a cell's code: fences, prompts, indentation. Every function takes lines and returns as many, or None where
-it finds nothing to take off."""
+"""Remove what surrounds a cell's code: fences, prompts, indentation.
+
+Each function takes the cell's lines and returns the same number of lines, or None if there is nothing to remove."""
 
 from __future__ import annotations
 
@@ -17,17 +18,18 @@ _PYTHON = re.compile(r"((i?python|py)[\d.]*|pycon|pyi|jupyter|repl|code|tool_cod
 _PROMPT = re.compile(r"[ \t]*(?:>>>|In ?\[\d+\]:)(?: |$)")
 _CONTINUED = re.compile(r"[ \t]*\.{3,}:?(?: |$)")
 _SILENT = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Pass)
-"""Statements that print nothing by themselves."""
+"""Statements that print nothing at a prompt."""
 
 
 def is_fenced_python(info: str) -> bool:
-    """Whether what follows the marks of a fence leaves it to be Python."""
+    """Whether the text after a fence's marks names Python, or no language."""
     word = re.match(r"[{.\s]*([\w+#-]*(?:\.\d+)*)", info)
     return word is not None and _PYTHON.match(word[1]) is not None
 
 
 def unfence(lines: Lines) -> Lines | None:
-    """Code in one fence, or in several without text between them. The last may lack its end, the only one its beginning."""
+    """Remove one or more fences with no text outside them. The last fence may lack its end; a single one may lack its
+    beginning."""
     filled = [place for place, line in enumerate(lines) if not _is_empty(line)]
     if not filled:
         return None
@@ -41,7 +43,7 @@ def unfence(lines: Lines) -> Lines | None:
     if closing is None or closing["info"] or lines[first].lstrip().startswith("%%"):
         return None
     if any(FENCE.match(line) for line in lines[:last]):
-        return None  # text around a fence, for instance
+        return None  # for instance, a fence with text around it
     return [*lines[:last], "", *lines[last + 1 :]]
 
 
@@ -56,7 +58,7 @@ def _open_fences(lines: Lines) -> Lines | None:
                 marks = fence["marks"]
                 reader = Reader()
             elif not _is_empty(line):
-                return None  # text outside
+                return None  # text outside the fences
             meant.append("" if fence is not None else line)
         elif fence is not None and not fence["info"] and fence["marks"].startswith(marks):
             marks = ""
@@ -68,18 +70,18 @@ def _open_fences(lines: Lines) -> Lines | None:
 
 
 def _is_empty(line: str) -> bool:
-    """Whether it is blank, or a comment."""
+    """Whether a line is blank or a comment."""
     return not line.strip() or line.lstrip().startswith("#")
 
 
 def unprompt(lines: Lines, parse: Callable[[str], ast.Module | None]) -> Lines | None:
-    """A session copied from a prompt, without its prompts and its output."""
+    """Remove the prompts and the output from a copied interactive session."""
     first = next((line for line in lines if line.strip()), "")
     if not _PROMPT.match(first):
         return None
     code: Lines = []
     others: Lines = []
-    """What has no prompt, in its place: output, or code whose prompts were forgotten."""
+    """Lines without a prompt: output, or code whose prompt is missing."""
     for line in lines:
         prompt = _PROMPT.match(line) or _CONTINUED.match(line)
         code.append(line[prompt.end() :] if prompt else "")
@@ -97,15 +99,15 @@ def unprompt(lines: Lines, parse: Callable[[str], ast.Module | None]) -> Lines |
 
 
 def _prints_nothing(tree: ast.Module, line: int) -> bool:
-    """Whether the last statement that begins in the first ``line`` lines is one without output."""
+    """Whether the last statement that begins in the first ``line`` lines prints nothing."""
     before = [statement for statement in tree.body if statement.lineno <= line]
     return bool(before) and isinstance(before[-1], _SILENT)
 
 
 def dedent(lines: Lines) -> Lines | None:
-    """Lines that are all indented, without what they have in common.
+    """Remove the indentation that all statements have in common.
 
-    So are lines inside a string, where all of them have it too: then the whole cell was indented after it was written."""
+    Lines inside strings lose it too if all of them have it, because then the whole cell was indented after it was written."""
     fresh, inner = _kinds(lines)
     margin = _margin(lines, fresh)
     if not margin:
@@ -116,7 +118,7 @@ def dedent(lines: Lines) -> Lines | None:
 
 
 def dedent_rest(lines: Lines) -> Lines | None:
-    """A cell whose first line has more indentation than all others, or less, as where the whole was stripped."""
+    """Fix a cell whose first line has another indentation than the others, as after a strip() of the whole text."""
     fresh, inner = _kinds(lines)
     if len(fresh) < 2:
         return None
@@ -141,7 +143,7 @@ def _without(lines: Lines, margin: str, kept: set[int]) -> Lines:
 
 
 def _kinds(lines: Lines) -> tuple[list[int], list[int]]:
-    """Places of lines that begin a statement, and of those that begin inside a string."""
+    """Indices of the lines that begin a statement, and of those that begin inside a string."""
     fresh, inner = [], []
     reader = Reader()
     for place, line in enumerate(lines):
@@ -157,4 +159,4 @@ def _kinds(lines: Lines) -> tuple[list[int], list[int]]:
 def _margin(lines: Lines, places: list[int]) -> str:
     """The indentation that lines have in common."""
     indents = [lines[place][: len(lines[place]) - len(lines[place].lstrip(" \t"))] for place in places]
-    return commonprefix(indents)  # noqa: RUF071 - of characters, as it should be
+    return commonprefix(indents)  # noqa: RUF071 - a common prefix of characters is meant

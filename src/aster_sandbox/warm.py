@@ -1,4 +1,4 @@
-"""What the zygote does before it serves: import and exercise libraries, then make itself cheap to fork."""
+"""Prewarm the zygote: import and exercise libraries, then prepare the process's memory so that forks are cheap."""
 
 from __future__ import annotations
 
@@ -50,25 +50,26 @@ scipy.optimize.brentq(lambda t: t*t - 2, 0, 2), scipy.integrate.quad(math.exp, 0
     "networkx": "networkx.shortest_path(networkx.cycle_graph(5), 0, 2)",
     "mpmath": "mpmath.mpf(2)**0.5, mpmath.quad(mpmath.sin, [0, 1])",
 }
-"""What a package is put through after its import, so that sessions find its caches filled. A package not named is imported."""
+"""Code to run after a package's import, to fill its caches. Other packages are only imported."""
 ROUNDS = 4
-"""Times that all of it runs. CPython rewrites the bytecode of a function in its first calls: what a session need not rewrite,
-it need not copy. A session after six typical cells holds about 2 MiB less than with one round; 20 save no more."""
+"""How often all exercises run. CPython specializes a function's bytecode in its first calls; memory that is already rewritten
+need not be copied by a session. A session after six typical cells holds about 2 MiB less than with one round; 20 rounds save no
+more."""
 POOL, POOL_HEADER, SMALL_STEP, LARGEST_SMALL = 16 << 10, 48, 16, 512
-"""How CPython lays out small objects, in bytes: a pool has blocks of one size, a multiple of 16 and 512 at the most."""
+"""CPython's layout of small objects, in bytes: a pool has blocks of one size, which is a multiple of 16, at most 512."""
 POOL_USED = 250
-"""So many blocks from one pool, where it has as many, and it was a free one."""
+"""A pool that yields so many blocks (or all it has) was unused before."""
 HUGE_PAGE = 2 << 20
 MADV_COLLAPSE = 25
 _madvise = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)(("madvise", libc))
 MOST_FILLING = 1 << 20
-"""Bytes of one block size that are filled at the most, should an interpreter lay out its memory in another way."""
+"""Maximum number of bytes filled for one block size, in case an interpreter has another memory layout."""
 
 
 def warm_up(packages: Iterable[str], echo: str = "python") -> None:
-    """Import and exercise what cells use, through the same code that runs cells, and make the process cheap to fork.
+    """Import and exercise ``packages``, with the code that runs cells, and make this process cheap to fork.
 
-    ``echo``: how values are shown."""
+    ``echo``: the setting of that name. Raises Unloadable if a package cannot be imported."""
     shorten_paths()
     if echo == "ipython":
         pretty_printer()([{1: (2.0, "three")}])
@@ -80,31 +81,31 @@ def warm_up(packages: Iterable[str], echo: str = "python") -> None:
     keep_hard_limits()
     refuse_audit_hooks()
     fork_instead_of_spawn()
-    # _IONBF: what C code prints keeps its place among the lines, and nothing of it waits for the end of a cell.
+    # Make the C library's stdout unbuffered (_IONBF), so that output of C code keeps its order and none is left in a buffer.
     libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 2, 0)
     gc.collect()
     fill_pools()
     gc.freeze()
     merge_mappings()
-    with contextlib.suppress(OSError):  # without /proc forks cost what they cost
+    with contextlib.suppress(OSError):  # without /proc this optimization is skipped
         collapse(list(heap()))
 
 
 class Unloadable(Exception):
-    """A package cannot be loaded. The message is one line for the user."""
+    """A package cannot be imported. The message is one line for the user."""
 
 
 def _load(package: str) -> None:
     try:
         importlib.import_module(package)
-    except Exception as error:  # whatever it raises, it cannot be had
+    except Exception as error:  # importing may raise anything
         why = f"{type(error).__name__}: {error}".splitlines()[0]
-        hint = "if its folder is not shown to sessions, name that in sandbox.mounts; or take the package off the list"
-        raise Unloadable(f"sandbox.preload: {package!r} cannot be loaded in the sandbox ({why}); {hint}") from error
+        hint = "if sessions cannot see its folder, add that to sandbox.mounts; or remove the package from the list"
+        raise Unloadable(f"sandbox.preload: {package!r} cannot be imported in the sandbox ({why}); {hint}") from error
 
 
 def exercise(cells: list[str]) -> None:
-    """Run cells, and one that fails. RuntimeError where another does."""
+    """Run cells that must succeed, and one that fails. Raises RuntimeError if another fails."""
     paper = _Recorder()
     interpreter = Interpreter({"__name__": "warm_up"}, paper)
     with contextlib.redirect_stdout(paper.stream):
@@ -115,26 +116,26 @@ def exercise(cells: list[str]) -> None:
 
 
 class _Recorder:
-    """What the exercises are written on."""
+    """Collects the output of the exercises (``cells.CellProcess``)."""
 
     def __init__(self) -> None:
         self.stream = io.StringIO()
 
     def report(self, text: str) -> None:
-        """Keep it."""
+        """Record a traceback."""
         self.stream.write(text)
 
     def lower_memory(self) -> None:
-        """There is no limit here."""
+        """Do nothing: the zygote has no limit."""
 
     raise_memory = reporting = lower_memory
 
 
 def fill_pools() -> None:
-    """Leave no free block between the objects of this process, so that the objects of a session lie side by side.
+    """Fill the free blocks between this process's small objects, so that a session's objects get pages of their own.
 
-    A fork copies a page as soon as it writes to it, and a new object would go into a hole of a page that all share. What fills
-    the holes is never freed. A session after six typical cells holds about 1 MiB less.
+    Otherwise a session's new objects would go into free blocks on shared pages, and each such page would be copied. The filling
+    blocks are never freed. A session after six typical cells holds about 1 MiB less.
     """
     allocate = ctypes.pythonapi.PyObject_Malloc
     allocate.argtypes, allocate.restype = [ctypes.c_size_t], ctypes.c_size_t
@@ -149,17 +150,17 @@ def fill_pools() -> None:
 
 
 def merge_mappings() -> None:
-    """Give neighbouring parts of a library the same rights, so that the kernel keeps them as one.
+    """Give neighbouring mappings of a library the same access rights, so that the kernel merges them.
 
-    A fork copies the list of mappings, and the end of a process takes it apart, one by one: with numpy and scipy they are nine
-    hundred, five for each library. What was for reading may be run then, and what was fixed after loading may be written: in
-    a process in which any code may run, that protects nobody.
+    Each fork copies the list of mappings, and each process end releases them one by one: with numpy and scipy there are nine
+    hundred, five per library. Afterwards read-only data is also executable, and data that was read-only after loading is
+    writable. In a process that runs arbitrary code that costs no security.
     """
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     try:
         with open("/proc/self/maps") as file:
             lines = file.readlines()
-    except OSError:  # no /proc: forks cost what they cost
+    except OSError:  # without /proc this optimization is skipped
         return
     mappings = [[*line.split(None, 5), ""][:6] for line in lines]
     for (bounds, rights, _, _, _, name), (_, next_rights, _, _, _, next_name) in itertools.pairwise(mappings):
@@ -170,14 +171,14 @@ def merge_mappings() -> None:
 
 
 def fork_instead_of_spawn() -> None:
-    """Have ``multiprocessing`` fork, whatever a cell asks for: a process that it spawns would look for the cells' functions in
-    a file that is not there, and die for ever."""
+    """Make ``multiprocessing`` always fork. A spawned process would look for the cells' functions in a file that does not
+    exist, and each of its replacements would die too."""
     contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
     contexts["spawn"] = contexts["forkserver"] = contexts["fork"]
 
 
 def refuse_audit_hooks() -> None:
-    """Have ``sys.addaudithook`` raise: nobody can take a hook off again, and it would hold for every later cell."""
+    """Make ``sys.addaudithook`` raise: a hook cannot be removed, so it would apply to every later cell."""
 
     def addaudithook(hook: Callable[[str, tuple[Any, ...]], Any]) -> None:  # noqa: ARG001
         raise RuntimeError("audit hooks cannot be had here: they would hold for every later cell")
@@ -186,7 +187,7 @@ def refuse_audit_hooks() -> None:
 
 
 def heap() -> Iterator[tuple[int, int]]:
-    """Address and size of the areas that hold this process's objects. OSError without /proc."""
+    """Address and size of each memory area with this process's objects. Raises OSError without /proc."""
     with open("/proc/self/maps") as file:
         for bounds in re.findall(r"^([0-9a-f]+-[0-9a-f]+) rw-p \S+ \S+ 0 *(?:\[heap\])?\n", file.read(), re.MULTILINE):
             first, last = (int(bound, 16) for bound in bounds.split("-"))
@@ -194,10 +195,11 @@ def heap() -> Iterator[tuple[int, int]]:
 
 
 def collapse(places: Iterable[tuple[int, int]]) -> None:
-    """Put memory into huge pages, as far as the kernel will (Linux 6.1 and later). ``places`` are addresses and sizes.
+    """Collapse memory areas (address and size) into huge pages, as far as the kernel allows it (Linux 6.1 and later).
 
-    A fork copies the page table's entries one by one, and a huge page has one for 512. A child that writes still copies 4 KiB.
+    A fork copies page table entries one by one, and a huge page has one entry instead of 512. A child that writes to it still
+    copies only 4 KiB.
     """
     for address, size in places:
         for start in range(-(-address // HUGE_PAGE) * HUGE_PAGE, address + size - HUGE_PAGE + 1, HUGE_PAGE):
-            _madvise(start, HUGE_PAGE, MADV_COLLAPSE)  # refused where the range is not filled: no harm
+            _madvise(start, HUGE_PAGE, MADV_COLLAPSE)  # fails, without harm, if the range is not completely mapped

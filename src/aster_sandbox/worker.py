@@ -1,7 +1,7 @@
-"""A session's interpreter: what runs in a runner, from its fork on.
+"""The session process: what a runner executes from its fork on.
 
-Everything here runs under whatever the cells did to the process. What is called before and after each cell is bound to names of
-this module when it is loaded, so that cells which replace functions of the standard library do not replace ours.
+Everything here runs in a process that cells may have changed. Functions that are called before and after each cell are imported
+by name, so that a cell which replaces functions of the standard library does not replace these.
 """
 
 from __future__ import annotations
@@ -63,18 +63,20 @@ from aster_sandbox.traces import short_traceback
 TIMERS = (ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF)
 INTERRUPT_NUMBER = int(INTERRUPT)
 LARGEST_INT_DIGITS = 200_000
-"""Digits of an integer that ``str`` converts; Python's own 4,300 stops ordinary problems such as the digit sum of 2**20000."""
+"""Maximum digits of an integer that ``str`` converts. Python's limit of 4,300 is too low for ordinary problems such as the
+digit sum of 2**20000."""
 LEAST_RECURSION = 1000
-"""Python's own limit: what runs between cells needs a part of it."""
+"""Python's default recursion limit, restored if a cell set a lower one: code that runs between cells needs part of it."""
 RESTORE_ATTEMPTS = 3
-"""A signal handler that a cell left behind may raise while order is made for the next one, once for each signal that waits."""
+"""How often to try restoring the process for the next cell: a signal handler that a cell left behind may raise meanwhile, once
+for each pending signal."""
 
 
 class Worker:
-    """A session's interpreter."""
+    """Serves the supervisor's requests in a session process."""
 
     def __init__(self, plan: Plan, scratch: str, address_space: int) -> None:
-        """``scratch``: the working directory. ``address_space``: what this process has now, in bytes."""
+        """``scratch``: the working directory. ``address_space``: the current size of this process, in bytes."""
         self._home = scratch
         self._pid = getpid()
         self._nonce = b""
@@ -98,7 +100,7 @@ class Worker:
         self._hook = cellbuiltins.enter(self._streams, self._mark_here, scratch, plan.echo)
 
     def serve(self) -> NoReturn:
-        """Answer requests for ever; end the process at the end of the connection."""
+        """Answer requests until the connection closes, then end the process."""
         buffer = bytearray()
         while True:
             try:
@@ -109,22 +111,22 @@ class Worker:
                         _exit(0)
                     buffer += data
                     continue
-            except BlockingIOError:  # a cell has set up all descriptors that there are
+            except BlockingIOError:  # a cell made all descriptors non-blocking
                 set_blocking(CONNECTION, True)
                 continue
-            except (OSError, MemoryError):  # a cell closed the connection, and kept it open in a child; a request is too large
+            except (OSError, MemoryError):  # a cell closed the connection here (a child may hold it open), or no memory is left
                 _exit(1)
-            except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised; its cell is over
+            except BaseException:  # noqa: BLE001, S112 - a signal handler that a cell left behind raised
                 continue
             self._nonce, request = taken
             self._mark = line_mark(self._nonce)
             reply = self._answer(request)
-            if getpid() != self._pid:  # a child that a cell forked came to the end of the cell
+            if getpid() != self._pid:  # this is a child that a cell forked; it ends with the cell
                 _exit(self._interpreter.exit_status)
             self._send(reply)
 
     def _mark_here(self) -> str:
-        """The present cell's mark. None in a child that a cell forked: it may write when another cell has another."""
+        """The current cell's mark; empty in a child that a cell forked, because it may write while another cell runs."""
         return self._mark if getpid() == self._pid else ""
 
     def _send(self, reply: Reply) -> None:
@@ -159,7 +161,7 @@ class Worker:
             if wanted["setup"]:
                 self._link_fonts()
                 self._interpreter.setup(wanted["setup"])
-        except BaseException as error:  # noqa: BLE001 - the supervisor turns it into a SandboxFailure
+        except BaseException as error:  # noqa: BLE001 - the supervisor raises SandboxFailure
             kind = Kind.ERROR
             self.report(short_traceback(error))
         self._flush()
@@ -177,17 +179,17 @@ class Worker:
         return Reply(kind)
 
     def _link_fonts(self) -> None:
-        """Have matplotlib find its font list, in this process and in those that it starts. Not at the start: many processes are
-        started together, and wait for one another."""
+        """Let matplotlib find its font list, in this process and in those that cells start. Done with the first cell, because
+        sessions are often started many at a time."""
         if self._fonts:
-            with suppress(Exception):  # no room, no descriptors: matplotlib makes its own list then
+            with suppress(Exception):  # if there is no space or no descriptor left, matplotlib makes its own list
                 link_list(self._fonts, self._home)
             self._fonts = ""
 
     def _attempt(self, action: Callable[[], object]) -> Reply:
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - told in words
+        except Exception as error:  # noqa: BLE001 - the reply carries its text
             return Reply(Kind.ERROR, data=_error_text(error))
         return Reply(Kind.OK)
 
@@ -205,7 +207,7 @@ class Worker:
             file.write(content)
 
     def _read(self, request: Request) -> Reply:
-        """A part of a regular file. ``finished`` is the file's size."""
+        """Read a part of a regular file. ``finished`` of the reply is the file's size."""
         try:
             descriptor = os.open(os.path.join(os.fsencode(self._home), request.data), os.O_RDONLY | os.O_NONBLOCK)
             with open(descriptor, "rb", buffering=0) as file:
@@ -214,27 +216,27 @@ class Worker:
                     return Reply(Kind.ERROR, data=b"is no file")
                 file.seek(request.number)
                 return Reply(Kind.OK, finished=status.st_size, data=file.read(min(request.limit, MAX_DATA)))
-        except Exception as error:  # noqa: BLE001 - told in words
+        except Exception as error:  # noqa: BLE001 - the reply carries its text
             return Reply(Kind.ERROR, data=_error_text(error))
 
     # ----- between cells
 
     def _make_ready(self) -> bool:
-        """Whether a cell can run now."""
+        """Restore the process for the next cell. Returns whether a cell can run."""
         for _ in range(RESTORE_ATTEMPTS):
             try:
                 self._restore()
-            except BaseException:  # noqa: BLE001, S112 - whatever it is: where it comes again, this process is given up
+            except BaseException:  # noqa: BLE001, S112 - if it comes again, the supervisor replaces this process
                 continue
             return True
         return False
 
     def _restore(self) -> None:
-        """Bring everything that the next cell needs into its own order, whatever the last one did to it. Raises where that is
+        """Undo what the last cell did to the process's streams, limits, signal handlers, builtins and so on. Raises if that is
         impossible."""
         self._limits.restore()
         self._streams.restore()
-        # signal.signal turns its arguments into enums and back, which takes longer than all else here.
+        # _signal.signal, because signal.signal converts to enums and back, which takes longer than everything else here.
         set_handler(INTERRUPT_NUMBER, self._interpreter.interrupt)
         set_handler(SIGINT, self._on_sigint)
         set_wakeup_fd(-1)
@@ -249,84 +251,85 @@ class Worker:
             sys.modules["__main__"] = self._main
         if not callable(sys.__dict__.get("displayhook")):
             sys.displayhook = self._hook
-        try:  # os.getcwd walks for seconds where a cell made a path too long for the kernel
+        try:  # not os.getcwd: it takes seconds if a cell made a path that is too long for the kernel
             removed = not os_stat(".").st_nlink
-        except PermissionError:  # a cell closed its working directory to all: it can open it again
+        except PermissionError:  # a cell changed the directory's mode, and can change it back
             removed = False
         if removed:
             makedirs(self._home, exist_ok=True)
             chdir(self._home)
 
     def _flush(self) -> None:
-        """Push everything into the pipe before the reply. (The C library has no buffer: ``warm_up``.)"""
+        """Write all buffered output into the pipe before the reply. (``warm_up`` made the C library's stdout unbuffered.)"""
         self._cancel_timers()
         self._streams.flush()
 
     def _cancel_timers(self) -> None:
-        """Stop the cell's alarms, and let come what still waits behind a mask: it belongs to this cell, and not to the next."""
+        """Stop the cell's timers and unblock signals, so that pending ones are delivered to this cell and not to the next."""
         while True:
             try:
                 for timer in TIMERS:
                     setitimer(timer, 0)
                 pthread_sigmask(SIG_SETMASK, ())
-            except BaseException:  # noqa: BLE001, S112 - a cell's signal handler raised, and the cell is over
+            except BaseException:  # noqa: BLE001, S112 - a cell's signal handler raised
                 continue
             return
 
     # ----- for the interpreter
 
     def report(self, text: str) -> None:
-        """Write a traceback where it will be seen, even where the cell closed or replaced its output, on a line of its own."""
-        with suppress(ValueError, OSError):  # where it fails, the next cell's beginning tells
+        """Write a traceback to the cell's output, on its own line, even if the cell closed or replaced its streams."""
+        with suppress(ValueError, OSError):  # if it fails, it fails again before the next cell, which reports it
             self._limits.restore()
         self._streams.flush()
         self._streams.restore()
         self._streams.write(self._mark_here() + text)
 
     def lower_memory(self) -> None:
-        """Set the address-space limit that a cell's code runs under."""
+        """Set the address-space limit for a cell's code."""
         self._limits.lower_memory()
 
     def raise_memory(self) -> None:
-        """Lift the limit for cells: their code has ended. Python's own recursion limit comes back with it."""
+        """Lift that limit after the cell's code has ended, and restore the recursion limit."""
         self._limits.raise_memory()
         if getrecursionlimit() < LEAST_RECURSION:
             setrecursionlimit(LEAST_RECURSION)
 
     def reporting(self) -> None:
-        """Tell the supervisor that the cell has ended, and its report comes."""
+        """Tell the supervisor that an interrupt has ended the cell and its traceback follows."""
         if getpid() == self._pid:
             self._send(Reply(Kind.REPORTING))
 
 
 def become_runner(plan: Plan, scratch: str, connection: int, output: int) -> NoReturn:
-    """Turn a fresh child of the zygote into a session's process, shut it in and serve. Closes every descriptor but the two
-    given and the log."""
-    # What the standard library has above the system's own calls writes to many more pages of memory, and each is copied.
+    """Turn a new child of the zygote into a session process: confine it and serve requests.
+
+    ``connection`` and ``output``: descriptors of its connection and its output pipe. Closes all others."""
+    # Use _signal, not signal: each memory page that is written to here is copied for each session.
     set_wakeup_fd(-1)
     set_handler(SIGCHLD, SIG_DFL)
-    os.setsid()  # all that runs for a session shares the processor as one, and can be found by it
-    # Both need /proc, which a session has not.
+    os.setsid()  # the processes of a session share one share of the processor, and can be found by their process session
+    # The next two need /proc, which is not available after confine_session.
     with suppress(OSError):  # some containers forbid it
-        write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"500")  # where memory runs out, sessions go before the trainer
+        write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"500")  # the kernel kills sessions before the trainer
     address_space = int(read(os.open("/proc/self/statm", os.O_RDONLY), 100).split()[0]) * getpagesize()
-    # First beyond their places: where the zygote holds a descriptor for each of many sessions, these have such numbers already.
+    # Move them above their final numbers first: in a zygote with many sessions they may already have one of those numbers.
     wanted = (connection, CONNECTION), (output, OUTPUT), (os.open(os.devnull, os.O_RDONLY), EMPTY)
     lifted = [(fcntl(descriptor, F_DUPFD, EMPTY + 1), place) for descriptor, place in wanted]
     for descriptor, place in lifted:
         os.dup2(descriptor, place, inheritable=False)
     close_all_but(2, CONNECTION, OUTPUT, EMPTY)
     confine_session(plan, scratch)
-    for place, descriptor in enumerate((EMPTY, OUTPUT, OUTPUT)):  # until here, 2 was the zygote's log
+    for place, descriptor in enumerate((EMPTY, OUTPUT, OUTPUT)):  # before this, errors go to descriptor 2, the zygote's log
         os.dup2(descriptor, place)
     Worker(plan, scratch, address_space).serve()
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators: ``random``'s, and numpy's legacy one and sympy's where the zygote has loaded them. Every fork
-    shares their state otherwise."""
+    """Seed the global generators of ``random``, and of numpy (legacy) and sympy if they are imported. Without this all forks of
+    the zygote would have the same state."""
     random.seed(seed)
-    # No import statements here, and one small number for numpy: each would have every session pay for pages of memory.
+    # No imports, and a small seed for numpy: anything more would make every session copy further memory pages.
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed((seed ^ seed >> 32) & 0xFFFFFFFF)
     if (sympy := sys.modules.get("sympy")) is not None:
@@ -334,5 +337,5 @@ def seed_everything(seed: int) -> None:
 
 
 def _error_text(error: BaseException) -> bytes:
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said).encode("utf-8", "replace")[:1000]
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).encode("utf-8", "replace")[:1000]

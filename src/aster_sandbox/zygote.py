@@ -1,8 +1,8 @@
-"""The warm parent: ``python -m aster_sandbox.zygote DESCRIPTOR PLAN SUPERVISOR_PID``.
+"""The zygote, the prewarmed parent of all sessions: ``python -m aster_sandbox.zygote DESCRIPTOR PLAN SUPERVISOR_PID``.
 
-It enters the isolation level of the PLAN, imports and exercises the libraries once and then forks runners on request, one a
-session. It has one thread and never runs a cell. When a runner has ended, it ends and reaps all that the runner started. It
-ends, with all sessions, when the supervisor closes the connection; its guard sees to the rest."""
+It enters the isolation level of PLAN, imports and exercises the libraries once, and then forks a runner for each session on
+request. It has one thread and never runs a cell. When a runner has ended, it kills and reaps everything that the runner
+started. It ends, with all sessions, when the supervisor closes the connection (its guard cleans up if that fails)."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from aster_sandbox.warm import Unloadable, warm_up
 from aster_sandbox.worker import become_runner
 
 BURST = 16
-"""Forks in a row, before the dead are buried."""
+"""Maximum number of forks in a row before ended processes are reaped."""
 IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
 PER_PACKET = 100
-"""The dead that one packet names."""
+"""Maximum number of ended runners in one packet."""
 
 
 class Zygote:
-    """Forks runners and buries them."""
+    """Forks runners, reaps them, and reports both to the supervisor."""
 
     def __init__(self, connection: socket.socket, plan: Plan) -> None:
         self._connection = connection
         self._plan = plan
         self._runners: dict[int, tuple[int, int, int]] = {}
-        """pid -> number, first process of its namespace and the pidfd of that, of every runner that was not buried yet."""
+        """pid -> (number, init, pidfd of init) of every runner that was not reaped yet."""
         self._ending: dict[int, tuple[int, int]] = {}
-        """pidfd of the first process of a namespace that was killed -> the runner's number and status."""
+        """pidfd of an init that was killed -> (number, status) of its runner."""
         self._wakeup, wake = os.pipe()
         for descriptor in (self._wakeup, wake):
             os.set_blocking(descriptor, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # the byte in the pipe is what is wanted
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # needed for the wake-up byte in the pipe
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._poll.register(self._wakeup, select.POLLIN)
-        # A descriptor for each session.
+        # The zygote needs a descriptor for each session.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def serve(self) -> None:
-        """Answer until the supervisor closes the connection."""
+        """Serve until the supervisor closes the connection."""
         pidfd = os.pidfd_open(os.getpid())
         self._send({"ready": True}, pidfd)
         os.close(pidfd)
@@ -72,15 +72,15 @@ class Zygote:
                     return
 
     def end(self) -> None:
-        """Kill everything below."""
-        with contextlib.suppress(OSError):  # nobody may be left to tell who is gone
+        """Kill all descendants."""
+        with contextlib.suppress(OSError):  # the supervisor may have ended
             self._connection.shutdown(socket.SHUT_RDWR)
         for pid in self._runners:
             os.kill(pid, signal.SIGKILL)
         kill_all_below()
 
     def _answer(self) -> bool:
-        """Serve what has come, up to a burst. False at the end of the connection."""
+        """Serve the pending requests, at most BURST. Returns False at the end of the connection."""
         forked: dict[int, int] = {}
         alive = True
         for _ in range(BURST):
@@ -108,14 +108,14 @@ class Zygote:
         return alive
 
     def _fork(self, message: dict[str, Any], connection: int, output: int) -> int:
-        """A runner's pidfd. OSError where there is none."""
+        """Fork a runner and return its pidfd. Raises OSError."""
         scratch = make_scratch(self._plan, message["name"])
         pid, init, place = fork_session(self._plan)
         if pid == 0:
             try:
-                self._connection.detach()  # its number is the child's to use again
+                self._connection.detach()  # so that the child does not close the number, which it may use itself
                 become_runner(self._plan, scratch, connection, output)
-            except BaseException:  # noqa: BLE001 - the child must never come back into the zygote's loop
+            except BaseException:  # noqa: BLE001 - the child must never return to the zygote's loop
                 with contextlib.suppress(OSError):
                     os.write(2, traceback.format_exc().encode())
             finally:
@@ -123,14 +123,14 @@ class Zygote:
         self._runners[pid] = message["id"], init, place
         try:
             return os.pidfd_open(pid)
-        except OSError:  # no descriptor is left; its end is not told, since it never was
+        except OSError:  # no descriptor is left; the number -1 keeps its end from being reported
             os.kill(pid, signal.SIGKILL)
             self._runners[pid] = -1, init, place
             raise
 
     def _reap(self) -> None:
-        """Reap the dead, and end what runners leave behind."""
-        alone: list[tuple[int, int]] = []
+        """Reap ended children, and kill what ended runners left behind."""
+        without_init: list[tuple[int, int]] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -139,20 +139,20 @@ class Zygote:
             if pid == 0:
                 break
             if pid not in self._runners:
-                continue  # an orphan
+                continue  # an orphan of a session
             number, init, place = self._runners.pop(pid)
-            if init:  # with the first process of a namespace all others in it end
+            if init:  # killing it ends everything in its namespace
                 signal.pidfd_send_signal(place, signal.SIGKILL)
                 self._ending[place] = number, status
                 self._poll.register(place, select.POLLIN)
             else:
-                alone.append((number, status))
-        if alone:
+                without_init.append((number, status))
+        if without_init:
             kill_strays(self._runners)
-        self._report_gone(alone)
+        self._report_gone(without_init)
 
     def _close_namespace(self, place: int) -> None:
-        """All that was in a runner's namespace has ended."""
+        """Report a runner whose init, and so everything in its namespace, has ended."""
         self._poll.unregister(place)
         os.close(place)
         self._report_gone([self._ending.pop(place)])
@@ -163,14 +163,14 @@ class Zygote:
             self._send({"gone": known[start : start + PER_PACKET]})
 
     def _send(self, message: dict[str, Any], *descriptors: int) -> None:
-        with contextlib.suppress(OSError):  # the supervisor is gone: the loop sees that next
+        with contextlib.suppress(OSError):  # the supervisor has ended; the loop will see it
             socket.send_fds(self._connection, [json.dumps(message).encode()], list(descriptors))
 
 
 def main() -> None:
-    """Serve on an inherited descriptor."""
+    """Run the zygote on an inherited descriptor of its connection."""
     descriptor, plan, supervisor = int(sys.argv[1]), Plan.from_text(sys.argv[2]), int(sys.argv[3])
-    for number in signal.valid_signals() - IGNORED_BY_PYTHON:  # nohup, or a shell's background, is not for sessions
+    for number in signal.valid_signals() - IGNORED_BY_PYTHON:  # undo what nohup or a background shell set
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     plan = enter_zygote(plan, supervisor)

@@ -43,13 +43,6 @@ def level_taken(isolation: str = ISOLATION) -> Level:
     return probe().best if isolation == "auto" else Level(isolation)
 
 
-def need_pages_given_back() -> None:
-    """Skip a test where sessions keep their pages."""
-    mechanism = next(mechanism for mechanism in probe().mechanisms if mechanism.name == "pages given back")
-    if not mechanism.holds:
-        pytest.skip(f"pages are not given back here: {mechanism.detail}")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the core tests at every level."""
     if metafunc.function.__name__ in CORE:

@@ -1,4 +1,4 @@
-"""Who may come in, and how much of the service each client may take."""
+"""Access to the service: tokens, accounts, and the limits of each client."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ANONYMOUS = "anonymous"
 
 
 class Refused(Exception):
-    """A request that cannot be served as it is. ``status`` is HTTP's; the message is for the client. ``code`` is for programs,
-    where one status says two things."""
+    """A request that is not served. ``status``: the HTTP status. The message is for the client. ``code``: the reason, for
+    programs, if one status has several."""
 
     def __init__(self, status: int, message: str, retry_seconds: int | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 class Gate:
-    """So many at once; so many more wait their turn, each for a while; the rest is refused."""
+    """Admits ``places`` users at once. Up to ``queue`` more wait, each for a limited time; others are refused."""
 
     def __init__(self, places: int, queue: int, status: int, what: str) -> None:
         self.inside = 0
@@ -42,12 +42,12 @@ class Gate:
         self._what = what
 
     def check(self) -> None:
-        """Raise Refused where one more could not even wait."""
+        """Raise Refused if the queue is full too."""
         if self._places.locked() and self.waiting >= self._queue:
             raise self._refusal()
 
     async def enter(self, seconds: float | None = None) -> None:
-        """Take a place; wait up to ``seconds`` for one (None: without end). Refused where there is none."""
+        """Take a place, waiting up to ``seconds`` for one (None: forever). Raises Refused if there is none."""
         self.check()
         self.waiting += 1
         try:
@@ -70,19 +70,19 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may take."""
+    """The limits of one client."""
 
     sessions: int
     """Sessions open at once."""
     cells: int
     """Cells that run at once; more wait."""
     queue: int
-    """Cells, and openings of sessions, that wait."""
+    """Waiting cells, and waiting requests to open a session."""
 
 
 @dataclass
 class Account:
-    """One client: the holder of one token."""
+    """One client, which has one token."""
 
     name: str
     limits: Limits
@@ -91,9 +91,14 @@ class Account:
 
     def __post_init__(self) -> None:
         limits = self.limits
-        self.sessions = Gate(limits.sessions, limits.queue, 429, f"this client has its {limits.sessions} sessions open")
+        self.sessions = Gate(
+            limits.sessions, limits.queue, 429, f"this client has {limits.sessions} sessions open, which is its limit"
+        )
         self.cells = Gate(
-            limits.cells, limits.queue, 429, f"this client has {limits.cells} cells running and {limits.queue} waiting"
+            limits.cells,
+            limits.queue,
+            429,
+            f"this client has {limits.cells} cells running and {limits.queue} waiting, which is its limit",
         )
 
 
@@ -101,40 +106,43 @@ class Accounts:
     """Finds a request's account by its token."""
 
     def __init__(self, tokens: dict[str, str], limits: Limits) -> None:
-        """``tokens``: name -> token. None at all lets everybody in, as one client."""
+        """``tokens``: name -> token. If it is empty, every request is served, for one anonymous client."""
         self._digests = [(_digest(token), Account(name, limits)) for name, token in tokens.items()]
         self._anonymous = None if tokens else Account(ANONYMOUS, limits)
 
     def __iter__(self) -> Iterator[Account]:
-        """All accounts."""
+        """Iterate over all accounts."""
         return iter([account for _, account in self._digests] if self._anonymous is None else [self._anonymous])
 
     def find(self, authorization: str) -> Account | None:
-        """The account of an ``Authorization`` header, or None. ``Bearer TOKEN``, or ``Basic`` with the token as password, which
-        is what HTTP libraries make of ``http://any:TOKEN@host``."""
+        """The account of an ``Authorization`` header; None if the token is wrong.
+
+        The header is ``Bearer TOKEN``, or ``Basic`` with the token as password, as HTTP libraries send it for
+        ``http://any:TOKEN@host``."""
         if self._anonymous is not None:
             return self._anonymous
         given = _digest(_token(authorization))
         found = None
-        for digest, account in self._digests:  # all of them, whichever fits: the time says nothing
+        for digest, account in self._digests:  # compare all of them, so that the time taken reveals nothing
             if hmac.compare_digest(digest, given):
                 found = account
         return found
 
 
 def read_tokens(path: Path | None) -> dict[str, str]:
-    """Tokens by client name, from a file (``TOKEN`` or ``NAME TOKEN`` a line, ``#`` for comments), else from the environment
-    variable ASTER_SANDBOX_TOKENS (separated by commas or spaces). SettingsError where one is too short or a name comes
-    twice."""
+    """Read tokens by client name, from a file or, without one, from the environment variable ASTER_SANDBOX_TOKENS.
+
+    The file has one ``TOKEN`` or ``NAME TOKEN`` per line, and comments after ``#``. The variable has tokens separated by commas
+    or spaces. Raises SettingsError if a token is too short, or a name or token occurs twice."""
     if path is not None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path}: the tokens cannot be read: {error}") from None
+            raise SettingsError(f"{path}: cannot read the tokens: {error}") from None
         where = str(path)
         entries = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not entries:
-            raise SettingsError(f"{path}: holds no token; write one a line")
+            raise SettingsError(f"{path}: contains no token; write one per line")
     else:
         where = VARIABLE
         entries = [[token] for token in os.environ.get(VARIABLE, "").replace(",", " ").split()]
@@ -144,15 +152,15 @@ def read_tokens(path: Path | None) -> dict[str, str]:
             raise SettingsError(f"{where}: entry {number}: write TOKEN or NAME TOKEN")
         name = entry[0] if len(entry) == 2 else f"client-{number}"
         if len(entry[-1]) < SHORTEST_TOKEN:
-            raise SettingsError(f"{where}: entry {number}: a token has at least {SHORTEST_TOKEN} characters")
+            raise SettingsError(f"{where}: entry {number}: the token is too short; use at least {SHORTEST_TOKEN} characters")
         if name in tokens or entry[-1] in tokens.values():
-            raise SettingsError(f"{where}: entry {number}: this name or token is there twice")
+            raise SettingsError(f"{where}: entry {number}: this name or token occurs twice")
         tokens[name] = entry[-1]
     return tokens
 
 
 def _digest(token: str) -> bytes:
-    # Of equal length, so that the comparison does not tell the length of a token.
+    # Digests have equal length, so that the comparison does not reveal the length of a token.
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 

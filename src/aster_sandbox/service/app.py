@@ -1,4 +1,4 @@
-"""The routes."""
+"""The routes of the service."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ from aster_sandbox.service.schemas import (
 )
 
 REASONS = {
-    400: "The body is no JSON.",
-    401: "No token, or a wrong one.",
+    400: "The body is not valid JSON.",
+    401: "The token is missing or wrong.",
     404: "There is no such session (`code` is `no_session`), or no such file (`no_file`).",
-    408: "The body took too long to come.",
-    409: "The id is in use for something else.",
+    408: "The body took too long to arrive.",
+    409: "The id is already used for something else.",
     410: "The reply to this request is no longer kept. The cell ran once.",
     413: "The body, or the file, is too large.",
-    422: "The request does not fit its form, or the session may not write the file.",
+    422: "The request is invalid, or the session may not write the file.",
     424: "The sandbox itself failed, or the session's setup raised. Sending the request again will not help.",
-    429: "The client has all that it may have. Retry-After says when to try again.",
-    503: "The service is full, or shutting down. Retry-After says when to try again.",
-    504: "As 429 and 503, by the status that clients of this form repeat. Retry-After says when to try again.",
+    429: "The client has reached a limit. Retry-After says when to try again.",
+    503: "The service is full, or is shutting down. Retry-After says when to try again.",
+    504: "Means the same as 429 and 503: clients of this request repeat only 504. Retry-After says when to try again.",
 }
 DESCRIPTION = """Stateful Python sessions for agents. Send `Authorization: Bearer TOKEN`."""
 
-SessionId = Annotated[str, Path(description="Name of the session.")]
+SessionId = Annotated[str, Path(description="The session's id.")]
 FilePath = Annotated[
-    str, Path(description="From the working directory, or absolute: `%2Ftmp%2Fx` or `/tmp/x` after the slash.", min_length=1)
+    str,
+    Path(description="Relative to the working directory, or absolute: `%2Ftmp%2Fx` or `/tmp/x` after the slash.", min_length=1),
 ]
 
 
@@ -78,13 +79,13 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _DEFAULTS, _FORK_DEFAULTS = OpenRequest.model_validate({}), ForkRequest.model_validate({})
-"""For requests without a body."""
+"""Used for requests without a body."""
 _OPENING = (400, 409, 422, 424, 429, 503)
 _RUNNING = (400, 404, 409, 410, 422, 424, 429, 503)
 
 
 def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
-    """The application, without the door before it. ``file_bytes``: of the largest file that is sent."""
+    """The application, without the middleware. ``file_bytes``: size of the largest file that is sent."""
     app = FastAPI(title="ASTER sandbox", version=__version__, description=DESCRIPTION, redoc_url=None)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -92,7 +93,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
 
     @app.get("/health", tags=["service"], responses={status: {"model": Problem} for status in (408, 413)})
     async def health() -> Health:
-        """Whether the service takes sessions, and how many are open."""
+        """Whether the service accepts sessions, and how many are open."""
         status = "stopping" if registry.stopping else "ok"
         return Health.model_validate(
             {
@@ -110,7 +111,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
 
     @app.get("/v1/settings", tags=["service"], responses=_problems())
     async def settings(_: Client) -> dict[str, Any]:
-        """The section `sandbox` of the service's recipe, with the isolation level that holds."""
+        """The sandbox settings of the service, with the isolation level in use."""
         return registry.settings.model_dump(mode="json")
 
     @app.get("/v1/sessions", tags=["sessions"], responses=_problems())
@@ -126,7 +127,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
 
     @app.post("/v1/sessions", tags=["sessions"], status_code=201, responses=_AGAIN | _problems(*_OPENING))
     async def open_session(client: Client, response: Response, body: OpenRequest = _DEFAULTS) -> Opened:
-        """Open a session. Without a body it has a name of the service's choice, and seed 0."""
+        """Open a session. Without a body the service chooses the id, and the seed is 0."""
         session_id = body.id or secrets.token_hex(16)
         if not await registry.open(client, session_id, body.seed, body.setup, body.environment):
             response.status_code = 200
@@ -134,7 +135,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
 
     @app.post("/v1/sessions/{session_id}/run", tags=["sessions"], responses=_problems(*_RUNNING))
     async def run(client: Client, session_id: SessionId, body: RunRequest) -> RunReply:
-        """Run one cell. Cells of a session run one after the other."""
+        """Run one cell. The cells of a session run one at a time."""
         call = await registry.run(client, session_id, body.code, body.request_id)
         return RunReply.model_validate({"status": call.status.value, "output": call.output, "seconds": round(call.seconds, 6)})
 
@@ -142,7 +143,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
         "/v1/sessions/{session_id}/fork", tags=["sessions"], status_code=201, responses=_AGAIN | _problems(404, *_OPENING)
     )
     async def fork(client: Client, session_id: SessionId, response: Response, body: ForkRequest = _FORK_DEFAULTS) -> Opened:
-        """Open a second session with the same state."""
+        """Open a second, independent session with the same state."""
         child = body.id or secrets.token_hex(16)
         if not await registry.fork(client, session_id, child, body.seed):
             response.status_code = 200
@@ -150,7 +151,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
 
     @app.post("/v1/sessions/{session_id}/seed", tags=["sessions"], status_code=204, responses=_problems(*_RUNNING))
     async def seed(client: Client, session_id: SessionId, body: SeedRequest) -> None:
-        """Give a session other random numbers from here on."""
+        """Seed a session's random generators again."""
         await registry.reseed(client, session_id, body.seed, body.request_id)
 
     @app.delete("/v1/sessions/{session_id}", tags=["sessions"], status_code=204, responses=_problems(404))
@@ -168,7 +169,7 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
     async def upload(
         client: Client, session_id: SessionId, path: FilePath, request: Request, request_id: Identifier | None = None
     ) -> None:
-        """Put a file into a session, in place of what is there. Folders that are missing are made."""
+        """Write a file in a session, replacing one that exists. Creates missing folders."""
         await registry.upload(client, session_id, path, await request.body(), request_id)
 
     @app.get(
@@ -178,31 +179,31 @@ def make_app(registry: Registry, metrics: Metrics, file_bytes: int) -> FastAPI:
         responses=_FILE | _problems(404, 422, 424, 429),
     )
     async def download(client: Client, session_id: SessionId, path: FilePath) -> Response:
-        """A file of a session."""
+        """The content of a file in a session."""
         return Response(await registry.download(client, session_id, path, file_bytes), media_type=BYTES)
 
     @app.post("/run_code", tags=["SandboxFusion"], responses=_problems(400, 422, 504))
     async def run_code(client: Client, body: RunCodeRequest) -> RunCodeResponse:
-        """Run a script: SandboxFusion's form."""
+        """Run a script. SandboxFusion's request."""
         return await fusion.run_code(registry, client, body)
 
     @app.post("/run_stateful_code", tags=["SandboxFusion"], responses=_problems(400, 409, 410, 422, 504))
     async def run_stateful_code(client: Client, body: RunStatefulCodeRequest) -> RunStatefulCodeResponse:
-        """Run code in a session that keeps its state: the form of ASTER's community reproduction."""
+        """Run code in a session that keeps its state. The request of ASTER's community reproduction."""
         return await fusion.run_stateful_code(registry, client, body)
 
     @app.post("/run_jupyter", tags=["SandboxFusion"], responses=_problems(400, 422, 504))
     async def run_jupyter(client: Client, body: RunJupyterRequest) -> RunJupyterResponse:
-        """Run a notebook's cells, one after another: SandboxFusion's form."""
+        """Run a notebook's cells in order. SandboxFusion's request."""
         return await notebook.run_jupyter(registry, client, body)
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {BYTES: {"schema": _BINARY}}, "description": "Its content."}}
+_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {BYTES: {"schema": _BINARY}}, "description": "The file's content."}}
 _METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-_AGAIN: dict[int | str, dict[str, Any]] = {200: {"model": Opened, "description": "It was opened by an earlier request."}}
+_AGAIN: dict[int | str, dict[str, Any]] = {200: {"model": Opened, "description": "An earlier request opened it."}}
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
@@ -213,13 +214,13 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """The first thing that is wrong, in one line. What was sent is not repeated: it may be long, or no valid text."""
+    """Reply with the first error, in one line. It does not quote the request, which may be long or no valid text."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     text = f"{where}: {first['msg']}".encode("utf-8", "backslashreplace").decode()
     if first["loc"][0] == "body" and not _says_json(request):
-        text = f"the body was not read as JSON: send the header Content-Type: application/json ({text})"
+        text = f"the body was not read as JSON; send the header Content-Type: application/json ({text})"
     return JSONResponse({"detail": text}, 422)
 
 
@@ -229,15 +230,15 @@ def _says_json(request: Request) -> bool:
 
 
 async def _wrong_method(request: Request, _: Exception) -> JSONResponse:
-    """With all methods that the path knows; Starlette names those of one route."""
+    """Reply with all methods of the path. (Starlette names only those of one route.)"""
     app = request.app
     routes = [route for route in app.routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
     allowed = sorted({method for route in routes for method in route.methods or ()})
-    return JSONResponse({"detail": "this path does not know the method"}, 405, {"Allow": ", ".join(allowed)})
+    return JSONResponse({"detail": f"method not allowed here; use {', '.join(allowed)}"}, 405, {"Allow": ", ".join(allowed)})
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The page's JSON, with what the door does written in."""
+    """The OpenAPI document, including what the middleware does."""
     if app.openapi_schema is None:
         page = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemes = {"bearer": {"type": "http", "scheme": "bearer"}, "basic": {"type": "http", "scheme": "basic"}}

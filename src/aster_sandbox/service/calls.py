@@ -1,4 +1,4 @@
-"""Calls of ``inside.py``, which runs in a session, and their results."""
+"""Call the functions of ``inside.py``, which run in a session, and fetch their results."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from aster_sandbox.types import CellResult, CellStatus
 MODULE = "aster_sandbox.service.inside"
 SETUP = f"__import__({MODULE!r}, fromlist=['begin']).begin()\n"
 NOTEBOOK_SETUP = SETUP.replace("begin()", "begin(notebook=True)")
-"""Of the sessions in which it is called."""
+"""The setups of sessions in which functions of ``inside.py`` are called."""
 SHORTEST_OUTPUT = 200
-"""Characters that a cell's output must be able to hold, for results to be taken."""
+"""Smallest setting of ``output_characters`` with which results can be fetched."""
 _PIECE = re.compile(r"\[\[(\d+):([A-Za-z0-9+/=]*)\]\]")
 
 
 async def call_inside(
     registry: Registry, session: AnySession, function: str, arguments: dict[str, Any]
 ) -> tuple[CellResult, dict[str, Any]]:
-    """Run a function of ``inside.py`` as a cell. Returns what came of the cell, and the function's result; an empty one where
-    the interpreter ended before it had one. SandboxFailure where the code destroyed it, or where the function itself failed."""
+    """Run a function of ``inside.py`` as a cell. Returns the cell's result and the function's, which is empty if the
+    interpreter ended first. Raises SandboxFailure if the user's code destroyed the result, or if the function itself failed."""
     ticket = secrets.token_hex(8)
     call = await session.run(f"__import__('sys').modules[{MODULE!r}].{function}({ticket!r}, **{arguments!r})")
     registry.metrics.cell(call)
-    if call.status is CellStatus.ERROR:  # of inside.py's own
+    if call.status is CellStatus.ERROR:  # an error in inside.py itself
         raise SandboxFailure(call.output)
     if call.status is CellStatus.CRASHED:
         return call, {}
@@ -48,7 +48,7 @@ async def call_inside(
 
 
 def split_output(call: CellResult) -> tuple[str, str]:
-    """A cell's output: what it printed, and what the sandbox says of its end."""
+    """Split a cell's output into what it printed and the sandbox's note on how it ended."""
     if call.status in (CellStatus.OK, CellStatus.ERROR):
         return "" if call.output == NO_OUTPUT else f"{call.output}\n", ""
     before, _, note = call.output.rpartition("\n[")
@@ -56,13 +56,14 @@ def split_output(call: CellResult) -> tuple[str, str]:
 
 
 def longest_seconds(registry: Registry, wanted: float) -> float:
-    """What code may take: within the session's own limit, whose interrupt would come in between otherwise."""
+    """The time limit for code: ``wanted``, but a little less than ``cell_seconds``, so that the session does not interrupt it
+    first."""
     limit = registry.settings.cell_seconds
     return min(wanted, limit - min(0.5, limit / 10))
 
 
 async def _take(session: AnySession, ticket: str, size: int) -> str:
-    """The result that waits inside a session, piece by piece; nothing where it is another call's."""
+    """Fetch the result that a session keeps for ``ticket``, in pieces of ``size`` characters. Empty if there is none."""
     text = ""
     while True:
         call = await session.run(f"__import__('sys').modules[{MODULE!r}].take({ticket!r}, {len(text)}, {size})")

@@ -1,8 +1,8 @@
-"""Request forms in use elsewhere: SandboxFusion's ``/run_code`` and ``/run_stateful_code``, which grew from it.
+"""Other tools' requests: SandboxFusion's ``/run_code``, and ``/run_stateful_code``, which was derived from it.
 
-A script of ``/run_code`` has a fresh session; the code of ``/run_stateful_code`` has the session it names. ``inside.py`` runs
-them. Where the session itself goes down, the message that a cell would show is in ``stderr``. Clients of these forms repeat a
-request that was answered with 504, and no other: that is what an overloaded service says here.
+``/run_code`` runs a script in a new session, ``/run_stateful_code`` runs code in the session that it names. ``inside.py`` runs
+both. If the interpreter ends, ``stderr`` contains the note that a cell's output would show. Clients of these requests repeat
+only those that were answered with 504, so an overloaded service answers them with that status.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ Outcome = TypeVar("Outcome")
 BUSY = frozenset({429, 503})
 BUSY_STATUS = 504
 IMPORTS = "import itertools, math, os, sympy\nimport sympy as sp\n"
-"""What the original of ``/run_stateful_code`` imports for every cell."""
+"""What the original ``/run_stateful_code`` imports for every cell."""
 
 
 async def run_code(registry: Registry, account: Account, request: RunCodeRequest) -> RunCodeResponse:
-    """Run a script in a session of its own."""
+    """Run a script in a new session. Raises Refused."""
 
     async def work() -> RunCodeResponse:
         files, arguments, patience = _read(registry, request)
         arguments["withheld_mb"] = _withheld_mb(registry.settings.memory_mb, request.memory_limit_MB)
-        async with registry.visit(account, secrets.randbits(63), SETUP, patience) as do:
+        async with registry.temporary_session(account, secrets.randbits(63), SETUP, patience) as do:
             return await do(lambda session: _run(registry, session, "run_script", arguments, files))
 
     return await in_fusion_form(work, _failed)
 
 
 async def run_stateful_code(registry: Registry, account: Account, request: RunStatefulCodeRequest) -> RunStatefulCodeResponse:
-    """Run code in the session it names, which is made where it is not there."""
+    """Run code in the session that the request names, which is opened if it does not exist. Raises Refused."""
     session_id = request.session_id or secrets.token_hex(16)
 
     async def work() -> RunCodeResponse:
@@ -72,8 +72,8 @@ async def run_stateful_code(registry: Registry, account: Account, request: RunSt
 
 
 async def in_fusion_form(work: Callable[[], Awaitable[Outcome]], fault: Callable[[str], Outcome]) -> Outcome:
-    """What some work gives. ``fault`` makes an answer of what went wrong; an overload is told by the status that their clients
-    repeat."""
+    """Do some work and turn its errors into SandboxFusion's: ``fault`` makes the reply for an error's text, and an overload is
+    refused with 504."""
     try:
         return await work()
     except BadRequest as error:
@@ -87,7 +87,7 @@ async def in_fusion_form(work: Callable[[], Awaitable[Outcome]], fault: Callable
 
 
 def pod() -> str | None:
-    """Where this runs, as SandboxFusion says it."""
+    """The name of the pod that this runs in, which SandboxFusion's replies contain; None outside Kubernetes."""
     return os.environ.get("MY_POD_NAME")
 
 
@@ -119,10 +119,9 @@ def _failed(message: str) -> RunCodeResponse:
 
 
 def _read(registry: Registry, request: RunCodeRequest) -> tuple[Files, dict[str, Any], float]:
-    """A request's files, the arguments of what runs its code, and how many seconds it waits for a session. BadRequest where it
-    cannot be served."""
+    """A request's files, the arguments for ``inside.py``, and how many seconds it may wait for a session. Raises BadRequest."""
     if request.language != "python":
-        raise BadRequest(f"language {request.language!r} is not available: this service runs python")
+        raise BadRequest(f"language {request.language!r} is not available; this service runs only python")
     files = Files(request.files, request.fetch_files, registry.level)
     seconds = longest_seconds(registry, request.run_timeout)
     arguments = {"code": request.code, "stdin": request.stdin, "seconds": seconds}
@@ -130,17 +129,17 @@ def _read(registry: Registry, request: RunCodeRequest) -> tuple[Files, dict[str,
 
 
 def _seed(session_id: str) -> int:
-    """The same for the same id, on every machine."""
+    """A session's seed, derived from its id."""
     return int.from_bytes(hashlib.blake2b(session_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
 
 
 def _withheld_mb(session_mb: int, wanted_mb: int) -> int:
-    """What a script that wants less memory than its session has must leave alone."""
+    """How much of the session's memory a script may not use, because it asked for less."""
     return max(session_mb - wanted_mb, 0) if wanted_mb > 0 else 0
 
 
 def _exit_status(note: str) -> int:
-    """What a shell would report of an interpreter that ended so; -1 where the note does not say."""
+    """The return code of an interpreter that ended as the note says: its exit status, or minus a signal's number; else -1."""
     if found := re.search(r"exited with status (\d+)", note):
         return int(found[1])
     if found := re.search(r"was killed by (SIG[A-Z0-9]+)", note):

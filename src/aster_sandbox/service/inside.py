@@ -1,7 +1,7 @@
-"""Runs scripts and cells for others' request forms, with stdout, stderr and return code apart. This module runs inside a
-session, whose hidden setup calls ``begin``; ``calls.py`` calls the rest. The warm parent has imported it.
+"""Run scripts and cells for SandboxFusion's requests, with separate stdout, stderr and return code.
 
-A result waits here, and is taken in pieces that a cell's output can hold.
+This module runs inside a session. The session's setup calls ``begin``; ``calls.py`` calls the other functions as cells. The
+zygote has imported it. A result is kept here until ``take`` has printed it, in pieces that fit into a cell's output.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from aster_sandbox import cellbuiltins
 from aster_sandbox.cells import Interpreter
 from aster_sandbox.protocol import Kind
 from aster_sandbox.service import scripts
-from aster_sandbox.service.mime import fit, forms_of, forms_of_open_figures
+from aster_sandbox.service.mime import forms_of, forms_of_open_figures, limit_size
 from aster_sandbox.traces import CELL
 
 FIGURES = "module://aster_sandbox.service.notebook_figures"
 LATE = "the time limit of this code has passed"
 AGAIN_SECONDS = 0.25
-"""Between the interrupts of a cell that is late."""
+"""Pause between the interrupts of a cell that is late."""
 
 
 def begin(notebook: bool = False) -> None:
-    """A session begins. In a notebook, what cells show is kept apart from what they print."""
+    """Prepare the session. ``notebook``: keep what cells show separate from what they print."""
     global _session
     _session = _Session()
     if notebook:
         _session.interpreter.namespace["display"] = display
         os.environ["MPLBACKEND"] = FIGURES
-        if (matplotlib := sys.modules.get("matplotlib")) is not None:  # it was preloaded, and has made its choice
+        if (matplotlib := sys.modules.get("matplotlib")) is not None:  # preloaded, so it has chosen a backend already
             matplotlib.use(FIGURES)
 
 
 def take(ticket: str, start: int, size: int) -> None:
-    """Print a piece of the last result, with the length of the whole; of no length where it is not that of ``ticket``."""
+    """Print a piece of the result that belongs to ``ticket``, with the length of the whole; length 0 if there is none."""
     result = _session.result if ticket == _session.ticket else ""
     sys.stdout.write(f"[[{len(result)}:{result[start : start + size]}]]\n")
 
 
 def run_script(ticket: str, code: str, stdin: str | None, seconds: float, withheld_mb: int) -> None:
-    """Run ``code`` like ``python script.py`` in a child process, and keep its result.
+    """Run ``code`` like ``python script.py`` in a child process and keep its result.
 
-    ``withheld_mb``: of the memory that the session may use, what the script may not.
+    ``withheld_mb``: how much of the session's memory the script may not use.
     """
     try:
         outcome = scripts.run(_session.home, code, stdin, seconds, withheld_mb)
@@ -59,9 +59,9 @@ def run_script(ticket: str, code: str, stdin: str | None, seconds: float, withhe
 
 
 def run_cell(ticket: str, code: str, stdin: str | None, seconds: float) -> None:
-    """Run ``code`` in the session's own namespace, without echo, and keep its result. Its stdout is the cell's output. Its
-    traceback is in its stderr."""
-    # The number of the cell that this runs in, whose source the code takes the place of in tracebacks.
+    """Run ``code`` in the session's namespace, without echo, and keep its result. Its stdout is the cell's output; its
+    traceback is part of its stderr."""
+    # The number of the calling cell; in tracebacks, ``code`` replaces that cell's source.
     number = int(sys._getframe(1).f_code.co_filename.removeprefix(CELL).removesuffix(">"))
     _session.paper.begin(echoes=False)
     try:
@@ -73,8 +73,10 @@ def run_cell(ticket: str, code: str, stdin: str | None, seconds: float) -> None:
 
 
 def run_notebook_cell(ticket: str, number: int, code: str, seconds: float, room: int) -> None:
-    """Run ``code`` as a notebook does, in the session's own namespace, and keep its result. Its stdout is the cell's output;
-    what it shows, and its error, are apart. ``number``: as tracebacks name it. ``room``: characters for its result."""
+    """Run ``code`` in the session's namespace, as a notebook does, and keep its result. Its stdout is the cell's output; what
+    it shows and its error are separate.
+
+    ``number``: the cell's number in tracebacks. ``room``: maximum length of what it shows, and of its stderr."""
     paper = _session.paper
     paper.begin(echoes=not code.rstrip().endswith(";"))
     try:
@@ -84,30 +86,30 @@ def run_notebook_cell(ticket: str, number: int, code: str, seconds: float, room:
         outcome = {"fault": str(error)}
     try:
         paper.displayed += forms_of_open_figures()
-    except Exception as error:  # noqa: BLE001 - what a figure raises when it is drawn is the cell's error
+    except Exception as error:  # noqa: BLE001 - an exception while drawing a figure is the cell's error
         paper.error.append(_error_info(error, ""))
-    _session.keep(ticket, outcome | {"display": fit(paper.displayed, room), "error": paper.error})
+    _session.keep(ticket, outcome | {"display": limit_size(paper.displayed, room), "error": paper.error})
 
 
 def display(*values: Any, **_options: Any) -> None:
-    """What notebooks have under this name."""
+    """Show values, like IPython's ``display``."""
     _session.paper.displayed += map(forms_of, values)
 
 
 class _Session:
-    """What is kept from cell to cell."""
+    """The state that is kept from cell to cell."""
 
     def __init__(self) -> None:
         self.home = os.getcwd()
         self.paper = _Recorder()
         self.interpreter = Interpreter(sys.modules["__main__"].__dict__, self.paper, LATE)
-        """One for all cells: they share an event loop."""
+        """One for all cells, because they share an event loop."""
         self.ticket = self.result = ""
         self._stderr = _Stderr()
 
     def run(self, number: int, code: str, stdin: str | None, seconds: float) -> dict[str, Any]:
-        """Run a cell to its end, or until it is late."""
-        if not self._stderr.sound:
+        """Run a cell to its end or for ``seconds``. Returns the dict ``return_code``, ``late``, ``seconds``, ``stderr``."""
+        if not self._stderr.usable:
             self._stderr = _Stderr()
         self._stderr.kept.clear()
         old_stdin, old_hook = sys.stdin, sys.displayhook
@@ -124,7 +126,7 @@ class _Session:
             kind = self.interpreter.run(number, code)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, old_handler or signal.SIG_DFL)  # None: one that C code has set
+            signal.signal(signal.SIGALRM, old_handler or signal.SIG_DFL)  # None: a handler that C code installed
             sys.stdin, sys.displayhook = old_stdin, old_hook
         late = kind is Kind.INTERRUPTED
         return {
@@ -135,8 +137,8 @@ class _Session:
         }
 
     def keep(self, ticket: str, outcome: dict[str, Any]) -> None:
-        """Have a result wait."""
-        # Lone surrogates become question marks: no answer could hold them.
+        """Keep a result for ``take``."""
+        # Lone surrogates become question marks, because a JSON reply in UTF-8 cannot contain them.
         text = json.dumps(outcome, ensure_ascii=False).encode("utf-8", "replace")
         self.ticket, self.result = ticket, base64.b64encode(text).decode()
 
@@ -145,36 +147,36 @@ _session: _Session
 
 
 class _Recorder:
-    """What a cell leaves besides its output. The surroundings of its interpreter."""
+    """Records what a cell shows and raises (``cells.CellProcess``)."""
 
     def __init__(self) -> None:
         self.begin(echoes=False)
 
     def begin(self, echoes: bool) -> None:
-        """Another cell, which shows its last expression, or not."""
+        """Start the record of another cell. ``echoes``: whether it shows its last expression."""
         self.echoes = echoes
         self.text = ""
         self.displayed: list[dict[str, Any]] = []
         self.error: list[dict[str, Any]] = []
 
     def report(self, text: str) -> None:
-        """Keep it. The interpreter is handling the exception that ended the cell."""
+        """Record a traceback. Called while the exception that ended the cell is handled."""
         error = sys.exc_info()[1]
         if isinstance(error, SystemExit) and isinstance(error.code, int):
-            text = ""  # its status says it
+            text = ""  # the return code tells it
         self.text += text
         self.error = [_error_info(error, text)]
 
     def lower_memory(self) -> None:
-        """Nothing to do: the cell that this runs in has its limit already."""
+        """Do nothing: the limit of the calling cell applies already."""
 
     def raise_memory(self) -> None:
-        """There must be memory to report that there is none. The next cell has its own limit again."""
+        """Lift the memory limit, so that a MemoryError can be reported. The next cell sets it again."""
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
     def reporting(self) -> None:
-        """The cell that this runs in is told by its own end."""
+        """Do nothing: the supervisor watches the calling cell."""
 
     def hook(self, value: Any) -> None:
         """``sys.displayhook`` of a cell."""
@@ -184,7 +186,7 @@ class _Recorder:
 
 
 class _Stderr:
-    """``sys.stderr`` of all cells: handlers of ``logging`` hold on to the one they met first."""
+    """The ``sys.stderr`` of all cells. It stays the same object, because handlers of ``logging`` keep the first they get."""
 
     def __init__(self) -> None:
         raw = _Kept()
@@ -192,22 +194,22 @@ class _Stderr:
         self.stream = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", "\n", line_buffering=True)
 
     @property
-    def sound(self) -> bool:
+    def usable(self) -> bool:
         """Whether it can still be written to."""
         try:
             return not self.stream.closed
-        except ValueError:  # a cell has detached it
+        except ValueError:  # a cell detached it
             return False
 
     def text(self) -> str:
         """What was written to it."""
-        if self.sound:
+        if self.usable:
             self.stream.flush()
         return self.kept.decode("utf-8", "replace")
 
 
 class _Kept(io.RawIOBase):
-    """Keeps the start of what is written to it."""
+    """A raw stream that keeps the first KEPT_BYTES written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,20 +220,20 @@ class _Kept(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """For subprocesses: what they write to it is with the cell's stdout."""
+        """Descriptor 2, for subprocesses: their stderr is part of the cell's stdout."""
         return 2
 
     def write(self, data: Any, /) -> int:
-        """Keep what there is room for."""
+        """Keep as much as there is room for."""
         taken = bytes(data)
         self.kept += taken[: max(scripts.KEPT_BYTES - len(self.kept), 0)]
         return len(taken)
 
 
 def _error_info(error: BaseException | None, text: str) -> dict[str, Any]:
-    """An error as notebooks have it."""
+    """An error in the form of Jupyter's protocol."""
     try:
-        said = str(error)
-    except Exception:  # noqa: BLE001 - an exception of a cell's own may not be able to say anything
-        said = ""
-    return {"ename": type(error).__name__, "evalue": said, "traceback": text.splitlines()}
+        value = str(error)
+    except Exception:  # noqa: BLE001 - whatever a cell's class raises
+        value = ""
+    return {"ename": type(error).__name__, "evalue": value, "traceback": text.splitlines()}

@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus."""
+"""The service's metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """The counters of one service, in a registry of their own. Labels never hold a token, only a client's name."""
+    """The metrics of one service, in their own registry. Labels contain clients' names, never tokens."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each counter, which nothing reads
+        disable_created_metrics()  # they would add a second series for each counter
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self.requests = self._counter("requests", "HTTP requests by route and status.", "route", "status")
@@ -44,7 +44,7 @@ class Metrics:
         self.cell_seconds.observe(call.seconds)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:

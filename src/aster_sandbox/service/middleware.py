@@ -1,4 +1,4 @@
-"""What every request passes before it reaches a route: its token, and its body, read here under limits of size and time."""
+"""The middleware before the routes: checks the token, and reads the body with limits of size and time."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 PUBLIC_PATHS = frozenset({"/health", "/docs", "/openapi.json"})
-"""No token is asked for here."""
+"""Paths that need no token."""
 BODY_SECONDS = 60.0
-"""A body that takes longer is refused."""
+"""Time limit for receiving a body."""
 GONE = 499
-"""The status that is counted where a client goes away. Nobody reads it."""
+"""The status counted for a client that closed its connection. It is not sent."""
 DRAIN_SECONDS = 10.0
 DRAIN_BYTES = 256 << 20
-"""A body that is refused is still read, and thrown away, so that a client that sends before it reads gets to see the answer."""
+"""How much of a refused body is read and discarded, so that a client that sends it all before reading gets the reply."""
 
 
 class RequestMiddleware:
-    """ASGI middleware. Puts the client's account into the scope as ``account``."""
+    """ASGI middleware. Stores the client's account in the scope as ``account``."""
 
     def __init__(self, app: App, accounts: Accounts, metrics: Metrics, body_bytes: int) -> None:
         self._app = app
@@ -45,21 +45,21 @@ class RequestMiddleware:
         scope["account"] = self._accounts.find(headers.get(b"authorization", b"").decode("latin-1"))
         if scope["account"] is None and scope["path"] not in PUBLIC_PATHS:
             challenge = (b"www-authenticate", b"Bearer")
-            await self._refuse(headers, receive, send, 401, "a token is needed: Authorization: Bearer TOKEN", challenge)
+            await self._refuse(headers, receive, send, 401, "send a valid token: Authorization: Bearer TOKEN", challenge)
             return
         body = await self._read(headers, receive)
         if isinstance(body, int):
             details = {
-                GONE: "the client went away before its request was whole",
-                408: "the body took too long to come",
-                413: f"a body has at most {self._body_bytes} bytes",
+                GONE: "the client closed the connection before its request was complete",
+                408: "the body took too long to arrive",
+                413: f"the body is larger than {self._body_bytes} bytes",
             }
             await self._refuse(headers, receive, send, body, details[body])
             return
         await self._app(scope, _replay(body, receive), self._counting(scope, send))
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | int:
-        """The body, or the status to refuse it with."""
+        """The body, or the status with which to refuse it."""
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._body_bytes:
             return 413
@@ -69,7 +69,7 @@ class RequestMiddleware:
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
-                        return GONE  # half a request is none: without its body, one to open a session is another one
+                        return GONE  # an incomplete request must do nothing: cut short, it could be another valid request
                     body += message.get("body", b"")
                     if len(body) > self._body_bytes:
                         return 413
@@ -82,7 +82,7 @@ class RequestMiddleware:
         self, headers: dict[bytes, bytes], receive: Receive, send: Send, status: int, detail: str, *more: tuple[bytes, bytes]
     ) -> None:
         self._metrics.refused.labels(str(status)).inc()
-        if headers.get(b"expect", b"").lower() != b"100-continue":  # such a client has not begun to send
+        if headers.get(b"expect", b"").lower() != b"100-continue":  # such a client has not sent the body yet
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_SECONDS):
                     await _drain(receive)
@@ -115,7 +115,7 @@ async def _drain(receive: Receive) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body once, then whatever comes."""
+    """A ``receive`` that returns the body first, and then what the client sends."""
     given = False
 
     async def replayed() -> Message:

@@ -1,4 +1,4 @@
-"""What a notebook shows of a value: each form that the value has, by MIME type. Runs inside a session."""
+"""The forms in which a notebook shows a value, by MIME type. Runs in a session."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ METHODS = {
     "image/jpeg": "_repr_jpeg_",
     "application/json": "_repr_json_",
 }
-"""The methods by which IPython asks a value for its forms."""
+"""IPython's methods for the forms of a value."""
 
 
 def forms_of(value: Any) -> dict[str, Any]:
-    """A value's forms, as JSON has them: images in base64. A figure of matplotlib is closed: it is shown once."""
+    """A value's forms by MIME type, ready for JSON (images in base64). A matplotlib figure is closed afterwards."""
     forms: dict[str, Any] = {"text/plain": shown.text_of(value)}
-    if isinstance(value, type):  # its methods are its instances'
+    if isinstance(value, type):  # the methods are for its instances
         return forms
     if (figures := sys.modules.get("matplotlib.figure")) is not None and isinstance(value, figures.Figure):
         forms["image/png"] = _png(value)
@@ -39,13 +39,13 @@ def forms_of(value: Any) -> dict[str, Any]:
 
 
 def forms_of_open_figures() -> list[dict[str, Any]]:
-    """Those of the figures of pyplot that are open. Notebooks show and close them at the end of a cell."""
+    """The forms of all open pyplot figures, which notebooks show and close at the end of a cell."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     return [] if pyplot is None else [forms_of(pyplot.figure(number)) for number in pyplot.get_fignums()]
 
 
-def fit(displayed: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
-    """So many of them as have room, in characters. The others are named in their place."""
+def limit_size(displayed: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
+    """Limit what is shown to ``room`` characters. Whatever does not fit is replaced by a note."""
     fitting = []
     for forms in displayed:
         room -= len(json.dumps(forms))
@@ -54,10 +54,10 @@ def fit(displayed: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
 
 
 def _ask(value: Any, method: str) -> Any:
-    """What a method says; None where there is none, or where it fails."""
+    """The result of a value's method; None if there is no such method or it fails."""
     try:
-        said = getattr(value, method, None)
-        form = said() if callable(said) else None
+        function = getattr(value, method, None)
+        form = function() if callable(function) else None
     except Exception:  # noqa: BLE001 - a value that cannot be shown in one form has others
         return None
     return form[0] if isinstance(form, tuple) and form else form  # the second part is metadata

@@ -1,4 +1,4 @@
-"""SandboxFusion's ``/run_jupyter``: cells one after another in one session, as a notebook runs them."""
+"""SandboxFusion's ``/run_jupyter``: run cells in order in one session, as a notebook does."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from aster_sandbox.session import Session
 from aster_sandbox.types import CellStatus
 
 ANSWER_CHARACTERS = 16 << 20
-"""Of all that the cells show and write to stderr together."""
+"""Maximum length of everything that the cells show and write to stderr, together."""
 
 
 async def run_jupyter(registry: Registry, account: Account, request: RunJupyterRequest) -> RunJupyterResponse:
-    """Run a notebook's cells in a session of its own. A cell that fails does not keep the next one from running."""
+    """Run a notebook's cells in a new session. The next cell runs even if one fails. Raises Refused."""
 
     async def work() -> RunJupyterResponse:
         files = Files(request.files, request.fetch_files, registry.level)
-        async with registry.visit(account, secrets.randbits(63), NOTEBOOK_SETUP, request.total_timeout) as do:
+        async with registry.temporary_session(account, secrets.randbits(63), NOTEBOOK_SETUP, request.total_timeout) as do:
             answer = await do(lambda session: _run_cells(registry, session, request, files))
         assert isinstance(answer, RunJupyterResponse)
         return answer
@@ -69,7 +69,7 @@ async def _run_cells(registry: Registry, session: Session, request: RunJupyterRe
 
 
 async def _run_cell(registry: Registry, session: Session, arguments: dict[str, Any]) -> tuple[CellRunResult, bool]:
-    """What a cell gave, and whether it ran into its time limit."""
+    """Run one cell. Returns its result and whether it reached its time limit."""
     call, outcome = await call_inside(registry, session, "run_notebook_cell", arguments)
     printed, note = split_output(call)
     error = list(outcome.get("error", []))

@@ -1,4 +1,4 @@
-"""The matplotlib backend of notebooks' sessions: a figure that is shown is among what its cell shows. It draws as Agg does."""
+"""The matplotlib backend of notebook sessions. It draws with Agg; showing a figure adds it to what the cell shows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from aster_sandbox.service.inside import display
 
 
 class FigureManager(FigureManagerBase):
-    """Of one figure of pyplot's."""
+    """The manager of one pyplot figure."""
 
     def show(self) -> None:
-        """``plt.show()`` and ``fig.show()`` come here."""
+        """Show the figure: called by ``plt.show()`` and ``fig.show()``."""
         display(self.canvas.figure)
 
 
 class FigureCanvas(FigureCanvasAgg):
-    """Agg's."""
+    """The Agg canvas, with this backend's manager."""
 
     manager_class = FigureManager

@@ -1,4 +1,4 @@
-"""The service's sessions: whose they are, what they may take, and when they end."""
+"""The service's sessions: owners, limits, and when they end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from aster_sandbox.types import CellResult
 Making = Callable[[], Awaitable[Session]]
 Work = Callable[[Session], Awaitable[Any]]
 WORK = "work"
-"""Name of the tasks that run cells."""
+"""The name of tasks that run cells."""
 LOOK_SECONDS = 30.0
-"""Between two looks for idle sessions, at most."""
+"""Longest pause between two checks for idle sessions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a session was made from. A second request for the same session must name the same."""
+    """How a session was opened. A second request with its id must ask for the same."""
 
     seed: int | None = None
     setup: str = ""
@@ -50,19 +50,20 @@ class Entry:
     replies: Replies[Any]
     opening: asyncio.Task[Session]
     used: float = field(default_factory=time.monotonic)
-    """When the last request for it began or ended."""
+    """Monotonic time at which the last request for it began or ended."""
     busy: int = 0
-    """Requests under way."""
+    """Number of requests under way."""
     cells: int = 0
+    """Number of cells that have run."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """Ids are the client's own."""
+        """Its key in the registry. Each client has its own namespace of ids."""
         return self.account.name, self.id
 
 
 class Registry:
-    """All sessions of the service. Used as ``async with``: at its end all are closed."""
+    """All sessions of the service. An async context manager; leaving it closes all sessions."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class Registry:
         self._idle_seconds = idle_seconds
         self._kept_replies = kept_replies
         self._entries: dict[tuple[str, str], Entry] = {}
-        full = f"all {settings.sessions} sessions of this service are open"
+        full = f"the service is full: all {settings.sessions} sessions are open"
         self._places = Gate(settings.sessions, 4 * settings.sessions, 503, full)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -104,11 +105,11 @@ class Registry:
 
     @property
     def open_sessions(self) -> int:
-        """Sessions open now, of all clients."""
+        """The number of open sessions of all clients."""
         return self._places.inside
 
     def of(self, account: Account) -> list[Entry]:
-        """A client's sessions that are open."""
+        """The open sessions of a client."""
         return [entry for entry in self._entries.values() if entry.account is account and _is_open(entry)]
 
     async def open(
@@ -121,10 +122,10 @@ class Registry:
         *,
         wait_seconds: float = 0.0,
     ) -> bool:
-        """Open a session under an id that the client chose. False where it is there already: a request may come twice.
+        """Open a session with an id that the client chose. Returns False if it is open already: a request may be sent twice.
 
-        Waits ``wait_seconds`` for a place, or the service's own time where that is longer. Refused where there is none then,
-        where the id names a session of another making, or where the sandbox fails.
+        Waits for a place, for ``wait_seconds`` or the service's ``queue_seconds``, whichever is longer. Raises Refused if there
+        is none then, if the id belongs to a session that was opened differently, or if the sandbox fails.
         """
         environment = environment or {}
         origin = Origin(seed, setup, tuple(sorted(environment.items())))
@@ -133,38 +134,39 @@ class Registry:
         )
 
     async def fork(self, account: Account, session_id: str, child_id: str, seed: int | None) -> bool:
-        """Open a second session with the state of the first, under an id of its own. False where it is there already."""
+        """Open a second session with the same state and the id ``child_id``. Returns False if it is open already."""
         origin = Origin(seed, parent=session_id)
 
         async def make() -> Session:
             return await (await asyncio.shield(self._find(account, session_id).opening)).fork(seed)
 
-        if (account.name, child_id) in self._entries:  # a request that came before: its parent may be gone
+        if (account.name, child_id) in self._entries:  # sent before; the parent may have ended since
             return await self._enter(account, child_id, origin, make, "fork")
         with self._using(self._find(account, session_id)):
             return await self._enter(account, child_id, origin, make, "fork")
 
     async def run(self, account: Account, session_id: str, code: str, request_id: str | None) -> CellResult:
-        """Run a cell. With a ``request_id``, a second request with the same id gets the first one's reply, and the cell goes on
-        when its client has gone away."""
+        """Run a cell. With a ``request_id``, a second request with the same id gets the first one's reply, and the cell
+        continues if its client disconnects."""
         call = await self.once(account, session_id, request_id, f"run {code}", lambda session: session.run(code))
         assert isinstance(call, CellResult)
         return call
 
     async def reseed(self, account: Account, session_id: str, seed: int, request_id: str | None) -> None:
-        """Give a session other random numbers from here on; once for each ``request_id``, as a cell."""
+        """Seed a session's random generators again; once for each ``request_id``, like ``run``."""
         await self.once(account, session_id, request_id, f"seed {seed}", lambda session: session.reseed(seed), cells=0)
 
     async def upload(self, account: Account, session_id: str, path: str, content: bytes, request_id: str | None) -> None:
-        """Put a file into a session; once for each ``request_id``, as a cell. Refused where the session may not write it."""
-        said = f"upload {hashlib.sha256(content).hexdigest()} {path}"
+        """Write a file in a session; once for each ``request_id``, like ``run``. Raises Refused if the session may not write
+        it."""
+        what = f"upload {hashlib.sha256(content).hexdigest()} {path}"
         try:
-            await self.once(account, session_id, request_id, said, lambda session: session.upload(path, content), cells=0)
+            await self.once(account, session_id, request_id, what, lambda session: session.upload(path, content), cells=0)
         except OSError as error:
             raise Refused(422, str(error)) from None
 
     async def download(self, account: Account, session_id: str, path: str, most_bytes: int) -> bytes:
-        """A file of a session's. Refused where there is none that can be read, or a larger one."""
+        """The content of a file in a session. Raises Refused if it is not a readable file, or larger than ``most_bytes``."""
         try:
             content = await self.once(
                 account, session_id, None, "", lambda session: session.download(path, most_bytes + 1), cells=0
@@ -173,7 +175,7 @@ class Registry:
             raise Refused(404, str(error), code="no_file") from None
         assert isinstance(content, bytes)
         if len(content) > most_bytes:
-            raise Refused(413, f"{path}: has more than {most_bytes} bytes, the most that is sent")
+            raise Refused(413, f"{path}: the file is larger than {most_bytes} bytes")
         return content
 
     async def once(
@@ -186,14 +188,17 @@ class Registry:
         *,
         cells: int = 1,
     ) -> Any:
-        """Do something in a session, once for each ``request_id``. ``content`` says what; ``cells``: how many cells it is."""
+        """Do some work in a session, once for each ``request_id``, and return its result.
+
+        ``content``: identifies the work, to detect an id that is used for something else. ``cells``: how many cells it counts
+        as. Raises Refused."""
         entry = self._find(account, session_id)
         task = entry.replies.known(request_id, content) if request_id is not None else None
         if task is not None:
             self.metrics.repeated.inc()
         else:
             account.cells.check()
-            # A task of its own: it goes on when the request that began it is cancelled.
+            # A separate task, which continues if the request that started it is cancelled.
             task = asyncio.create_task(self._work(entry, work, cells), name=WORK)
             self._keep(task)
             if request_id is not None:
@@ -201,14 +206,14 @@ class Registry:
         return await self._failures(asyncio.shield(task))
 
     async def close(self, account: Account, session_id: str) -> None:
-        """End a session; a cell that runs in it ends with it."""
+        """End a session, and the cell that runs in it."""
         await self._end(self._find(account, session_id), "closed")
 
     @contextlib.asynccontextmanager
-    async def visit(
+    async def temporary_session(
         self, account: Account, seed: int, setup: str, wait_seconds: float
     ) -> AsyncIterator[Callable[[Work], Awaitable[Any]]]:
-        """A session for one request. Yields a function that does something in it."""
+        """A session for one request. Yields a function that does some work in it."""
         session_id = secrets.token_hex(16)
         await self.open(account, session_id, seed, setup, wait_seconds=wait_seconds)
         entry = self._find(account, session_id)
@@ -218,7 +223,7 @@ class Registry:
             await self._end(entry, "closed")
 
     async def drain(self, seconds: float) -> None:
-        """Wait for what runs to come to its end, but not longer."""
+        """Refuse new sessions, and wait up to ``seconds`` for running cells to end."""
         self.stopping = True
         busy = [task for task in self._tasks if task.get_name() == WORK]
         if busy:
@@ -253,7 +258,7 @@ class Registry:
             self._keep(opening)
             opening.add_done_callback(lambda _: self._drop_failed(entry))
         elif entry.origin != origin:
-            raise Refused(409, "a session with this id exists, and was made from something else")
+            raise Refused(409, "a session with this id is open, with another seed, setup, environment or parent")
         with self._using(entry):
             await self._failures(asyncio.shield(entry.opening))
         return new
@@ -279,14 +284,14 @@ class Registry:
             del self._entries[entry.key]
 
     async def _end(self, entry: Entry, why: str) -> None:
-        """Close an entry's session. The first caller does it."""
+        """Close an entry's session. Does nothing if that has been done."""
         if self._entries.get(entry.key) is not entry:
             return
         del self._entries[entry.key]
         try:
             session = await asyncio.shield(entry.opening)
         except (SandboxFailure, Refused, asyncio.CancelledError):
-            return  # it never opened, and gave its places back itself
+            return  # it never opened, and _open has given its places back
         try:
             await session.close()
         finally:
@@ -296,7 +301,7 @@ class Registry:
             self.metrics.sessions.labels(entry.account.name).dec()
 
     async def _reap(self) -> None:
-        """Close sessions that nobody has used for long: their clients are gone."""
+        """Close sessions that have been idle for ``idle_seconds``, forever."""
         while True:
             await asyncio.sleep(min(LOOK_SECONDS, self._idle_seconds / 4))
             late = time.monotonic() - self._idle_seconds
@@ -304,7 +309,7 @@ class Registry:
             await asyncio.gather(*(self._end(entry, "idle") for entry in idle))
 
     async def _failures(self, work: Awaitable[Any]) -> Any:
-        """The result of some work, its SandboxFailure as Refused."""
+        """The result of some work. Raises Refused in place of SandboxFailure."""
         try:
             return await work
         except SandboxFailure as error:
@@ -313,7 +318,7 @@ class Registry:
     def _find(self, account: Account, session_id: str) -> Entry:
         entry = self._entries.get((account.name, session_id))
         if entry is None:
-            gone = "no such session: it was closed, was idle for too long, or the service was restarted"
+            gone = "no such session: it was closed, idle for too long, or the service was restarted"
             raise Refused(404, gone, code="no_session")
         return entry
 

@@ -1,4 +1,4 @@
-"""Replies of a session that may be asked for again: what makes a run happen exactly once."""
+"""The kept replies of a session. With them, a request that is sent again gets its reply and does not run twice."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from aster_sandbox.service.access import Refused
 
 Reply = TypeVar("Reply")
 KEPT_CHARACTERS = 1 << 20
-"""Of a session's replies together; the newest is kept however long it is."""
+"""Maximum length of a session's kept replies together; the newest is kept however long it is."""
 
 
 class Replies(Generic[Reply]):
-    """Runs each request id once. The last replies are kept; of older ones it is only known that they were given."""
+    """The tasks of a session's requests by request id. The last ``limit`` are kept; for older ones, only that they were
+    served."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._characters: dict[str, int] = {}
         self._kept: OrderedDict[str, tuple[bytes, asyncio.Task[Reply]]] = OrderedDict()
         self._dropped: set[bytes] = set()
-        """Short digests of ids: a session's history holds the code of each of its cells, so this is little beside it."""
+        """Digests of the ids of dropped replies. They never expire, but are small beside the session's history of code."""
 
     def known(self, request_id: str, content: str) -> asyncio.Task[Reply] | None:
-        """The task of an earlier request with this id, running or done; None where the id is new.
+        """The task of an earlier request with this id, running or done; None if the id is new.
 
-        Refused with 409 where the id came with other content, with 410 where the reply is no longer kept.
+        Raises Refused: with 409 if the id was used for other content, with 410 if the reply is no longer kept.
         """
         if request_id in self._kept:
             digest, task = self._kept[request_id]
@@ -35,11 +36,11 @@ class Replies(Generic[Reply]):
                 raise Refused(409, "this request_id was used for another cell")
             return task
         if _short(request_id) in self._dropped:
-            raise Refused(410, "this request was answered long ago; its reply is no longer kept")
+            raise Refused(410, "this request was served long ago; its reply is no longer kept")
         return None
 
     def keep(self, request_id: str, content: str, task: asyncio.Task[Reply]) -> None:
-        """Keep the task of a new id. One that fails is forgotten."""
+        """Keep the task of a new id. A task that fails is dropped, so that its id can be used again."""
         self._kept[request_id] = (_short(content), task)
         task.add_done_callback(lambda _: self._done(request_id))
 

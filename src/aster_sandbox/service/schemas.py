@@ -1,4 +1,4 @@
-"""The bodies of requests and replies. The names in the second half are those of SandboxFusion's protocol."""
+"""The bodies of requests and replies. Field names from ``RunCodeRequest`` on are those of SandboxFusion's protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-"""Chosen by the client: of a session, of a request."""
+"""An id of a session or a request, chosen by the client."""
 
 
 def _text(value: Any) -> str:
@@ -16,7 +16,7 @@ def _text(value: Any) -> str:
     return value
 
 
-# Models write lone surrogates ("\ud800") into code now and then; pydantic's own str refuses them.
+# Models sometimes write lone surrogates ("\ud800") into code; pydantic's str refuses them.
 Text = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
 
 
@@ -24,11 +24,11 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# To JSON Schema, 1.0 is an integer. Nothing else is turned into one: not "1", not true.
+# JSON Schema counts 1.0 as an integer. Nothing else is converted: neither "1" nor true.
 Whole = Annotated[int, BeforeValidator(_whole)]
 
 
-# As ``interface.check_environment`` has it, in a form that the page can show.
+# The rules of ``interface.check_environment``, as patterns that the OpenAPI document can show.
 Environment = dict[Annotated[str, Field(pattern=r"^[^=\x00]+$")], Annotated[str, Field(pattern=r"^[^\x00]*$")]]
 
 
@@ -41,25 +41,25 @@ class Problem(BaseModel):
 
     detail: str
     code: Literal["no_session", "no_file"] | None = None
-    """With 404 alone: what there is not."""
+    """Only with status 404: what does not exist."""
 
 
 class Health(BaseModel):
     status: Literal["ok", "stopping"]
     version: str
     sessions: int
-    """Open now."""
+    """Number of open sessions."""
     limit: int
-    """Sessions that may be open."""
+    """Maximum number of open sessions."""
 
 
 class OpenRequest(Body):
     id: Identifier | None = Field(
-        None, description="Name of the new session. A request that is sent twice with one id opens one."
+        None, description="The id of the new session. Two requests with the same id open one session."
     )
     seed: Whole = Field(0, description="Seeds the session's random numbers.")
-    setup: Text = Field("", description="Python that runs before the first cell, hidden.")
-    environment: Environment = Field({}, description="Environment variables of the session, beside those that all have.")
+    setup: Text = Field("", description="Python that runs before the first cell; tracebacks do not show it.")
+    environment: Environment = Field({}, description="Environment variables, in addition to those of every session.")
 
 
 class Opened(BaseModel):
@@ -69,7 +69,7 @@ class Opened(BaseModel):
 class RunRequest(Body):
     code: Text
     request_id: Identifier | None = Field(
-        None, description="A request that is sent twice with one id runs once; both get the same reply."
+        None, description="Two requests with the same id run the code once; both get the same reply."
     )
 
 
@@ -80,15 +80,17 @@ class RunReply(BaseModel):
 
 
 class ForkRequest(Body):
-    id: Identifier | None = Field(None, description="Name of the new session.")
+    id: Identifier | None = Field(None, description="The id of the new session.")
     seed: Whole | None = Field(
-        None, description="Seeds the new session's random numbers. Without it they go on as in the first."
+        None, description="Seeds the new session's random generators. Without it, they continue as in the first session."
     )
 
 
 class SeedRequest(Body):
     seed: Whole
-    request_id: Identifier | None = Field(None, description="As of a run. One id names one request of a session.")
+    request_id: Identifier | None = Field(
+        None, description="As for a run. An id may be used for only one request of a session."
+    )
 
 
 class SessionInfo(BaseModel):
@@ -101,20 +103,25 @@ class SessionList(BaseModel):
     sessions: list[SessionInfo]
 
 
-PATHS = "A path is in the working directory, or below /tmp where the isolation level is namespaces."
+PATHS = "Paths are in the working directory, or, at the isolation level namespaces, below /tmp."
 
 
 class RunCodeRequest(BaseModel):
-    """As SandboxFusion's. Fields that are not known are ignored, as there."""
+    """SandboxFusion's request. Unknown fields are ignored, as there."""
 
     model_config = ConfigDict(strict=True)
 
     code: Text
     language: Annotated[str, Field(max_length=64)] = "python"
-    run_timeout: float = Field(30, ge=0, le=86400, description="Seconds; sandbox.cell_seconds is the most there is.")
-    compile_timeout: float = Field(10, ge=0, le=86400, description="Python is not compiled; adds to the time a request waits.")
+    run_timeout: float = Field(30, ge=0, le=86400, description="Seconds, at most sandbox.cell_seconds.")
+    compile_timeout: float = Field(
+        10, ge=0, le=86400, description="Nothing is compiled; this only adds to the time a request may wait for a session."
+    )
     memory_limit_MB: Whole = Field(
-        -1, ge=-1, le=2**31, description="Beyond what the interpreter has; sandbox.memory_mb is the most there is. -1: that."
+        -1,
+        ge=-1,
+        le=2**31,
+        description="Beyond the interpreter's own memory, at most sandbox.memory_mb. -1 means sandbox.memory_mb.",
     )
     stdin: Text | None = None
     files: dict[str, str | None] = Field({}, description=f"Path -> content in base64. {PATHS}")
@@ -140,9 +147,9 @@ class RunCodeResponse(BaseModel):
 
 class RunStatefulCodeRequest(RunCodeRequest):
     session_id: Annotated[str, Field(max_length=200)] | None = Field(
-        None, description="Empty: a new session. A session that is not there is made."
+        None, description="Empty: a new session. A session that does not exist is opened."
     )
-    request_id: Identifier | None = Field(None, description="As of /v1/sessions/{id}/run. Not in the original.")
+    request_id: Identifier | None = Field(None, description="As in /v1/sessions/{id}/run. Not part of the original request.")
 
 
 class RunStatefulCodeResponse(RunCodeResponse):
@@ -150,15 +157,15 @@ class RunStatefulCodeResponse(RunCodeResponse):
 
 
 class RunJupyterRequest(BaseModel):
-    """As SandboxFusion's. Fields that are not known are ignored, as there."""
+    """SandboxFusion's request. Unknown fields are ignored, as there."""
 
     model_config = ConfigDict(strict=True)
 
     cells: list[Text]
     cell_timeout: float = Field(
-        0, ge=0, le=86400, description="Seconds of each cell; sandbox.cell_seconds is the most there is. 0: that."
+        0, ge=0, le=86400, description="Seconds for each cell, at most sandbox.cell_seconds. 0 means sandbox.cell_seconds."
     )
-    total_timeout: float = Field(45, ge=0, le=86400, description="Seconds of all cells together.")
+    total_timeout: float = Field(45, ge=0, le=86400, description="Seconds for all cells together.")
     kernel: Literal["python3"] = "python3"
     files: dict[str, str | None] = Field({}, description=f"Path -> content in base64. {PATHS}")
     fetch_files: list[str] = Field([], description=f"Paths of files to send back. {PATHS}")
@@ -168,9 +175,9 @@ class CellRunResult(BaseModel):
     stdout: str
     stderr: str
     display: list[dict[str, Any]]
-    """What the cell shows, each by MIME type; its last expression too."""
+    """What the cell shows, including its last expression: for each value, its forms by MIME type."""
     error: list[dict[str, Any]]
-    """None, or one with ``ename``, ``evalue``, ``traceback``."""
+    """Empty, or one error with ``ename``, ``evalue`` and ``traceback``."""
 
 
 class RunJupyterResponse(BaseModel):

@@ -1,5 +1,6 @@
-"""A script, run like ``python script.py`` in a child process, with stdout, stderr and return code apart. Runs inside a
-session."""
+"""Run a script like ``python script.py`` in a child process, with separate stdout, stderr and return code.
+
+This module runs inside a session."""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 KEPT_BYTES = 1 << 20
-"""Of stdout and of stderr, from the start."""
+"""How much of stdout, and of stderr, is kept: the first so many bytes."""
 LOOK_SECONDS = 0.02
 
 
 def stdin_file(home: str, text: str | None) -> int:
-    """A descriptor from which a text can be read. It is a file's in ``home``, without a name."""
+    """A descriptor from which ``text`` can be read: of a nameless temporary file in ``home``."""
     with tempfile.TemporaryFile(dir=home) as file:
         file.write((text or "").encode("utf-8", "surrogatepass"))
         file.seek(0)
@@ -32,8 +33,10 @@ def stdin_file(home: str, text: str | None) -> int:
 
 
 def run(home: str, code: str, stdin: str | None, seconds: float, withheld_mb: int) -> dict[str, Any]:
-    """Run ``code`` to its end, or until it is late. ``home``: the session's working directory. ``withheld_mb``: of the memory
-    that the session may use, what the script may not."""
+    """Run ``code`` to its end or for ``seconds``. Returns the dict ``return_code``, ``late``, ``seconds``, ``stdout``,
+    ``stderr``.
+
+    ``home``: the session's working directory. ``withheld_mb``: how much of the session's memory the script may not use."""
     path = os.path.join(home, "script.py")
     with open(path, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(code)
@@ -52,7 +55,7 @@ def run(home: str, code: str, stdin: str | None, seconds: float, withheld_mb: in
     took = time.monotonic() - began
     for end, text in texts.items():
         os.set_blocking(end, False)
-        while _read(end, text):  # what was written before the end
+        while _read(end, text):  # read what is left in the pipe
             pass
         os.close(end)
     return {
@@ -65,7 +68,8 @@ def run(home: str, code: str, stdin: str | None, seconds: float, withheld_mb: in
 
 
 def _watch(child: int, texts: dict[int, bytearray], deadline: float) -> int | None:
-    """Read both pipes until the child ends, then kill what it left behind. Its status; None where it was late."""
+    """Read both pipes until the child ends or the deadline passes, then kill its process group. Returns its wait status; None
+    if it was late."""
     poll = select.poll()
     for end in texts:
         poll.register(end, select.POLLIN)
@@ -84,12 +88,12 @@ def _watch(child: int, texts: dict[int, bytearray], deadline: float) -> int | No
                 if not _read(end, texts[end]):
                     poll.unregister(end)
                     open_ends -= 1
-    except KeyboardInterrupt:  # the session's own limit
+    except KeyboardInterrupt:  # the session's own time limit
         status = None
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
     if status is None:
-        with contextlib.suppress(ProcessLookupError):  # it has not come to setpgid yet
+        with contextlib.suppress(ProcessLookupError):  # it may not have called setpgid yet
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return status
@@ -112,7 +116,7 @@ def _become_script(path: str, given: int, out: int, err: int, withheld_mb: int) 
         os.dup2(given, 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the session's own connection among them
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # includes the session's own connection
         given_text = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - the script's
         sys.stdin = sys.__stdin__ = given_text  # type: ignore[misc]
         sys.stdout = sys.__stdout__ = _writer(1, "strict")  # type: ignore[misc]
@@ -125,13 +129,13 @@ def _become_script(path: str, given: int, out: int, err: int, withheld_mb: int) 
         with open(path, encoding="utf-8", errors="surrogatepass") as file:
             source = file.read()
         code = _execute(source, path, module.__dict__)
-        # As the interpreter does at its end: it waits for the threads that are no daemons.
+        # The interpreter also waits for non-daemon threads and runs exit functions at its end.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-    except BaseException:  # noqa: BLE001 - a fault of this file's, or no memory for it: the script never came to its end
+    except BaseException:  # noqa: BLE001 - an error in this module, or no memory left for it
         code = 1
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
     finally:
@@ -139,7 +143,7 @@ def _become_script(path: str, given: int, out: int, err: int, withheld_mb: int) 
 
 
 def _execute(source: str, name: str, namespace: dict[str, Any]) -> int:
-    """Run a script to its end; the exit status."""
+    """Run a script to its end. Returns its exit status."""
     try:
         exec(compile(source, name, "exec", dont_inherit=True), namespace)
     except SystemExit as stop:
@@ -147,7 +151,7 @@ def _execute(source: str, name: str, namespace: dict[str, Any]) -> int:
             return (stop.code or 0) & 0xFF
         print(stop.code, file=sys.stderr)
         return 1
-    except BaseException as error:  # noqa: BLE001 - as the interpreter does at the end of a script
+    except BaseException as error:  # noqa: BLE001 - the interpreter prints any exception too
         frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
         traceback.print_exception(type(error), error, frames, file=sys.stderr)
         return 1
@@ -155,11 +159,11 @@ def _execute(source: str, name: str, namespace: dict[str, Any]) -> int:
 
 
 def _writer(descriptor: int, errors: str) -> io.TextIOWrapper:
-    # A write a line: what a script printed before it was killed is there.
+    # Line buffered, so that the output before a kill is not lost.
     return io.TextIOWrapper(open(descriptor, "wb", closefd=False), encoding="utf-8", errors=errors, line_buffering=True)
 
 
 def _lower_memory(withheld_mb: int) -> None:
-    # The session's own limit is where to count from: without /proc nobody can ask how much address space there is already.
+    # Subtract from the session's limit: without /proc the current size of the address space is not known.
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (soft - (withheld_mb << 20), hard))

@@ -1,4 +1,4 @@
-"""The process of ``aster sandbox serve``: listen, serve, and end in order."""
+"""The process of ``aster sandbox serve``: listen, serve, and shut down."""
 
 from __future__ import annotations
 
@@ -24,56 +24,60 @@ from aster_sandbox.supervisor import Sandbox, allow_descriptors
 
 BACKLOG = 1024
 CONNECTIONS = 16384
-"""Open files of this process, where the machine allows so many: each connection is one."""
+"""Limit of open files to request for this process: each connection needs one."""
 STUCK_SECONDS = 60
-"""A connection whose peer takes nothing for so long is ended by the kernel: slow readers, machines that are gone."""
+"""The kernel closes a connection whose peer accepts no data for so long: slow readers, dead machines."""
 KEEP_SECONDS = 75
-"""An idle connection is kept open for so long."""
+"""How long an idle connection is kept open."""
 GRACE_SECONDS = 3.0
-"""Beyond a cell's own limit, for replies to be sent at the end."""
+"""How long shutting down may take beyond the time limit of running cells, to send their replies."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """What belongs to the service and not to the sandbox behind it."""
+    """The settings of the service, other than those of its sandbox."""
 
     host: str = "127.0.0.1"
     port: int = 0
-    """0 takes a free one."""
+    """0 picks a free port."""
     client_sessions: int | None = None
-    """Sessions that one client may have open; None: as many as there are."""
+    """Sessions that one client may have open; None: all that there are."""
     client_cells: int = 256
+    """Cells that one client may run at once."""
     client_queue: int = 1024
+    """Further cells of one client that may wait."""
     queue_seconds: float = 5.0
     """How long a request to open a session waits for a place before it is refused."""
     idle_seconds: float = 3600.0
-    """A session that nobody uses for so long is closed."""
+    """A session that is not used for so long is closed."""
     body_bytes: int = 8 << 20
-    """Of the largest request, and of the largest file that is sent back."""
+    """Size of the largest request, and of the largest file that is sent back."""
     kept_replies: int = 16
-    """Of each session, for requests that come again."""
+    """Replies kept for each session, for requests that are sent again."""
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to us: uvicorn raises them again at its end."""
+    """A uvicorn server without its own signal handling, which would raise the signals again at its end."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do nothing."""
+        """Leave the signals to ``_serve``."""
         yield
 
 
 def serve(settings: ServiceSettings, sandbox: Settings, tokens: dict[str, str], say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``say`` gets one line when the service listens; before that, the sandbox tells its
-    isolation level on stderr. SettingsError where it cannot."""
+    """Serve until SIGTERM or SIGINT.
+
+    ``say`` is called with one line when the service listens. The sandbox prints its isolation level on stderr before that.
+    ``tokens``: name -> token of the clients; empty serves everybody. Raises SettingsError if the service cannot start."""
     if sandbox.output_characters < SHORTEST_OUTPUT:
-        raise SettingsError(f"sandbox.output_characters: the service needs at least {SHORTEST_OUTPUT}")
+        raise SettingsError(f"sandbox.output_characters must be at least {SHORTEST_OUTPUT} for a service")
     allow_descriptors(CONNECTIONS)
     with contextlib.closing(_bind(settings.host, settings.port)) as listener:
         try:
             asyncio.run(_serve(settings, sandbox, tokens, listener, say))
         except SandboxFailure as error:
-            raise SettingsError(f"the sandbox does not start: {error}") from error
+            raise SettingsError(f"the sandbox did not start: {error}") from error
 
 
 def is_loopback(host: str) -> bool:
@@ -140,7 +144,7 @@ async def _serve(
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: clients are turned away until the sandbox is there."""
+    """A bound socket that does not listen yet, so that connections are refused until the sandbox has started."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
@@ -148,11 +152,11 @@ def _bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit these.
+        # Accepted connections inherit these options.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_SECONDS * 1000)
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise SettingsError(f"{host}:{port}: cannot listen here: {error.strerror}") from None
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
