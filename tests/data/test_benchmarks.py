@@ -84,7 +84,7 @@ def test_neither_a_copy_nor_a_name_is_one_line_that_says_what_to_do(tmp_path: Pa
 
 def test_the_hubs_library_reads_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library for real, on a folder: what it does with the hub's address is its own affair."""
-    pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
+    pytest.importorskip("datasets", reason="NOT RUN: the hub's library; make install sets it up")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "set" / "train.jsonl")
@@ -96,7 +96,7 @@ def test_the_hubs_library_reads_what_it_is_given(tmp_path: Path, monkeypatch: py
 
 def test_a_hub_that_is_not_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """A FAKE of the library's call, which warns of each try as the real one does."""
-    datasets = pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
+    datasets = pytest.importorskip("datasets", reason="NOT RUN: the hub's library; make install sets it up")
 
     def unreachable(*_: object, **__: object) -> None:
         logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
