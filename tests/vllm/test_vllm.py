@@ -99,8 +99,7 @@ def test_log_probabilities_are_the_model_s_at_any_temperature(lab_server: str, t
 def test_evaluation_through_an_endpoint(lab_server: str, commands: Commands, tmp_path: Path) -> None:
     settings = ["policy.sampler=endpoint", f"policy.base_url={lab_server}", "evaluate.policies=[base]"]
     settings += ["evaluate.problems=4", "evaluate.k=2", "problems.levels=[1, 2]", "evaluate.limits.context_tokens=1024"]
-    recipe = Path(__file__).parents[2] / "recipes" / "lab.yaml"
-    ended = commands.run("evaluate", recipe, *settings, "beside=[]", "--run", tmp_path / "run")
+    ended = commands.run("evaluate", "lab", *settings, "beside=[]", "--run", tmp_path / "run")
     assert ended.code == 0, ended.err
     assert read_json(tmp_path / "run" / "summary.json")["base"]["problems"] == 4
     found = read_trajectories(RunFolder.load(tmp_path / "run").trajectory_file("evaluate/base", "all"))
