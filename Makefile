@@ -1,18 +1,21 @@
 # Every target sets up what it needs in .venv, once; again when pyproject.toml or the constraints change.
 #
-#   make demo      the whole method on CPU: recipes/lab.yaml, then its report
+#   make demo      the whole method on CPU: the recipe lab, then its report
 #   make test      the test suite
+#   make test-pythons   the test suite on every other Python from 3.11 on that is here, each in an environment of its own (.venv-3.12)
+#   make smoke     the command line, the verifier and the sandbox on those Pythons, without torch: seconds each
 #   make test-engines   the tests of vLLM for real, on a CPU, from an environment of its own (.venv-vllm, 3 GB)
 #   make test-cluster   the tests against SkyRL's server on the CPU; the server gets an environment of its own (7 GB)
 #   make lint      ruff and mypy
 #   make bench     the benchmarks, each against a peer in the same run
 #   make study     the lab's arms on both families, three seeds each (an hour on two cores)
 #   make install   only the set-up
-#   make clean     delete both environments, builds and caches (never runs/)
+#   make clean     delete the environments, builds and caches (never runs/)
 #
 #   PYTHON=python3.12   the interpreter for .venv: 3.11 or newer
 #   CONSTRAINTS=        newest versions instead of the pinned ones
 #   JOBS=4              test processes
+#   PYTHONS='...'       the interpreters of test-pythons and smoke
 #   SERVER_PYTHON=...   the interpreter for SkyRL's server: 3.12 or newer
 
 PYTHON ?= python3
@@ -23,7 +26,10 @@ JOBS ?= 2
 SERVER_PYTHON ?= $(shell for each in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python python3.13 $(PYTHON); do \
 	"$$each" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo "$$each" && break; done)
 
-VENV := .venv
+# Python 3.11 and newer, one of each version, but for that of $(PYTHON).
+PYTHONS ?= $(shell $(PYTHON) .ci/pythons.py)
+
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench
@@ -36,7 +42,7 @@ SERVER_STAMP := $(SERVER)/.set-up
 # One thread a process: two threads on so small a model are slower than one, and several processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-engines test-cluster lint bench study clean
+.PHONY: install demo test test-pythons smoke test-engines test-cluster lint bench study clean
 
 install: $(STAMP)
 
@@ -46,7 +52,7 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
 
 $(STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
-	$(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev,gguf]'
+	$(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	@touch $@
 
 # The peers, which nothing else needs: Jupyter of the sandbox, TRL of rollouts and training.
@@ -62,10 +68,18 @@ $(VLLM_STAMP): Makefile
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/aster run recipes/lab.yaml
+	$(BIN)/aster run lab
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) -rfEs
+
+test-pythons:
+	@set -e; for python in $(PYTHONS); do \
+		version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); echo "== Python $$version: $$python"; \
+		$(MAKE) test PYTHON="$$python" VENV=".venv-$$version"; done
+
+smoke: $(STAMP)
+	$(BIN)/python .ci/smoke.py $(if $(CONSTRAINTS),--constraints $(CONSTRAINTS)) $(PYTHONS)
 
 test-engines: $(STAMP) $(VLLM_STAMP)
 	ASTER_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -n0 tests/vllm
@@ -98,5 +112,5 @@ study: $(STAMP)
 	$(BIN)/python studies/lab_arms.py --out runs/arms
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(SERVER) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* $(VLLM_VENV) $(SERVER) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

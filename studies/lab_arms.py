@@ -2,7 +2,7 @@
 
     .venv/bin/python studies/lab_arms.py --out runs/arms [--seeds 1 2 3] [--families chain hunt] [field=value ...]
 
-Runs ``aster run recipes/lab.yaml`` for every family, cold start and seed, as many processes as there are cores, each with one
+Runs ``aster run lab`` for every family, cold start and seed, as many processes as there are cores, each with one
 thread. Runs that are finished are not run again, so an interrupted study goes on. The last table is in docs/results/lab.md.
 
 Prints a Markdown table to stdout, each seed's value and their mean: avg@k and tool calls per trajectory on held-out problems
@@ -30,7 +30,7 @@ ARMS = ("aster", "program", "retool", "demyagent", "zero", "zero_force_tool")
 def command(family: str, arm: str, seed: int, folder: Path, overrides: list[str]) -> list[str]:
     """The command of one run."""
     return [
-        *(sys.executable, "-m", "aster", "run", "recipes/lab.yaml"),
+        *(sys.executable, "-m", "aster", "run", "lab"),
         *(f"problems.families={{{family}: 1.0}}", f"cold_start={arm}", f"seed={seed}", "beside=[]"),
         *overrides,
         *("--run", str(folder)),

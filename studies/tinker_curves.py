@@ -1,7 +1,7 @@
 """The same recipe on the local engine and on a Tinker server: are the learning curves the same within the seeds' spread?
 
     .venv/bin/python studies/tinker_curves.py --base-url http://127.0.0.1:8000 --out runs/curves \
-        [--recipe recipes/lab.yaml] [--seeds 1 2 3] [--until sft] [policy.lora_rank=16 field=value ...]
+        [--recipe lab] [--seeds 1 2 3] [--until sft] [policy.lora_rank=16 field=value ...]
 
 Runs the stages of ``--recipe`` up to ``--until`` for every seed and engine, one after the other; runs that are finished are not
 run again. Prints two Markdown tables to stdout: the loss of each SFT step and the reward of each RL step, as the mean and the
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/lab.yaml"))
+    parser.add_argument("--recipe", default="lab")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--until", choices=["sft", "rl"], default="rl")
     parser.add_argument("overrides", nargs="*")
@@ -64,7 +64,7 @@ def main() -> None:
         for seed, folder in zip(arguments.seeds, several, strict=True):
             common = [f"seed={seed}", "beside=[]", *arguments.overrides, *overrides(engine, arguments.base_url)]
             for stage in stages:
-                command = [sys.executable, "-m", "aster", stage, str(arguments.recipe), *common, "--run", str(folder)]
+                command = [sys.executable, "-m", "aster", stage, arguments.recipe, *common, "--run", str(folder)]
                 subprocess.run(command, check=True)
     for stage in CURVES:
         if stage in stages:

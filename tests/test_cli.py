@@ -57,7 +57,7 @@ SURFACE = {
     "merge": ["OUT", "SHARD..."],
     "benchmarks": ["--data"],
     "report": ["[RECIPE] [FIELD=VALUE ...]", "--run"],
-    "recipe": ["[RECIPE] [FIELD=VALUE ...]"],
+    "recipe": ["[RECIPE] [FIELD=VALUE ...]", "--yaml"],
     "show": ["DIR", "--stage", "--name", "--index"],
     "doctor": [],
     "replay": ["SET", "[RECIPE] [FIELD=VALUE ...]", "--out"],
@@ -155,7 +155,7 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "none.yaml"], "none.yaml: no such recipe"),
+        (["run", "none.yaml"], "none.yaml: no such recipe; give the path of a file, or the name of one that comes with ASTER"),
         (["rl", "bad.yaml"], "unknown field 'rl.step'; the nearest valid name is 'steps'"),
         (["sft", "good.yaml", "sft.stages.7.epochs=1"], "override 'sft.stages.7.epochs=1'"),
         (["evaluate", "good.yaml", "rl.steps"], "override 'rl.steps': write it as field=value"),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from aster_sandbox.settings import Settings
 
 FIELDS = "[FIELD=VALUE ...]"
+SERVICE_PACKAGES = ("fastapi", "prometheus-client", "uvicorn")
+"""What the service needs beyond what sessions need."""
 SOURCE = "FIELD=VALUE arguments are settings of the sandbox, for instance cell_seconds=5."
 
 
@@ -107,7 +109,8 @@ def _serve(
         from aster_sandbox.service.access import VARIABLE, read_tokens
         from aster_sandbox.service.server import ServiceSettings, is_loopback, serve
     except ModuleNotFoundError as error:
-        raise SettingsError(f"the service needs the package {error.name!r}: pip install 'aster-tir[serve]'") from None
+        missing = f"the service needs the package {error.name}, which is not installed"
+        raise SettingsError(f"{missing}; install what it needs (pip install {' '.join(SERVICE_PACKAGES)})") from None
     tokens = {} if no_tokens else read_tokens(token_file)
     if not tokens and not no_tokens and not is_loopback(host):
         raise SettingsError(

@@ -61,10 +61,10 @@ def shorten_paths() -> None:
     summary: Any = traceback.StackSummary
     format_frame = summary.format_frame_summary
 
-    def short_frame(self: traceback.StackSummary, frame: traceback.FrameSummary) -> str | None:
+    def short_frame(self: traceback.StackSummary, frame: traceback.FrameSummary, **colours: Any) -> str | None:
         if frame.filename.startswith(_HERE) or frame.filename == "<frozen runpy>":
             return None  # leaves the frame out
-        return str(format_frame(self, frame)).replace(f'"{frame.filename}"', f'"{short_path(frame.filename)}"', 1)
+        return str(format_frame(self, frame, **colours)).replace(f'"{frame.filename}"', f'"{short_path(frame.filename)}"', 1)
 
     summary.format_frame_summary = short_frame
     warnings.formatwarning = short_warning

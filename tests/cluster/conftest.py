@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def recipe_file(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Path:
-    """recipes/lab.yaml cut to minutes: short chains, few steps, through the server."""
+    """The recipe lab cut to minutes: short chains, few steps, through the server."""
     path = tmp_path_factory.mktemp("recipe") / "lab.yaml"
     path.write_text(RECIPE.replace("SERVER", server.url))
     return path

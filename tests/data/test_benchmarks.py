@@ -81,7 +81,7 @@ def test_the_error_names_what_is_missing_and_what_to_do(tmp_path: Path, monkeypa
 
 def test_the_library_datasets_reads_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real library, on a local folder."""
-    pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
+    pytest.importorskip("datasets", reason="NOT RUN: the hub's library; make install sets it up")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "set" / "train.jsonl")
@@ -93,7 +93,7 @@ def test_the_library_datasets_reads_a_benchmark(tmp_path: Path, monkeypatch: pyt
 
 def test_an_unreachable_hub_gives_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """A FAKE of the library's call, which logs a warning for each retry as the real one does."""
-    datasets = pytest.importorskip("datasets", reason="NOT RUN: the hub's library; pip install 'aster-tir[hub]'")
+    datasets = pytest.importorskip("datasets", reason="NOT RUN: the hub's library; make install sets it up")
 
     def unreachable(*_: object, **__: object) -> None:
         logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")

@@ -82,5 +82,5 @@ def test_adapters_that_do_not_fit_are_refused(lab_folder: Path, tmp_path: Path, 
         LocalEngine(adapted(lab_folder), tmp_path / "rank4")
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'aster-tir\[lora\]'"):
+    with pytest.raises(UserError, match=r"peft; install it \(pip install 'peft>="):
         LocalEngine(adapted(lab_folder))

@@ -22,7 +22,7 @@ from aster.environments import PythonMath, PythonTool
 from aster.evaluation.folder import EvaluationFolder
 from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.run import RunFolder, read_json
-from aster.types import Budget, Problem, StopReason
+from aster.types import Budget, Problem, Trajectory, StopReason
 from tests.engines.models import oracle, oracle_logprobs
 from tests.stages.runs import LIMITS, Commands, Tiny
 from tests.vllm.conftest import Engine
@@ -100,11 +100,11 @@ def test_log_probabilities_are_the_model_s_at_any_temperature(lab_server: str, t
 def test_evaluation_through_an_endpoint(lab_server: str, commands: Commands, tmp_path: Path) -> None:
     settings = ["policy.sampler=endpoint", f"policy.base_url={lab_server}", "evaluate.policies=[base]"]
     settings += ["evaluate.problems=4", "evaluate.k=2", "problems.levels=[1, 2]", "evaluate.limits.context_tokens=1024"]
-    recipe = Path(__file__).parents[2] / "recipes" / "lab.yaml"
-    ended = commands.run("evaluate", recipe, *settings, "beside=[]", "--run", tmp_path / "run")
+    ended = commands.run("evaluate", "lab", *settings, "beside=[]", "--run", tmp_path / "run")
     assert ended.code == 0, ended.err
     assert read_json(tmp_path / "run" / "summary.json")["base"]["problems"] == 4
-    found = list(EvaluationFolder.load(tmp_path / "run" / "evaluate" / "base").latest())
+    latest = EvaluationFolder.load(tmp_path / "run" / "evaluate" / "base").latest()
+    found = [attempt for attempt in latest if isinstance(attempt, Trajectory)]
     assert [t.error for t in found] == [""] * 8
     assert all(t.sampled_tokens and len(t.logprobs) == len(t.token_ids) for t in found)
 

@@ -9,12 +9,22 @@ from typing import Any, Literal
 import click
 
 from aster import __version__
-from aster.cli.arguments import Command, default_folder, folder_option, recipe_or_defaults, run_one_stage, split_arguments
+from aster.cli.arguments import (
+    RECIPES_HELP,
+    Command,
+    default_folder,
+    folder_option,
+    recipe_comments,
+    recipe_or_defaults,
+    run_one_stage,
+    split_arguments,
+)
 from aster.cli.data import data_group
 from aster.cli.evaluate import benchmarks_command, budgets_command, compare_command, evaluate_command, merge_command
 from aster.cli.exchange import replay_command
 from aster.cli.sandbox import sandbox_group
 from aster.errors import UserError, one_line
+from aster.extras import install_command, packages_for
 from aster_sandbox import SettingsError
 
 STAGES = {
@@ -27,18 +37,26 @@ STAGES = {
 
 
 class Commands(click.Group):
-    """A group that answers the user's errors and Ctrl-C with one line; every other exception is a bug and stays visible."""
+    """A group that answers the user's errors, missing packages and Ctrl-C with one line; every other exception is a bug and
+    stays visible."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """In the order of definition, which is that of the pipeline."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Exit code 2 on a UserError, 130 on Ctrl-C."""
+        """Run the command. Exit code 2 on a UserError or a missing package, 130 on Ctrl-C."""
         try:
             return super().invoke(ctx)
         except (UserError, SettingsError) as error:
             click.echo(f"aster: error: {one_line(error, None)}", err=True)
+            ctx.exit(2)
+        except ModuleNotFoundError as error:
+            packages = packages_for(error.name)
+            if not packages:
+                raise
+            missing = f"this needs the package {packages[0]}, which is not installed"
+            click.echo(f"aster: error: {missing}; install it ({install_command(*packages)})", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             resumes = "; the same command resumes the run" if ctx.invoked_subcommand in {"run", *STAGES} else ""
@@ -46,12 +64,14 @@ class Commands(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands, epilog=RECIPES_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="aster")
 def main() -> None:
     """Train a small language model to reason with a stateful Python tool.
 
-    A run is a recipe (YAML) and a folder. FIELD=VALUE arguments override the recipe's fields, for instance rl.steps=20.
+    A run is a recipe and a folder. FIELD=VALUE arguments override the recipe's fields, for instance rl.steps=20.
     Given again, a command goes on where the run stopped.
     """
 
@@ -63,7 +83,7 @@ def _recipe_arguments(command: Command) -> Command:
     return click.argument("recipe", metavar="RECIPE")(command)
 
 
-@main.command("run")
+@main.command("run", epilog=RECIPES_HELP)
 @_recipe_arguments
 def run_command(recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
     """Run the whole pipeline, from synthesize to report."""
@@ -81,7 +101,7 @@ def _add_stage(name: str, help_text: str) -> None:
     def command(recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
         run_one_stage(name, recipe, overrides, folder)
 
-    main.command(name, help=help_text)(_recipe_arguments(command))
+    main.command(name, help=help_text, epilog=RECIPES_HELP)(_recipe_arguments(command))
 
 
 for _name, _help in STAGES.items():
@@ -118,16 +138,18 @@ def report_command(arguments: tuple[str, ...], folder: Path | None) -> None:
     run_stage("report", recipe or load_recipe(run.path / "recipe.yaml"), run)
 
 
-@main.command("recipe")
+@main.command("recipe", epilog=RECIPES_HELP)
 @click.argument("arguments", nargs=-1, metavar="[RECIPE] [FIELD=VALUE ...]")
-def recipe_command(arguments: tuple[str, ...]) -> None:
+@click.option("--yaml", "as_yaml", is_flag=True, help="As a file that can be edited and run, with the meanings as comments.")
+def recipe_command(arguments: tuple[str, ...], as_yaml: bool) -> None:
     """Print a recipe's fields: value, type, default, meaning.
 
-    Without RECIPE: the defaults.
+    Without RECIPE: the defaults. `aster recipe lab --yaml > my.yaml` writes a recipe of your own; `aster run my.yaml` runs it.
     """
-    from aster.config.describe import describe
+    from aster.config.describe import describe, to_yaml
 
-    click.echo(describe(recipe_or_defaults(arguments)))
+    recipe = recipe_or_defaults(arguments)
+    click.echo(to_yaml(recipe, recipe_comments(arguments)) if as_yaml else describe(recipe), nl=not as_yaml)
 
 
 @main.command("show")

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aster.recipes import locate, shipped_names
+
 if TYPE_CHECKING:
+    from aster.config.comments import Comments
     from aster.config.recipe import Recipe
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+RECIPES_HELP = f"RECIPE is a YAML file, or the name of a recipe that comes with ASTER: {', '.join(shipped_names())}."
 FOLDER_HELP = "The run folder. Default: runs/NAME-COLD_START-sSEED, from the recipe."
 
 
@@ -60,3 +64,15 @@ def recipe_or_defaults(arguments: tuple[str, ...], base: dict[str, Any] | None =
     for text in overrides:
         apply_override(data, text)
     return validate_recipe(data, "overrides")
+
+
+def recipe_comments(arguments: tuple[str, ...]) -> Comments:
+    """The comments in the file of [RECIPE] [FIELD=VALUE ...], without those at fields that the overrides change. May raise
+    UserError."""
+    from aster.config.comments import Comments, read_comments
+    from aster.config.file import read_recipe
+
+    path, overrides = split_arguments(arguments)
+    if path is None:
+        return Comments()
+    return read_comments(read_recipe(locate(path))).without([text.partition("=")[0] for text in overrides])

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 @click.command("curate")
 @click.argument("arguments", nargs=-1, required=True, metavar="SET... [FIELD=VALUE ...]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="SET", help="Where the kept ones go.")
-@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), metavar="RECIPE", help="Take its section curate.")
+@click.option("--recipe", metavar="RECIPE", help="Take its section curate. A file, or the name of one that comes with ASTER.")
 @click.option("--dropped", type=click.Path(path_type=Path), metavar="FILE", help="List (.jsonl) who was dropped by what.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the funnel as a page.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the funnel as JSON.")
 def curate_command(
     arguments: tuple[str, ...],
     out: Path,
-    recipe_path: Path | None,
+    recipe: str | None,
     dropped: Path | None,
     html: Path | None,
     json_path: Path | None,
@@ -49,9 +49,9 @@ def curate_command(
 
     require_set_name("--out", out)
     paths, overrides = _split(arguments)
-    recipe = _recipe(recipe_path, overrides)
+    settings = _recipe(recipe, overrides)
     sources = [Source(path) for path in paths]
-    judged = judge_sources(sources, recipe.curate, recipe.cold_start)
+    judged = judge_sources(sources, settings.curate, settings.cold_start)
     with contextlib.ExitStack() as stack:
         stream = None
         if dropped is not None:
@@ -61,8 +61,8 @@ def curate_command(
             if stream is not None:
                 stream.write(json.dumps(dataclasses.asdict(each)) + "\n")
 
-        chain = Chain(recipe.curate, recipe.cold_start, sources=len(sources))
-        selection = choose(judged, chain, derive(recipe.seed, "curate"), note)
+        chain = Chain(settings.curate, settings.cold_start, sources=len(sources))
+        selection = choose(judged, chain, derive(settings.seed, "curate"), note)
     kept = set(selection.kept)
     if kept:
         lines = (line for source in sources for _, line in source.lines())
@@ -121,12 +121,12 @@ def _split(arguments: tuple[str, ...]) -> tuple[list[Path], list[str]]:
     return paths, overrides
 
 
-def _recipe(path: Path | None, overrides: list[str]) -> Recipe:
+def _recipe(recipe: str | None, overrides: list[str]) -> Recipe:
     """The recipe, with overrides of its seed and of its section curate alone."""
     from aster.cli.arguments import recipe_or_defaults
 
     full = tuple(text if text.startswith(("seed=", "curate.", "cold_start=")) else f"curate.{text}" for text in overrides)
-    return recipe_or_defaults(full if path is None else (str(path), *full))
+    return recipe_or_defaults(full if recipe is None else (recipe, *full))
 
 
 def _counter(path: Path) -> CountTokens:

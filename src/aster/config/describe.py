@@ -1,4 +1,4 @@
-"""A recipe for people: every field with its type, value, default and meaning."""
+"""A recipe for people: every field with its type, value, default and meaning; as a list, or as YAML that can be run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import yaml
 from pydantic.fields import FieldInfo
 
 from aster.config import Section
+from aster.config.comments import OURS, Comments
 from aster.config.recipe import Recipe
 
 WIDTH = 110
@@ -28,7 +30,7 @@ def _section(section: Section, default: Section | None, prefix: str) -> Iterator
         path = prefix + name
         value = getattr(section, name)
         usual = getattr(default, name) if default is not None else field.get_default(call_default_factory=True)
-        meaning = " ".join((field.description or "").replace("``", "").split())
+        meaning = _meaning(field)
         if isinstance(value, Section):
             yield f"\n{path}: {meaning}"
             yield from _section(value, usual, path + ".")
@@ -39,9 +41,90 @@ def _section(section: Section, default: Section | None, prefix: str) -> Iterator
                 yield from _section(item, None, f"{path}.{index}.")
             yield ""
         else:
-            changed = "" if value == usual else f"; default {_value(usual)}"
-            yield f"{path} = {_value(value)}   ({_type(field)}{changed})"
+            yield f"{path} = {_value(value)}   ({_kind(field, value, usual)})"
             yield from textwrap.wrap(meaning, WIDTH, initial_indent="    ", subsequent_indent="    ")
+
+
+def to_yaml(recipe: Recipe, comments: Comments | None = None) -> str:
+    """A recipe as YAML that holds every field. Above each stand its meaning, its type, and the default where the value is
+    another, in lines that begin with ``##``; ``comments`` are put back where they stood."""
+    comments = comments or Comments()
+    lines = [*comments.head, f"{OURS} Every field, with its meaning and its type above it."]
+    lines += _yaml_section(recipe, Recipe(), recipe.model_dump(mode="json"), "", comments, meanings=True)
+    return "\n".join([*lines, *comments.foot]) + "\n"
+
+
+def _yaml_section(
+    section: Section, default: Section | None, data: dict[str, Any], prefix: str, comments: Comments, *, meanings: bool
+) -> Iterator[str]:
+    """The lines of a section, at no indentation. ``data``: its fields as YAML has them; ``prefix``: what stands before their
+    names in a dotted path."""
+    for name, field in type(section).model_fields.items():
+        path, value = prefix + name, getattr(section, name)
+        usual = getattr(default, name) if default is not None else field.get_default(call_default_factory=True)
+        items = value if isinstance(value, list) and value and isinstance(value[0], Section) else None
+        if not prefix:
+            yield ""
+        if meanings:
+            plain = items is None and not isinstance(value, Section)
+            meaning = f"{_meaning(field)} ({_kind(field, value, usual)})" if plain else _meaning(field)
+            # Not at hyphens: 1e-6 is one word.
+            yield from textwrap.wrap(
+                meaning, WIDTH, initial_indent=f"{OURS} ", subsequent_indent=f"{OURS} ", break_on_hyphens=False
+            )
+        if isinstance(value, Section):
+            yield from comments.above.get(path, [])
+            yield _with(f"{name}:", comments.beside.get(path))
+            inner = _yaml_section(value, usual, data[name], f"{path}.", comments, meanings=meanings)
+            yield from textwrap.indent("\n".join(inner), "  ").split("\n")
+        elif items is not None:
+            yield from comments.above.get(path, [])
+            yield _with(f"{name}:", comments.beside.get(path))
+            for index, item in enumerate(items):
+                place = f"{path}.{index}"
+                inner = _yaml_section(item, None, data[name][index], f"{place}.", comments, meanings=meanings and not index)
+                notes = [*comments.above.get(place, []), *([comments.beside[place]] if place in comments.beside else [])]
+                yield from _item([*notes, *inner])
+        else:
+            # What stands in a value of several lines has no other place than the value's.
+            below = [each for each in (*comments.above, *comments.beside) if each == path or each.startswith(f"{path}.")]
+            for each in dict.fromkeys(below):
+                yield from comments.above.get(each, [])
+            beside = [comments.beside[each] for each in dict.fromkeys(below) if each in comments.beside]
+            yield _with(f"{name}: {_flow(data[name])}", "  ".join(beside))
+
+
+def _item(lines: list[str]) -> list[str]:
+    """The lines of a list's item: the dash stands before the first field, the comments above it keep their place."""
+    first = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return [f"  {'- ' if index == first else '' if index < first else '  '}{line}" for index, line in enumerate(lines)]
+
+
+def _with(line: str, comment: str | None) -> str:
+    return f"{line}  {comment}" if comment else line
+
+
+def _flow(value: Any) -> str:
+    """A value without sections, in one line of YAML."""
+
+    def dump(style: str | None) -> str:
+        # In a list, because a document that is a scalar only ends with dots.
+        text = yaml.safe_dump(
+            [value], default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False, default_style=style
+        )
+        return text.strip()[1:-1]
+
+    text = dump(None)
+    return text if len(text.splitlines()) <= 1 else dump('"')  # a text with line breaks, which are escaped there
+
+
+def _meaning(field: FieldInfo) -> str:
+    return " ".join((field.description or "").replace("``", "").split())
+
+
+def _kind(field: FieldInfo, value: Any, usual: Any) -> str:
+    """The type, and the default where the value is another."""
+    return _type(field) if value == usual else f"{_type(field)}; default {_value(usual)}"
 
 
 def _value(value: Any) -> str:

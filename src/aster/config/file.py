@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,31 @@ from pydantic import ValidationError
 from aster.config import Section
 from aster.config.recipe import Recipe
 from aster.errors import UserError
+from aster.recipes import locate
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read, override and validate a recipe. Raises UserError with one line naming the file, the field and what to do."""
-    path = Path(path)
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and validate a recipe: a file, or the name of one that comes with ASTER (:func:`aster.recipes.locate`).
+    Raises UserError with one line naming the file, the field and what to do."""
+    path = locate(recipe)
+    data = parse_recipe(read_recipe(path), path)
+    for text in overrides:
+        apply_override(data, text)
+    return validate_recipe(data, str(path))
+
+
+def read_recipe(path: Path) -> str:
+    """The text of a recipe's file. UserError where it cannot be read."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; recipes/ holds the ones that come with ASTER") from None
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def parse_recipe(text: str, path: Path) -> dict[str, Any]:
+    """The fields in a recipe's text, as they stand there. UserError, which names ``path``, where it is no mapping in YAML."""
+    try:
+        data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -39,9 +54,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         data = {}
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(data).__name__}")
-    for text in overrides:
-        apply_override(data, text)
-    return validate_recipe(data, str(path))
+    return data
 
 
 def validate_recipe(data: dict[str, Any], where: str) -> Recipe:

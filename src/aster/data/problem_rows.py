@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aster.errors import UserError, one_line
+from aster.extras import install_command
 from aster.jsonl import Row, json_line_rows, parquet_rows, unbroken
 from aster.terminal import say
 
@@ -56,7 +57,7 @@ def _dataset_rows(source: str) -> Iterator[Place]:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{source}: needs the package datasets; install it (pip install 'aster-tir[hub]')") from None
+        raise UserError(f"{source}: needs the package datasets; install it ({install_command('datasets')})") from None
     name, config, split = _dataset(source)
     if name.startswith(("/", ".")) and not Path(name).exists():
         raise UserError(f"{source}: no such folder")  # a path cannot be an id on the hub

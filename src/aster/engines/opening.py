@@ -11,6 +11,7 @@ from aster.config import EngineConfig
 from aster.doors import blame, load, place_of
 from aster.engines.base import Engine
 from aster.errors import UserError
+from aster.extras import install_command
 
 
 @asynccontextmanager
@@ -34,8 +35,8 @@ async def open_engine(
             if error.name != "tinker":
                 raise
             raise UserError(
-                "policy.kind: tinker needs the package tinker, which is not installed; install it (pip install "
-                "'aster-tir[tinker]')"
+                "policy.kind: tinker needs the package tinker, which is not installed; "
+                f"install it ({install_command('tinker')})"
             ) from None
         policy = await TinkerEngine.connect(config, checkpoint, optimizer=optimizer, capacity=capacity)
     elif config.policy.kind != "local":

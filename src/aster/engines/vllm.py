@@ -42,6 +42,7 @@ from aster.engines.handover import blank, roomy_directory, untie, weights_bytes,
 from aster.engines.local.engine import LocalEngine
 from aster.engines.local.loading import context_of, require_context
 from aster.errors import UserError
+from aster.extras import install_command
 from aster.http import Server, ServerError
 from aster.process import end_group, start_group
 from aster.terminal import say
@@ -302,7 +303,7 @@ def require_vllm(python: str) -> None:
     if not found:
         raise UserError(
             f"policy.vllm_python: {python or 'the Python that runs ASTER'} has no vLLM; name the Python of an environment "
-            "that has it, or install it beside ASTER (pip install 'aster-tir[vllm]')"
+            f"that has it, or install it beside ASTER ({install_command('vllm')})"
         )
 
 

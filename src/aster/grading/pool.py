@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from aster.errors import UserError
+from aster.extras import install_command
 from aster.process import start
 
 START_SECONDS = 120.0
@@ -66,7 +67,7 @@ class Worker:
             self.close()
             raise UserError(
                 f"grading: the worker process did not start ({complaint[-1] if complaint else error}); "
-                "check that math-verify is installed: pip install 'math-verify[antlr4_13_2]'"
+                f"check that math-verify is installed ({install_command('math-verify')})"
             ) from error
         self.process.stderr.close()
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from aster.config import Policy
 from aster.errors import UserError
+from aster.extras import install_command
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -23,7 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 def require_peft() -> None:
     """UserError where PEFT is missing."""
     if importlib.util.find_spec("peft") is None:
-        raise UserError("policy.lora_rank: adapters need the package peft; install it (pip install 'aster-tir[lora]')")
+        raise UserError(f"policy.lora_rank: adapters need the package peft; install it ({install_command('peft')})")
 
 
 class Adapters:

@@ -21,6 +21,7 @@ from aster.config import Model
 from aster.config.engine import BASE_MODEL
 from aster.engines.local.attention import IMPLEMENTATION
 from aster.errors import UserError
+from aster.extras import install_command
 
 BROKEN = (OSError, ValueError, LookupError, RuntimeError, struct.error, SafetensorError)
 """What reading a damaged, cut off or unknown file raises, whichever library reads it."""
@@ -72,7 +73,7 @@ def _location(path: Path) -> tuple[str, dict[str, Any]]:
         if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
             raise UserError(
                 f"model.path: {path.name}: reading GGUF needs the packages gguf and accelerate; install them "
-                "(pip install 'aster-tir[gguf]')"
+                f"({install_command('gguf', 'accelerate')})"
             )
         return str(path.parent), {"gguf_file": path.name}
     return str(path), {}
