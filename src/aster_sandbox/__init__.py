@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from aster_sandbox.client import SandboxClient
     from aster_sandbox.commands import make_commands
     from aster_sandbox.errors import SandboxFailure, SettingsError
-    from aster_sandbox.interface import AnySandbox, AnySession, make_sandbox
+    from aster_sandbox.interface import AnySandbox, AnySession
     from aster_sandbox.isolation.doctor import describe_machine
+    from aster_sandbox.opening import make_sandbox
     from aster_sandbox.session import Session
     from aster_sandbox.settings import Settings
     from aster_sandbox.supervisor import Sandbox
@@ -31,7 +32,7 @@ _MODULES = {
     "SettingsError": "errors",
     "describe_machine": "isolation.doctor",
     "make_commands": "commands",
-    "make_sandbox": "interface",
+    "make_sandbox": "opening",
 }
 __version__ = "0.1.0"
 __all__ = [

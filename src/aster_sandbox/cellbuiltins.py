@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from aster_sandbox import magics, shown
+from aster_sandbox.display import display
 from aster_sandbox.streams import Streams
 
 _touched = False
@@ -32,7 +33,7 @@ class _Builtins(ModuleType):
 
 _ours = _Builtins("builtins", builtins.__doc__)
 _ours.__dict__.update(builtins.__dict__)
-_ours.__dict__.update(magics.BUILTINS, display=shown.display)
+_ours.__dict__.update(magics.BUILTINS, display=display)
 _whole: dict[str, Any] = dict(_ours.__dict__)
 """The contents that each cell starts with."""
 

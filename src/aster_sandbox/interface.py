@@ -6,13 +6,10 @@ import os
 import re
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 from aster_sandbox.errors import SettingsError
 from aster_sandbox.types import CellResult
-
-if TYPE_CHECKING:
-    from aster_sandbox.settings import Settings
 
 _VARIABLE_NAME = re.compile(r"[^=\0]+")
 TOKEN_VARIABLE = "ASTER_SANDBOX_TOKEN"
@@ -74,16 +71,3 @@ def check_environment(environment: Mapping[str, str]) -> None:
             os.fsencode(name + value)
         except UnicodeEncodeError:
             raise SettingsError(f"environment: {name!r} or its value contains characters that UTF-8 cannot encode") from None
-
-
-def make_sandbox(settings: Settings, *, beside_sampler: bool = False) -> AnySandbox:
-    """A sandbox for these settings: a client of services if they name ``addresses``, else one on this machine.
-
-    ``beside_sampler``: whether this process also samples a policy, so that cells leave it ``spare_processors``."""
-    if settings.addresses:
-        from aster_sandbox.client import SandboxClient  # imports an HTTP library, which the zygote does not need
-
-        return SandboxClient(settings.addresses, os.environ.get(TOKEN_VARIABLE), settings)
-    from aster_sandbox.supervisor import Sandbox
-
-    return Sandbox(settings, beside_sampler=beside_sampler)

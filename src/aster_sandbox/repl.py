@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TextIO
 
 from aster_sandbox.errors import SandboxFailure, SettingsError
-from aster_sandbox.interface import AnySandbox, AnySession, make_sandbox
+from aster_sandbox.interface import AnySandbox, AnySession
+from aster_sandbox.opening import make_sandbox
 from aster_sandbox.output import NO_OUTPUT
 from aster_sandbox.settings import Settings
 

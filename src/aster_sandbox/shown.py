@@ -69,15 +69,3 @@ def note(text: str) -> None:
     if text not in _notes:
         _notes.add(text)
         write(text)
-
-
-def display(*values: Any, **_options: Any) -> None:
-    """Show values, each as the echo shows it; a matplotlib figure is saved and described in one line."""
-    figures = sys.modules.get("matplotlib.figure")
-    for value in values:
-        if figures is not None and isinstance(value, figures.Figure):
-            from aster_sandbox.figures import show_figure
-
-            show_figure(value)
-        else:
-            write(text_of(value))

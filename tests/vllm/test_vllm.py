@@ -22,7 +22,7 @@ from aster.environments import PythonMath, PythonTool
 from aster.evaluation.folder import EvaluationFolder
 from aster.rollout import Decoding, Job, RolloutContext, rollout_batch
 from aster.run import RunFolder, read_json
-from aster.types import Budget, Problem, Trajectory, StopReason
+from aster.types import Budget, Problem, StopReason, Trajectory
 from tests.engines.models import oracle, oracle_logprobs
 from tests.stages.runs import LIMITS, Commands, Tiny
 from tests.vllm.conftest import Engine
