@@ -62,7 +62,7 @@ def test_the_report_shows_every_part_of_a_complete_run(filled_page: str) -> None
     ):
         assert expected in page.text
     assert '<p class="good" id="verdict">' in filled_page
-    for title in ("Accuracy on training problems", "Tool calls per trajectory", "Policy entropy", "SFT loss", "Stop reasons"):
+    for title in ("Reward on training problems", "Tool calls per trajectory", "Policy entropy", "SFT loss", "Stop reasons"):
         assert title in page.text
     assert re.search(r"correct\s*31", page.text)
     assert "Missing" not in page.text

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aster.run import RunFolder, read_json
+from aster.telemetry.metrics import METRICS
 from tests.stages.runs import Commands, Tiny, lines, sampled, snapshot, steps, weights
 
 
@@ -208,3 +209,10 @@ def test_a_runs_evaluations_can_be_compared_and_shown(undisturbed: Path, command
     assert [each.code for each in shown] == [0, 0], shown[0].err
     assert shown[0].out == shown[1].out
     assert "stop reason" in shown[0].out
+
+
+def test_every_logged_number_has_a_unit_and_a_meaning(undisturbed: Path) -> None:
+    bookkeeping = {"stage", "step", "stage_index", "rewards", "carried"}
+    logged = {name for line in RunFolder.load(undisturbed).metrics() for name in line} - bookkeeping
+    assert logged <= METRICS.keys()
+    assert all(metric.meaning for metric in METRICS.values())

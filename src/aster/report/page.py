@@ -23,6 +23,7 @@ from aster.rollout.attempts import Attempt
 from aster.run import RunFolder, iterate_trajectories, read_json
 from aster.telemetry import collapse_alarm, tool_use
 from aster.telemetry.collapse import BASELINE_STEPS, SUSTAINED_STEPS
+from aster.telemetry.metrics import METRICS
 from aster.types import Trajectory
 
 SAMPLES_PER_KIND = 3
@@ -98,12 +99,8 @@ def _rl_charts(run: RunFolder, lines: list[dict[str, Any]], others: Sequence[Run
         return []
     runs = [(run.path.resolve().name, lines), *((other.path.resolve().name, other.metrics("rl")) for other in others)]
     drawn = []
-    for key, title in (
-        ("reward", "Accuracy on training problems"),
-        ("tool_calls", "Tool calls per trajectory"),
-        ("entropy", "Policy entropy (nats per token)"),
-        ("tokens_per_trajectory", "Sampled tokens per trajectory"),
-    ):
+    for key in ("reward", "tool_calls", "entropy", "tokens_per_trajectory"):
+        title = METRICS[key].heading
         series = [_series(name, of_run, key) for name, of_run in runs]
         if any(x for _, x, _ in series):
             drawn.append(

@@ -8,48 +8,66 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from aster.algorithms.base import Group, is_equal
 from aster.types import CallStatus, Trajectory
 
-METRICS: dict[str, tuple[str, str]] = {
-    "reward": ("", "mean reward of the trajectories trained on"),
-    "tool_calls": ("calls", "tool calls whose code ran, mean per trajectory"),
-    "no_call": ("share", "trajectories without any tool call"),
-    "call_success": ("share", "calls that ended without an error"),
-    "entropy": ("nats per token", "entropy of the policy, estimated on the sampled tokens"),
-    "trained_entropy": ("nats per token", "entropy of the policy, exact, on the trained tokens"),
-    "sampled_tokens": ("tokens", "sampled in the batch"),
-    "tokens_per_trajectory": ("tokens", "sampled per trajectory, mean"),
-    "trained_tokens": ("tokens", "with an advantage other than 0"),
-    "groups": ("groups", "trained on in the step"),
-    "equal_groups": ("groups", "whose rewards are all equal"),
-    "resampled_groups": ("groups", "replaced because their rewards were all equal"),
-    "stop_reasons": ("trajectories", "by stop reason"),
-    "problems_left": ("problems", "from which prompts were drawn"),
-    "optimizer_steps": ("steps", "taken on the batch"),
-    "loss": ("", "loss, mean over the tokens of the batch"),
-    "grad_norm": ("", "norm of the gradient before clipping, mean over the optimizer steps"),
-    "clipped": ("share", "tokens without a gradient because of the clip"),
-    "clipped_high": ("share", "the same, with a ratio above the range"),
-    "clipped_low": ("share", "the same, with a ratio below the range"),
-    "dual_clipped": ("share", "tokens without a gradient because of the dual clip"),
-    "kl": ("nats per token", "KL(old || new), the k3 estimate"),
-    "importance": ("", "mean weight of truncated importance sampling"),
-    "importance_capped": ("share", "tokens whose importance weight was capped"),
-    "staleness": ("steps", "between the weights that sampled a group and those trained, mean"),
-    "staleness_max": ("steps", "the same, maximum"),
-    "carried_trajectories": ("trajectories", "that continue in the next batch"),
-    "held_out": ("", "mean reward on held-out problems, at the steps that rl.evaluate_every sets"),
-    "sample_seconds": ("s", "until the batch was sampled"),
-    "train_seconds": ("s", "of the optimizer steps"),
-    "step_seconds": ("s", "from the end of the previous step to the end of this one"),
-    "tokens_per_second": ("tokens/s", "sampled tokens divided by step_seconds"),
-    "peak_memory_mb": ("MiB", "peak memory of training"),
-    "learning_rate": ("", "of the optimizer step"),
+
+class Metric(NamedTuple):
+    """What a number in ``metrics.jsonl`` is."""
+
+    unit: str
+    """Empty: a number without a unit."""
+    meaning: str
+    title: str = ""
+    """Its name above a chart."""
+
+    @property
+    def heading(self) -> str:
+        """Title and unit of a chart."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+METRICS: dict[str, Metric] = {
+    "reward": Metric("", "mean reward of the trajectories trained on", "Reward on training problems"),
+    "tool_calls": Metric("calls", "tool calls whose code ran, mean per trajectory", "Tool calls per trajectory"),
+    "no_call": Metric("share", "trajectories without any tool call"),
+    "call_success": Metric("share", "calls that ended without an error"),
+    "entropy": Metric("nats per token", "entropy of the policy, estimated on the sampled tokens", "Policy entropy"),
+    "trained_entropy": Metric("nats per token", "entropy of the policy, exact, on the trained tokens"),
+    "sampled_tokens": Metric("tokens", "sampled in the batch"),
+    "tokens_per_trajectory": Metric("tokens", "sampled per trajectory, mean", "Sampled tokens per trajectory"),
+    "trained_tokens": Metric("tokens", "with an advantage other than 0"),
+    "groups": Metric("groups", "trained on in the step"),
+    "equal_groups": Metric("groups", "whose rewards are all equal"),
+    "resampled_groups": Metric("groups", "replaced because their rewards were all equal"),
+    "stop_reasons": Metric("trajectories", "by stop reason", "Stop reasons"),
+    "problems_left": Metric("problems", "from which prompts were drawn"),
+    "optimizer_steps": Metric("steps", "taken on the batch"),
+    "loss": Metric("", "loss, mean over the tokens of the batch", "Loss"),
+    "grad_norm": Metric("", "norm of the gradient before clipping, mean over the optimizer steps"),
+    "clipped": Metric("share", "tokens without a gradient because of the clip"),
+    "clipped_high": Metric("share", "the same, with a ratio above the range"),
+    "clipped_low": Metric("share", "the same, with a ratio below the range"),
+    "dual_clipped": Metric("share", "tokens without a gradient because of the dual clip"),
+    "kl": Metric("nats per token", "KL(old || new), the k3 estimate"),
+    "importance": Metric("", "mean weight of truncated importance sampling"),
+    "importance_capped": Metric("share", "tokens whose importance weight was capped"),
+    "staleness": Metric("steps", "between the weights that sampled a group and those trained, mean"),
+    "staleness_max": Metric("steps", "the same, maximum"),
+    "carried_trajectories": Metric("trajectories", "that continue in the next batch"),
+    "held_out": Metric("", "mean reward on held-out problems, at the steps that rl.evaluate_every sets"),
+    "sample_seconds": Metric("s", "until the batch was sampled"),
+    "train_seconds": Metric("s", "of the optimizer steps"),
+    "step_seconds": Metric("s", "from the end of the previous step to the end of this one"),
+    "tokens_per_second": Metric("tokens/s", "sampled tokens divided by step_seconds"),
+    "peak_memory_mb": Metric("MiB", "peak memory of training"),
+    "learning_rate": Metric("", "of the optimizer step"),
+    "tokens": Metric("tokens", "of the trajectories of an SFT step"),
+    "seconds": Metric("s", "of an SFT step"),
 }
-"""Name: (unit, meaning) of each metric in a line of ``metrics.jsonl``."""
+"""By name: every number in a line of ``metrics.jsonl``."""
 
 
 def summarize_updates(updates: list[dict[str, float]], steps: list[dict[str, float]]) -> dict[str, float | None]:
@@ -64,7 +82,8 @@ def summarize_updates(updates: list[dict[str, float]], steps: list[dict[str, flo
     total = merge_metrics(updates)
     tokens = total.pop("tokens")
     found: dict[str, float | None] = {"optimizer_steps": len(updates), "loss": total.pop("loss"), "trained_tokens": tokens}
-    found["trained_entropy"] = total.pop("entropy_sum") / tokens
+    if "entropy_sum" in total:
+        found["trained_entropy"] = total.pop("entropy_sum") / tokens
     for name, value in total.items():
         if not name.endswith(("_min", "_max")):
             found[name.removesuffix("_sum")] = value / tokens
