@@ -116,11 +116,21 @@ def gspo_loss(
         r_t  = sg[s_i] exp(n_t - sg[n_t])          GSPO-token (equation 14): its value is s_i, and tokens may have advantages
         loss = sum(w * max(-A r, -A clamp(r, 1 - clip_low, 1 + clip_high)))
 
-    sg stops the gradient. ``lengths``: trained tokens of each sequence, which stand side by side; their sum is N. The rest, and
-    the metrics, are as for :func:`clipped_policy_loss`; ratios are those of sequences, counted once a token.
+    sg stops the gradient. ``lengths``: trained tokens of each sequence, which stand side by side; their sum is N. ValueError
+    where it is not. The defaults are the paper's (section 5.1).
 
-    Deviations: the mean is over the tokens of the batch, where the paper takes it over each sequence and then over sequences;
-    w, the truncated importance weight, is not in the paper.
+    The rest, and the metrics, are as for :func:`clipped_policy_loss`. The ratios that are clipped, and their extremes, are
+    those of sequences, counted once a token; ``kl_sum`` is of the tokens' own ratios, and so comparable with the other losses'.
+    ``dual_clipped`` is always 0.
+
+    Deviations:
+
+    - The mean is over the tokens of the batch; the paper takes it over each sequence and then over sequences, so that there the
+      tokens of a shorter sequence weigh more. verl's ``token-mean`` and TRL's ``dapo`` aggregate as here.
+    - w, the truncated importance weight of each token, is not in the paper. verl and TRL have it.
+    - The mean of n - o is bounded by 20. verl bounds it by 10 and drops the gradient beyond, TRL has no bound.
+    - TRL lets the gradient flow through the mean (the paper's plain GSPO) instead of through each token. Where the advantages
+      and weights w of a sequence are all equal that is the same; elsewhere it is the same only summed over the sequence.
     """
     _same_length(logprobs, old_logprobs, sampler_logprobs, advantages)
     if sum(lengths) != logprobs.numel():
@@ -129,14 +139,14 @@ def gspo_loss(
     means = [part.mean() for part in difference.split(lengths) if part.numel()]
     counts = torch.tensor([length for length in lengths if length], device=logprobs.device)
     of_sequence = torch.stack(means).repeat_interleave(counts) if means else difference
-    log_ratio = of_sequence.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    ratio = log_ratio.exp() * (logprobs - logprobs.detach()).exp()
+    ratio = of_sequence.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp() * (logprobs - logprobs.detach()).exp()
     plain = -advantages * ratio
     clipped = torch.maximum(plain, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high))
     importance, raw_importance = _importance(old_logprobs, sampler_logprobs, importance_cap)
     negative = advantages < 0
     acted = clipped > plain
     none = torch.zeros_like(negative)
+    log_ratio = difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     metrics = _metrics(ratio, log_ratio, acted & ~negative, acted & negative, none, raw_importance > importance_cap, importance)
     return (importance * clipped).sum(), metrics
 
@@ -151,14 +161,19 @@ def cispo_loss(
     clip_high: float = 4.0,
     importance_cap: float = 2.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """CISPO's loss (MiniMax-M1, arXiv 2506.13585, equation 4): the ratio is clipped, and every token keeps its gradient.
+    """CISPO's loss (MiniMax-M1, arXiv 2506.13585, equations 4 and 5): the ratio is clipped, and every token keeps its gradient.
 
         loss = -sum(w * sg[clamp(r, 1 - clip_low, 1 + clip_high)] * A * n)
 
-    sg stops the gradient. ``clip_low`` 1 is no bound from below, as in the paper. ``clipped_high`` and ``clipped_low`` count
-    tokens whose weight was bounded; the rest, and the metrics, are as for :func:`clipped_policy_loss`.
+    sg stops the gradient. ``clip_low`` 1 is no bound from below, as in the paper, which tuned only the upper bound and does not
+    publish it. The upper bound of 5 (``clip_high`` 4) is that of ScaleRL (arXiv 2510.13786), where 4, 5 and 8 did equally well.
+    TRL's ``epsilon_high`` is the bound, 1 + ``clip_high``.
 
-    Deviation: w, the truncated importance weight, is not in the paper.
+    ``clipped_high`` and ``clipped_low`` count tokens of either sign of advantage whose ratio was bounded; ``dual_clipped`` is
+    always 0. The rest, and the metrics, are as for :func:`clipped_policy_loss`.
+
+    Deviations: w, the truncated importance weight, is not in the paper (verl and TRL have it); n - o is bounded by 20, as in
+    verl, which acts only where the bounds of the ratio are wider.
     """
     _same_length(logprobs, old_logprobs, sampler_logprobs, advantages)
     log_ratio = (logprobs - old_logprobs).detach().clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
@@ -194,13 +209,14 @@ def _metrics(
     capped: Tensor,
     importance: Tensor,
 ) -> dict[str, float]:
-    """The metrics of :data:`POLICY_METRICS`, and ``tokens``."""
+    """The metrics of :data:`POLICY_METRICS`, and ``tokens``. ``ratio``: what was clipped; ``log_ratio``: of each token."""
     values = [
         clipped_high.sum(),
         clipped_low.sum(),
         dual_clipped.sum(),
         capped.sum(),
-        (ratio - 1.0 - log_ratio).sum(),
+        # Not ratio - 1 - log_ratio: GSPO's ratios are those of sequences, and near 1 expm1 is more exact in float32.
+        (log_ratio.expm1() - log_ratio).sum(),
         importance.sum(),
         ratio.min() if ratio.numel() else ratio.new_ones(()),
         ratio.max() if ratio.numel() else ratio.new_ones(()),
