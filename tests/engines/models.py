@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from aster.config import EngineConfig, Model, Rollout
-from aster.engines.local.cpu.decoder import Decoder
+from aster.engines.local.cache import Chunk
+from aster.engines.local.decoder import Decoder
 from aster.engines.local.sampler import LocalSampler
 from aster.lab.tokenizer import build_tokenizer
 
@@ -59,33 +60,26 @@ def recipe_for(folder: Path, slots: int = 8, deterministic: bool = False, **mode
 
 @contextmanager
 def before_each_forward(sampler: LocalSampler, look: Callable[[list[int]], None]) -> Iterator[None]:
-    """``look`` is shown the flat tokens of each of the sampler's forwards, and may raise in its place."""
+    """``look`` is given the packed tokens of each of the sampler's forward passes first, and may raise."""
     decoder = sampler.decoder
 
     class Watched(Decoder):
-        def __init__(self) -> None:
-            """Nothing of its own."""
-            self.model = decoder.model
+        def refresh_weights(self) -> None:
+            decoder.refresh_weights()
 
-        def renew(self) -> None:
-            decoder.renew()
-
-        def release(self) -> None:
-            decoder.release()
+        def release_weights(self) -> None:
+            decoder.release_weights()
 
         def logits(self, hidden: torch.Tensor) -> torch.Tensor:
             return decoder.logits(hidden)
 
-        def __call__(self, token_ids: torch.Tensor, layout: Any) -> torch.Tensor:
+        def __call__(self, token_ids: torch.Tensor, chunks: list[Chunk]) -> torch.Tensor:
             look(token_ids.tolist())
-            return decoder(token_ids, layout)
+            return decoder(token_ids, chunks)
 
-    users: list[Any] = [sampler] if sampler.graphs is None else [sampler, sampler.graphs]
-    for user in users:
-        user.decoder = Watched()
+    sampler.decoder = Watched(decoder.model, decoder.cache)
     yield
-    for user in users:
-        user.decoder = decoder
+    sampler.decoder = decoder
 
 
 def oracle(folder: Path, attention: str = "eager") -> Any:

@@ -1,24 +1,27 @@
-"""The sampler's own forward computes what transformers' does, on weights that stay the model's."""
+"""The sampler's fast forward pass on a CPU computes what transformers' does, on weights that stay the model's."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from aster.config import Policy
 from aster.engines.local.adapters import Adapters
-from aster.engines.local.cache import DecodeLayout, KeyValueCache
-from aster.engines.local.cpu import products
-from aster.engines.local.cpu.decoder import Decoder
-from aster.engines.local.cpu.products import _can_be_packed, join
+from aster.engines.local.attention import IMPLEMENTATION
+from aster.engines.local.cache import Chunk, KeyValueCache
+from aster.engines.local.cpu import fast_decoder, linear
+from aster.engines.local.cpu.decoder import CpuDecoder
+from aster.engines.local.cpu.linear import has_packed_products, join_parameters
+from aster.engines.local.decoder import Decoder
 from aster.engines.local.loading import load_model
 from aster.errors import UserError
-from tests.engines.models import random_ids, recipe_for
+from tests.engines.models import oracle, random_ids, recipe_for
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +41,26 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def hidden_states(model: Any, decoder: Decoder, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def cache_for(model: Any) -> KeyValueCache:
+    return KeyValueCache(model.config, 8, 64, next(model.parameters()).dtype, torch.device("cpu"))
+
+
+def fast(model: Any) -> CpuDecoder:
+    decoder = fast_decoder(model, cache_for(model))
+    assert isinstance(decoder, CpuDecoder)
+    decoder.refresh_weights()
+    return decoder
+
+
+def plain(model: Any) -> Decoder:
+    return Decoder(model, cache_for(model))
+
+
+def hidden_states(decoder: Decoder) -> torch.Tensor:
     """Of eight sequences: prompts, one of them long, then one token of some and nine of another, of all, of many, of a few, of
     one."""
-    cache = KeyValueCache(model.config, 8, 64, dtype, torch.device("cpu"))
     lengths = [20, 5, 41, 7, 7, 12, 1, 28]
-    steps: list[list[tuple[int, int, int]]] = [list(zip(range(8), [0] * 8, lengths, strict=True))]
+    steps = [sorted((Chunk(slot, 0, length) for slot, length in enumerate(lengths)), key=lambda chunk: chunk.length)]
     for part in (
         [(0, 1), (2, 1), (1, 9)],
         [(slot, 1) for slot in range(8)],
@@ -51,14 +68,14 @@ def hidden_states(model: Any, decoder: Decoder, dtype: torch.dtype = torch.float
         [(5, 1), (2, 1)],
         [(7, 1)],
     ):
-        steps.append([(slot, lengths[slot], tokens) for slot, tokens in part])
+        steps.append([Chunk(slot, lengths[slot], tokens) for slot, tokens in part])
         for slot, tokens in part:
             lengths[slot] += tokens
     outputs = []
     with torch.inference_mode():
-        for number, fed in enumerate(steps):
-            ids = torch.tensor(random_ids(number, sum(tokens for _, _, tokens in fed)))
-            outputs.append(decoder(ids, DecodeLayout(cache, fed, 8, torch.device("cpu"))))
+        for number, chunks in enumerate(steps):
+            ids = torch.tensor(random_ids(number, sum(chunk.length for chunk in chunks)))
+            outputs.append(decoder(ids, chunks))
     return torch.cat(outputs)
 
 
@@ -67,17 +84,41 @@ def model(request: pytest.FixtureRequest) -> Any:
     return load_model(request.getfixturevalue(f"{request.param}_folder"), recipe_for(Path()).model)
 
 
-@pytest.mark.parametrize("way", ["kernels", "torch", "packed"])
-def test_it_equals_the_models_own_forward(model: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "torch":
-        monkeypatch.setattr("aster.engines.local.cache.kernels_for", lambda *_: None)
-    if way == "packed":
-        monkeypatch.setattr(products, "PACKED_FROM", 1)
-    fast, plain = Decoder(model), Decoder(model)
-    plain.plain = True
-    fast.renew()
-    assert not fast.plain
-    torch.testing.assert_close(hidden_states(model, fast), hidden_states(model, plain), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("packed_from", [1, 1 << 18])
+def test_it_equals_the_models_own_forward(model: Any, packed_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MIN_PACKED_ELEMENTS", packed_from)
+    decoder = fast(model)
+    assert decoder.layers
+    torch.testing.assert_close(hidden_states(decoder), hidden_states(plain(model)), atol=1e-4, rtol=1e-4)
+
+
+def test_the_plain_forward_equals_transformers_with_its_own_attention(llama_folder: Path) -> None:
+    """In one piece, in pieces, and in another slot with other sequences beside it."""
+    decoder = plain(load_model(llama_folder, recipe_for(Path()).model))
+    ids = random_ids(3, 30)
+    with torch.inference_mode():
+        expected = oracle(llama_folder).base_model(torch.tensor([ids])).last_hidden_state[0]
+        whole = decoder(torch.tensor(ids), [Chunk(2, 0, 30)])
+        pieces = [decoder(torch.tensor(ids[:11]), [Chunk(5, 0, 11)])]
+        beside = decoder(torch.tensor([7, *ids[11:29]]), [Chunk(0, 0, 1), Chunk(5, 11, 18)])
+        pieces += [beside[1:], decoder(torch.tensor(ids[29:]), [Chunk(5, 29, 1)])]
+    torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(pieces), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_only_float32_on_a_cpu_with_numba_has_a_fast_decoder_unless_it_is_switched_off(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(llama_folder, recipe_for(Path()).model)
+    assert fast_decoder(model, cache_for(model)) is not None
+    for dtype, device in ((torch.bfloat16, "cpu"), (torch.float32, "meta")):
+        assert fast_decoder(model, KeyValueCache(model.config, 8, 64, dtype, torch.device(device))) is None
+    with monkeypatch.context() as patch:
+        patch.setenv("ASTER_FAST_CPU", "0")
+        assert fast_decoder(model, cache_for(model)) is None
+    monkeypatch.delitem(sys.modules, "aster.engines.local.cpu.loops")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert fast_decoder(model, cache_for(model)) is None
 
 
 def adapt(model: Any) -> list[torch.nn.Parameter]:
@@ -90,24 +131,18 @@ def adapt(model: Any) -> list[torch.nn.Parameter]:
     return parameters
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_adapters_are_computed_as_peft_does_and_training_changes_them(model: Any, dtype: torch.dtype, tolerance: float) -> None:
+def test_adapters_are_computed_as_peft_does_and_training_changes_them(model: Any) -> None:
     parameters = adapt(model)
-    for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            parameter.data = parameter.data.to(dtype)
-    fast, plain = Decoder(model), Decoder(model)
-    plain.plain = True
-    fast.renew()
-    assert not fast.plain
-    before = hidden_states(model, fast, dtype)
-    assert apart(before, hidden_states(model, plain, dtype)) < tolerance
+    decoder = fast(model)
+    assert decoder.layers
+    before = hidden_states(decoder)
+    assert apart(before, hidden_states(plain(model))) < 1e-5
     with torch.no_grad():
         for parameter in parameters:
             parameter.mul_(-1.5)
-    after = hidden_states(model, fast, dtype)
-    assert apart(after, hidden_states(model, plain, dtype)) < tolerance
-    assert apart(after, before) > 5 * tolerance
+    after = hidden_states(decoder)
+    assert apart(after, hidden_states(plain(model))) < 1e-5
+    assert apart(after, before) > 1e-3
 
 
 def apart(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -115,52 +150,50 @@ def apart(left: torch.Tensor, right: torch.Tensor) -> float:
     return float((left - right).abs().mean() / right.abs().mean())
 
 
-@pytest.mark.skipif(not _can_be_packed(torch.zeros(1)), reason="weights are packed on x86-64 with oneDNN alone")
-def test_packed_weights_are_those_of_the_last_renewal(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "PACKED_FROM", 1)
-    decoder = Decoder(model)
-    decoder.renew()
-    product = decoder.layers[0].down
-    packed = product._packed
+@pytest.mark.skipif(not has_packed_products(), reason="weights are packed on x86-64 with oneDNN only")
+def test_packed_weights_are_those_of_the_last_refresh(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MIN_PACKED_ELEMENTS", 1)
+    decoder = fast(model)
+    down = decoder.layers[0].down
+    packed = down._packed
     assert packed is not None
-    before = hidden_states(model, decoder)
-    decoder.renew()
-    assert product._packed is packed, "nothing has changed"
+    before = hidden_states(decoder)
+    decoder.refresh_weights()
+    assert down._packed is packed, "nothing has changed"
     with torch.no_grad():
         torch._foreach_mul_([parameter for parameter in model.parameters() if parameter.dim() == 2], 0.7)  # as optimizers do
-    decoder.renew()
-    after = hidden_states(model, decoder)
+    decoder.refresh_weights()
+    after = hidden_states(decoder)
     assert not torch.allclose(before, after, atol=1e-3)
-    decoder.release()
-    assert product._packed is None
-    torch.testing.assert_close(hidden_states(model, decoder), after, atol=1e-4, rtol=1e-4)
+    decoder.release_weights()
+    assert down._packed is None
+    torch.testing.assert_close(hidden_states(decoder), after, atol=1e-4, rtol=1e-4)
     logits = model.get_output_embeddings()(after)
-    decoder.renew()
+    decoder.refresh_weights()
     torch.testing.assert_close(decoder.logits(after), logits, atol=1e-4, rtol=1e-4)
 
 
-def test_weights_changed_in_place_are_seen_and_replaced_ones_after_renewing(model: Any) -> None:
-    decoder = Decoder(model)
-    decoder.renew()
-    before = hidden_states(model, decoder)
+def test_weights_changed_in_place_are_seen_and_replaced_ones_after_a_refresh(model: Any) -> None:
+    decoder = fast(model)
+    before = hidden_states(decoder)
     places = [parameter.data_ptr() for parameter in model.parameters()]
-    decoder.renew()
+    decoder.refresh_weights()
     assert [parameter.data_ptr() for parameter in model.parameters()] == places
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5)
-    halved = hidden_states(model, decoder)
+    halved = hidden_states(decoder)
     assert not torch.allclose(before, halved, atol=1e-3)
     for parameter in model.parameters():
         parameter.data = parameter.data * 2
-    decoder.renew()
-    torch.testing.assert_close(hidden_states(model, decoder), before, atol=1e-5, rtol=1e-5)
+    decoder.refresh_weights()
+    torch.testing.assert_close(hidden_states(decoder), before, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_with_joined_weights_is_saved_and_trained_as_before(model: Any, tmp_path: Path) -> None:
     names = dict(model.named_parameters())
     values = {name: parameter.clone() for name, parameter in names.items()}
-    Decoder(model).renew()
+    fast(model)
     model.save_pretrained(tmp_path / "saved")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     assert dict(model.named_parameters()).keys() == names.keys()
@@ -177,25 +210,36 @@ def test_other_layers_are_left_to_transformers(model: Any) -> None:
 
     attention = model.base_model.layers[1].self_attn
     attention.o_proj = Adapted(attention.o_proj.in_features, attention.o_proj.out_features, bias=False)
-    decoder = Decoder(model)
-    decoder.renew()
-    assert decoder.plain
-    assert torch.isfinite(hidden_states(model, decoder)).all()
+    decoder = fast(model)
+    assert not decoder.layers
+    torch.testing.assert_close(hidden_states(decoder), hidden_states(plain(model)), atol=1e-4, rtol=1e-4)
 
 
-def test_join_finds_what_lies_side_by_side() -> None:
+def test_other_architectures_are_left_to_transformers() -> None:
+    torch.manual_seed(4)
+    config = PhiConfig(
+        vocab_size=300, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, initializer_range=0.2, attn_implementation=IMPLEMENTATION,
+    )  # fmt: skip
+    model = PhiForCausalLM(config).eval()
+    decoder = fast(model)
+    assert not decoder.layers
+    torch.testing.assert_close(hidden_states(decoder), hidden_states(plain(model)), atol=1e-4, rtol=1e-4)
+
+
+def test_joining_finds_what_lies_side_by_side() -> None:
     parts = [torch.nn.Parameter(torch.randn(rows, 4)) for rows in (3, 2, 5)]
     expected = torch.cat([part.data for part in parts])
-    joined = join(parts)
+    joined = join_parameters(parts)
     assert torch.equal(joined, expected)
-    assert join(parts).data_ptr() == joined.data_ptr()
+    assert join_parameters(parts).data_ptr() == joined.data_ptr()
     parts[1].data = torch.zeros(2, 4)
-    again = join(parts)
+    again = join_parameters(parts)
     assert again.data_ptr() != joined.data_ptr()
     assert torch.equal(again[3:5], torch.zeros(2, 4))
     # In one storage, but not in this order.
     swapped = [parts[1], parts[0]]
-    assert torch.equal(join(swapped), torch.cat([part.data for part in swapped]))
+    assert torch.equal(join_parameters(swapped), torch.cat([part.data for part in swapped]))
 
 
 def test_a_cache_that_memory_cannot_hold_is_the_users_error() -> None:

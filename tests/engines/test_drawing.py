@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aster.engines import SamplingParams
 from aster.engines.local import drawing
-from aster.engines.local.drawing import BLOCK, SMALL, choose, nucleus, uniform
+from aster.engines.local.drawing import BLOCK, SMALL_VOCABULARY, apply_top_p, sample_tokens, uniform
 
 
 def request(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> SamplingParams:
@@ -27,16 +27,16 @@ def test_a_draw_depends_on_seed_and_position_alone(rows: list[tuple[int, int]], 
     logits = torch.randn(len(rows), 50, generator=torch.Generator().manual_seed(0))
     requests = [request(temperature, top_p, seed) for seed, _ in rows]
     positions = [position for _, position in rows]
-    together, _ = choose(logits, requests, positions)
+    together, _ = sample_tokens(logits, requests, positions)
     # Alone, and beside requests with other settings.
-    alone = [choose(logits[i : i + 1], requests[i : i + 1], positions[i : i + 1])[0][0] for i in range(len(rows))]
-    beside, _ = choose(logits.repeat(2, 1), [*requests, *[request(1.7, 0.5, 3)] * len(rows)], positions * 2)
+    alone = [sample_tokens(logits[i : i + 1], requests[i : i + 1], positions[i : i + 1])[0][0] for i in range(len(rows))]
+    beside, _ = sample_tokens(logits.repeat(2, 1), [*requests, *[request(1.7, 0.5, 3)] * len(rows)], positions * 2)
     assert together == alone == beside[: len(rows)]
 
 
 def draws(logits: torch.Tensor, count: int, **params: float) -> torch.Tensor:
     """Frequencies of ``count`` draws from one row of logits."""
-    tokens, _ = choose(logits.repeat(count, 1), [request(seed=11, **params)] * count, list(range(count)))
+    tokens, _ = sample_tokens(logits.repeat(count, 1), [request(seed=11, **params)] * count, list(range(count)))
     return torch.bincount(torch.tensor(tokens), minlength=len(logits)) / count
 
 
@@ -59,13 +59,13 @@ def test_top_p_keeps_the_smallest_nucleus() -> None:
 def test_logprobs_are_untempered() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     for temperature, top_p in ((0.0, 1.0), (0.3, 1.0), (3.0, 0.7)):
-        [token], [logprob] = choose(logits, [request(temperature, top_p)], [5])
+        [token], [logprob] = sample_tokens(logits, [request(temperature, top_p)], [5])
         assert logprob == pytest.approx(float(logits.log_softmax(-1)[0, token]), abs=1e-6)
 
 
 def test_greedy_takes_the_largest_logit() -> None:
     logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(3))
-    tokens, _ = choose(logits, [request(temperature=0)] * 200, list(range(200)))  # a whole number, as YAML may give it
+    tokens, _ = sample_tokens(logits, [request(temperature=0)] * 200, list(range(200)))  # a whole number, as YAML may give it
     assert tokens == logits.argmax(-1).tolist()
 
 
@@ -80,7 +80,7 @@ def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:
 
 def test_draws_over_many_blocks_follow_the_distribution() -> None:
     """A vocabulary of several blocks that does not fill its last one; mass at its very end and in every block."""
-    vocabulary = SMALL + 3 * BLOCK + 17
+    vocabulary = SMALL_VOCABULARY + 3 * BLOCK + 17
     logits = torch.full((vocabulary,), float("-inf"))
     places = torch.tensor([0, BLOCK - 1, BLOCK, 2 * BLOCK + 5, vocabulary - 1])
     weights = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
@@ -90,13 +90,13 @@ def test_draws_over_many_blocks_follow_the_distribution() -> None:
     assert float(found[places].sum()) == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("vocabulary", [700, SMALL + 700])
+@pytest.mark.parametrize("vocabulary", [700, SMALL_VOCABULARY + 700])
 def test_the_largest_draw_never_falls_behind_the_last_token(monkeypatch: pytest.MonkeyPatch, vocabulary: int) -> None:
     largest = np.nextafter(1.0, 0.0)
     monkeypatch.setattr(drawing, "uniform", lambda seeds, _: np.full(len(seeds), largest))
     logits = torch.randn(200, vocabulary, generator=torch.Generator().manual_seed(4)) * 5
     logits[:, vocabulary - 100 :] = float("-inf")
-    tokens, logprobs = choose(logits, [request()] * 200, [0] * 200)
+    tokens, logprobs = sample_tokens(logits, [request()] * 200, [0] * 200)
     assert max(tokens) < vocabulary - 100
     assert np.isfinite(logprobs).all()
 
@@ -107,7 +107,7 @@ def test_a_nucleus_is_the_smallest_set_that_reaches_its_mass(seed: int, vocabula
     """Flat rows, whose nucleus is wider than the tokens that are looked at first, and steep ones side by side."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.stack([torch.rand(vocabulary, generator=generator), torch.rand(vocabulary, generator=generator) ** 40])
-    kept = nucleus(weights, torch.tensor([top_p, top_p]))
+    kept = apply_top_p(weights, torch.tensor([top_p, top_p]))
     for row, left in zip(weights.double(), kept, strict=True):
         ordered = row.sort(descending=True).values
         enough = int((ordered.cumsum(0) < top_p * row.sum()).sum()) + 1

@@ -1,8 +1,7 @@
-"""Compiled attention and its neighbours compute what torch does, on any shape, alone and in several threads."""
+"""Compiled attention and norms compute what torch does, on any shape, in one thread and in several."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aster.engines.local.cpu import kernels
-from aster.engines.local.cpu.kernels import Kernels, kernels_for
+from aster.engines.local.cpu.kernels import Kernels
 
 CAPACITY = 70
 
@@ -30,28 +29,28 @@ def attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slo
 
 
 @given(
-    size=st.sampled_from([8, 16, 32, 64]),
+    head_dim=st.sampled_from([8, 16, 32, 64]),
     heads=st.sampled_from([(1, 1), (1, 2), (2, 3), (1, 5), (3, 4)]),
     lengths=st.lists(st.integers(1, CAPACITY), min_size=1, max_size=9),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_shape_is_mixed_as_in_float64(
-    size: int, heads: tuple[int, int], lengths: list[int], scale: float, seed: int
+def test_attention_of_any_shape_is_that_of_float64(
+    head_dim: int, heads: tuple[int, int], lengths: list[int], scale: float, seed: int
 ) -> None:
     kv_heads, group = heads
     generator = torch.Generator().manual_seed(seed)
-    cache = torch.randn(2, 5, kv_heads, CAPACITY, size, generator=generator)
+    cache = torch.randn(2, 5, kv_heads, CAPACITY, head_dim, generator=generator)
     keys, values = cache[0] * scale, cache[1]
-    query = torch.randn(len(lengths), kv_heads * group, size, generator=generator)
+    query = torch.randn(len(lengths), kv_heads * group, head_dim, generator=generator)
     slots = torch.randint(0, 5, (len(lengths),), generator=generator).numpy()
     for slot, length in zip(slots, lengths, strict=True):
         # Behind what a slot's rows see there may be anything: what an earlier sequence left.
         if length == max(other for s, other in zip(slots, lengths, strict=True) if s == slot):
             values[slot, :, length:] = float("nan")
-    mixed = Kernels(size, CAPACITY, 1).mix(query, (keys, values), slots, np.array(lengths), 0.3)
-    torch.testing.assert_close(mixed, attention(query, keys, values, slots, lengths), atol=2e-5, rtol=2e-4)
+    attended = Kernels(head_dim, CAPACITY, 1).attend(query, (keys, values), slots, np.array(lengths), 0.3)
+    torch.testing.assert_close(attended, attention(query, keys, values, slots, lengths), atol=2e-5, rtol=2e-4)
 
 
 def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,30 +58,20 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     keys, values = torch.randn(2, 6, 1, CAPACITY, 8)
     for lengths in ([5, 70, 1, 33, 70, 2], [70, 1, 1, 1, 1, 1], [3]):
         query, slots = torch.randn(len(lengths), 2, 8), np.arange(len(lengths))
-        alone, together = (
-            Kernels(8, CAPACITY, threads).mix(query, (keys, values), slots, np.array(lengths), 0.3) for threads in (1, 4)
+        one, several = (
+            Kernels(8, CAPACITY, threads).attend(query, (keys, values), slots, np.array(lengths), 0.3) for threads in (1, 4)
         )
-        assert torch.equal(alone, together)
+        assert torch.equal(one, several)
 
 
 def test_nothing_finite_overflows() -> None:
     keys = torch.full((1, 1, CAPACITY, 8), 1e18)
     keys[0, 0, 3] = -1e18
     values = torch.randn(1, 1, CAPACITY, 8)
-    mixed = Kernels(8, CAPACITY, 1).mix(torch.ones(1, 1, 8), (keys, values), np.array([0]), np.array([4]), 1.0)
-    torch.testing.assert_close(mixed[0, 0], values[0, 0, :3].mean(0))
+    attended = Kernels(8, CAPACITY, 1).attend(torch.ones(1, 1, 8), (keys, values), np.array([0]), np.array([4]), 1.0)
+    torch.testing.assert_close(attended[0, 0], values[0, 0, :3].mean(0))
 
 
 def test_a_norm_is_torchs() -> None:
     hidden, weight = torch.randn(7, 48) * 5, torch.randn(48)
-    torch.testing.assert_close(Kernels(8, 4, 1).norm(hidden, weight, 1e-6), F.rms_norm(hidden, (48,), weight, 1e-6))
-
-
-def test_torch_does_it_where_numba_is_missing_or_numbers_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert kernels_for(8, 4, torch.float32, cpu) is not None
-    assert kernels_for(8, 4, torch.bfloat16, cpu) is None
-    assert kernels_for(8, 4, torch.float32, torch.device("meta")) is None
-    monkeypatch.delitem(sys.modules, "aster.engines.local.cpu.loops")
-    monkeypatch.setitem(sys.modules, "numba", None)
-    assert kernels_for(8, 4, torch.float32, cpu) is None
+    torch.testing.assert_close(Kernels(8, 4, 1).rms_norm(hidden, weight, 1e-6), F.rms_norm(hidden, (48,), weight, 1e-6))

@@ -100,9 +100,14 @@ def test_greedy_equals_generate_on_ragged_prompts(folder: Path, attention: str) 
         assert completion.stopped == (expected[-1] == stop)
 
 
+@pytest.mark.parametrize("fast", ["1", "0"])
 @pytest.mark.parametrize("slots", [2, 8])
-def test_logprobs_equal_a_fresh_forward_across_turns(folder: Path, slots: int) -> None:
-    """With two slots for seven dialogues, those whose tool runs are evicted and fed again."""
+def test_logprobs_equal_a_fresh_forward_across_turns(
+    folder: Path, slots: int, fast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two slots for seven dialogues, those whose tool runs are evicted and fed again. With the fast path of a CPU and
+    without, as on other devices."""
+    monkeypatch.setenv("ASTER_FAST_CPU", fast)
     policy, reference = make_policy(folder, slots), oracle(folder)
     for ids, sampled, logprobs in asyncio.run(play_all(policy, dialogues(7, delays=[0.0, 0.02]))):
         assert len(sampled) == 27
@@ -148,7 +153,7 @@ def test_eviction_takes_only_sequences_that_wait_for_a_tool(lab_folder: Path) ->
 
 def test_long_prompts_are_fed_in_pieces(lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = asyncio.run(play_all(make_policy(lab_folder), dialogues(5)))
-    monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 7)
+    monkeypatch.setattr(sampler_module, "MAX_BATCHED_TOKENS", 7)
     policy = make_policy(lab_folder)
     with forwards(policy) as fed:
         pieces = asyncio.run(play_all(policy, dialogues(5)))
@@ -174,7 +179,7 @@ def test_a_prompt_of_many_is_read_once(lab_folder: Path) -> None:
 
 @pytest.mark.parametrize(("slots", "piece"), [(2, 8192), (8, 8192), (8, 7)])
 def test_copied_prompts_are_as_good_as_read_ones(folder: Path, slots: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", piece)
+    monkeypatch.setattr(sampler_module, "MAX_BATCHED_TOKENS", piece)
     policy, reference = make_policy(folder, slots), oracle(folder)
     for ids, sampled, logprobs in asyncio.run(play_all(policy, [replace(game, delays=[0.02]) for game in kindred()])):
         expected = oracle_logprobs(reference, ids)[[position - 1 for position in sampled]]
@@ -214,7 +219,7 @@ def test_a_cancelled_turn_leaves_the_others_alone(lab_folder: Path) -> None:
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-        # The same sequence can be sampled anew at once.
+        # The same sequence can be sampled again at once.
         again = await policy.sample(games[0].prompt, replace(games[0].params, sequence="long", seed=3 * ord("0")))
         policy.release("long")
         others = await waiting

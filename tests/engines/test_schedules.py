@@ -18,12 +18,11 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from aster.engines import SamplingParams
-from aster.engines.local import graphs
 from aster.engines.local import sampler as sampler_module
 from aster.engines.local.attention import IMPLEMENTATION
-from aster.engines.local.cpu import products
+from aster.engines.local.cpu import linear
+from aster.engines.local.decoder import Decoder
 from aster.engines.local.drawing import uniform
-from aster.engines.local.graphs import DecodeGraphs
 from aster.engines.local.sampler import LocalSampler
 from tests.engines.models import before_each_forward
 
@@ -174,28 +173,18 @@ async def play(sampler: LocalSampler, seed: int) -> list[Story]:
     return stories
 
 
-def take_another_way(sampler: LocalSampler, rng: random.Random) -> None:
-    """The ways of devices that may not be here: torch's attention, and steps that are captured as graphs (they are run as they
-    are)."""
-    way = rng.choice(["as here", "torch", "graphs"])
-    if way != "as here":
-        sampler.cache.kernels = None
-    if way == "graphs":
-        sampler.graphs = DecodeGraphs(sampler.decoder, sampler.cache)
-
-
 @pytest.mark.parametrize("part", range(PARTS))
 def test_random_schedules_end_exact_and_leak_no_slot(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = tiny_model(IMPLEMENTATION), tiny_model("eager")
-    monkeypatch.setattr(graphs, "SHORTEST", 16)
     outcomes: dict[str, int] = {"ended": 0, "cancelled": 0, "failed once": 0}
     with ThreadPoolExecutor(1) as pool:
         for seed in range(part, SCHEDULES, PARTS):
             rng = random.Random(-seed - 1)
-            monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", rng.choice([8192, 8]))
+            monkeypatch.setattr(sampler_module, "MAX_BATCHED_TOKENS", rng.choice([8192, 8]))
             sampler = LocalSampler(model, rng.randint(1, 5), CAPACITY, False, pool)
-            monkeypatch.setattr(products, "PACKED_FROM", rng.choice([1, 1 << 18]))
-            take_another_way(sampler, rng)
+            monkeypatch.setattr(linear, "MIN_PACKED_ELEMENTS", rng.choice([1, 1 << 18]))
+            if rng.random() < 0.5:  # as on other devices
+                sampler.decoder = Decoder(model, sampler.cache)
 
             async def work(sampler: LocalSampler = sampler, seed: int = seed) -> list[Story]:
                 stories = await asyncio.wait_for(play(sampler, seed), 60)
@@ -206,6 +195,7 @@ def test_random_schedules_end_exact_and_leak_no_slot(part: int, monkeypatch: pyt
             stories = asyncio.run(work())
             assert list(sampler.sequences) == ["last"]
             assert [holder.name for holder in sampler.holders] == ["last"]
+            assert len(sampler.free_slots) == sampler.cache.slots - 1
             assert [*sampler.waiting, *sampler.incoming, *sampler.leaving] == []
             for story in stories:
                 story.check(reference)

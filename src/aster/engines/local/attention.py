@@ -1,12 +1,12 @@
-"""Attention for ragged work, plugged into any ``transformers`` decoder through its attention interface.
+"""Attention over sequences of different lengths without padding, for any ``transformers`` decoder.
 
-A model loaded with ``attn_implementation="aster"`` is called on one flat row of tokens, shape (1, N), from many sequences,
-with ``layout=`` telling which token belongs to which sequence:
+A model loaded with ``attn_implementation="aster"`` is called on one packed row of tokens, shape (1, P), from many sequences,
+with ``layout=``, which tells which token belongs to which sequence:
 
-- :class:`PackedLayout`: whole sequences side by side, for training. Each sequence attends to itself alone; no padding.
-- ``sampler.DecodeLayout``: the next tokens of running sequences, against a cache of keys and values.
+- :class:`PackedLayout`: whole sequences side by side, for training. Each sequence attends to itself only.
+- :class:`aster.engines.local.cache.DecodeLayout`: the next tokens of running sequences, and a cache of keys and values.
 
-The linear layers see one flat matrix and waste nothing on padding; only attention knows about sequences.
+The linear layers compute one matrix without padding; only attention knows about sequences.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ IMPLEMENTATION = "aster"
 
 
 class Layout(Protocol):
-    """Knows which of the N flat tokens attend to what."""
+    """Knows which of the P packed tokens attend to what."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query (H, N, D), key and value (KV heads, N, D) -> (H, N, D)."""
+        """query (H, P, D), key and value (KV, P, D) -> (H, P, D)."""
 
 
 def _attention(
@@ -40,7 +40,7 @@ def _attention(
     layout: Layout,
     **_settings: Any,
 ) -> tuple[Tensor, None]:
-    """The hook ``transformers`` calls: query (1, H, N, D), key and value (1, KV heads, N, D) -> (1, N, H, D)."""
+    """The function ``transformers`` calls: query (1, H, P, D), key and value (1, KV, P, D) -> (1, P, H, D)."""
     output = layout.attend(int(module.layer_idx), query[0], key[0], value[0], scaling)  # type: ignore[arg-type]
     return output.transpose(0, 1).unsqueeze(0), None
 
@@ -49,15 +49,16 @@ AttentionInterface.register(IMPLEMENTATION, _attention)
 
 
 def causal_mask(queries: int, length: int, device: torch.device) -> Tensor | None:
-    """Which of ``length`` tokens each of the last ``queries`` sees, (Q, L); None where :func:`causal` needs no mask."""
+    """Which of ``length`` tokens each of the last ``queries`` sees: (Q, L), or None where :func:`causal_attention` needs no
+    mask."""
     if not 1 < queries < length:
         return None
     return torch.ones(queries, length, dtype=torch.bool, device=device).tril(length - queries)
 
 
-def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
-    """Causal attention of one sequence whose queries are its last tokens: query (H, Q, D), key and value (KV, L, D); ``mask``
-    from :func:`causal_mask`."""
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    """Causal attention of one sequence whose queries are its last tokens: query (H, Q, D), key and value (KV, L, D), ``mask``
+    from :func:`causal_mask` -> (H, Q, D)."""
     queries, length = query.shape[1], key.shape[1]
     output = F.scaled_dot_product_attention(
         query.unsqueeze(0),
@@ -73,15 +74,15 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tens
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Sequences side by side; ``lengths`` add up to N."""
+    """Whole sequences side by side; their ``lengths`` add up to P."""
 
     lengths: list[int]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:  # noqa: ARG002
         """See :class:`Layout`."""
         parts = zip(query.split(self.lengths, 1), key.split(self.lengths, 1), value.split(self.lengths, 1), strict=True)
-        return torch.cat([causal(q, k, v, scaling) for q, k, v in parts], 1)
+        return torch.cat([causal_attention(q, k, v, scaling) for q, k, v in parts], 1)
 
     def positions(self) -> Tensor:
-        """Position ids (1, N): each sequence counts from 0."""
+        """Position ids (1, P): each sequence counts from 0."""
         return torch.cat([torch.arange(length) for length in self.lengths]).unsqueeze(0)

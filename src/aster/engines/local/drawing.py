@@ -1,4 +1,4 @@
-"""Drawing tokens from logits. Random numbers belong to (seed, position), never to the batch."""
+"""Sampling tokens from logits. Random numbers depend on (seed, position), never on the batch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from aster.engines.base import SamplingParams
 
 BLOCK = 256
-"""Tokens that are summed up together: a draw finds the block first, then the token in it, and never adds up a whole row."""
-SMALL = 2048
-"""A vocabulary of at most so many tokens is added up as a whole."""
-NUCLEI = (256, 4096)
-"""How many of the likeliest tokens a nucleus is looked for among, before a row is put in order whole."""
+"""Tokens that are summed together: a draw finds the block first, then the token in it, and needs no cumulative sum of a row."""
+SMALL_VOCABULARY = 2048
+"""For a vocabulary of at most so many tokens the cumulative sum of a whole row is faster."""
+TOP_P_CANDIDATES = (256, 4096)
+"""Top-p looks among so many of the likeliest tokens, in turn, before it sorts a whole row."""
 
 
 def uniform(seeds: list[int], positions: list[int]) -> np.ndarray:
-    """One number in [0, 1) per row from (seed, position) alone: SplitMix64 (Steele et al. 2014), 53 bits."""
+    """One number in [0, 1) for each (seed, position): SplitMix64 (Steele et al. 2014), 53 bits. Returns (B,)."""
     with np.errstate(over="ignore"):
         x = np.array(seeds, dtype=np.uint64) + np.array(positions, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -27,11 +27,11 @@ def uniform(seeds: list[int], positions: list[int]) -> np.ndarray:
     return (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-def choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> tuple[list[int], list[float]]:
-    """Draw one token a row from logits (R, V); returns the tokens and their untempered log-probabilities.
+def sample_tokens(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> tuple[list[int], list[float]]:
+    """Sample one token for each row of logits (B, V); returns the tokens and their untempered log-probabilities.
 
-    A row's token is that in which ``uniform * total`` falls when the weights ``exp((logit - largest) / temperature)`` are laid
-    end to end. They are left unnormalised and in float32; positions within a row are added up in float64.
+    With the weights ``exp((logit - largest) / temperature)``, the token is the first whose cumulative weight exceeds
+    ``uniform * total``. Weights are unnormalised float32; they are summed in float64.
     """
     logits = logits.float()
     largest = logits.amax(-1, keepdim=True)
@@ -45,7 +45,7 @@ def choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) -
     rows = [row for row, each in enumerate(params) if each.top_p < 1.0 and each.temperature > 0.0]
     if rows:
         top_p = torch.tensor([params[row].top_p for row in rows], device=logits.device)
-        weights[rows] = nucleus(weights[rows], top_p)
+        weights[rows] = apply_top_p(weights[rows], top_p)
     tokens = _draw(weights, torch.from_numpy(uniform([each.seed for each in params], positions)).to(logits.device))
     if tempered:
         greedy = torch.tensor([value == 0.0 for value in temperatures], device=logits.device)
@@ -54,13 +54,13 @@ def choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) -
     return tokens.tolist(), logprobs.tolist()
 
 
-def nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
-    """Nucleus sampling (Holtzman et al. 2020): weights (R, V) without those that come after ``top_p`` (R,) of the mass, the
-    likeliest first. The token that reaches it stays."""
+def apply_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
+    """Nucleus sampling (Holtzman et al. 2020): weights (B, V) with 0 for all but the likeliest tokens that together reach
+    ``top_p`` (B,) of the sum. The token that reaches it stays."""
     wanted = top_p.double() * weights.sum(-1, dtype=torch.float64)
     kept = torch.zeros_like(weights)
     rows = torch.arange(len(weights), device=weights.device)
-    for most in (*NUCLEI, weights.shape[-1]):
+    for most in (*TOP_P_CANDIDATES, weights.shape[-1]):
         ordered, order = weights[rows].topk(min(most, weights.shape[-1]))
         before = ordered.cumsum(-1, dtype=torch.float64) - ordered
         dropped = before >= wanted[rows, None]
@@ -73,9 +73,9 @@ def nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _draw(weights: Tensor, draws: Tensor) -> Tensor:
-    """The token in which each row's draw in [0, 1) falls: weights (R, V), draws (R,) -> (R,)."""
+    """The token in which each row's draw in [0, 1) falls: weights (B, V), draws (B,) -> (B,)."""
     count, vocabulary = weights.shape
-    if vocabulary <= SMALL:
+    if vocabulary <= SMALL_VOCABULARY:
         ends = weights.cumsum(-1, dtype=torch.float64)
         token = torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True).clamp_max_(vocabulary - 1)
         return _with_weight(token, weights)
@@ -91,5 +91,5 @@ def _draw(weights: Tensor, draws: Tensor) -> Tensor:
 
 
 def _with_weight(token: Tensor, weights: Tensor) -> Tensor:
-    """(R,) from (R, 1). A sum that was rounded up may end behind the last token that has any weight: then the likeliest."""
+    """token (B, 1) -> (B,). Rounding may put a draw behind the last token that has any weight: then the likeliest is taken."""
     return torch.where(weights.gather(-1, token) > 0, token, weights.argmax(-1, keepdim=True))[:, 0]

@@ -1,12 +1,12 @@
 """The in-process sampler: continuous batching over any ``transformers`` decoder.
 
 Each step feeds every running sequence its pending tokens: one (the token just sampled), or several (a prompt, or a tool's
-response between two turns), all as one flat forward. A sequence keeps its slot of the key-value cache while its tool runs, so
-that only the tool's tokens are fed when it comes back. Sequences join and leave between any two steps; more sequences than
-slots wait.
+response between two turns), all side by side in one forward pass. A sequence keeps its slot of the key-value cache while its
+tool runs, so that only the tool's tokens are fed when it comes back. Sequences join and leave between any two steps; those for
+which there is no slot wait.
 
-The forward runs in a thread of its own, so that tools and graders go on meanwhile. Random numbers belong to (seed, position),
-never to the batch; see :mod:`aster.engines.local.drawing`.
+The forward pass runs in a thread of its own, so that tools and graders work meanwhile. Random numbers depend on (seed,
+position) and never on the batch; see :mod:`aster.engines.local.drawing`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 from aster.engines.base import Completion, SamplingParams
-from aster.engines.local.cache import DecodeLayout, KeyValueCache
-from aster.engines.local.cpu.decoder import Decoder
-from aster.engines.local.drawing import choose
-from aster.engines.local.graphs import graphs_for
+from aster.engines.local.cache import Chunk, KeyValueCache
+from aster.engines.local.cpu import fast_decoder
+from aster.engines.local.decoder import Decoder
+from aster.engines.local.drawing import sample_tokens
 
-PREFILL_TOKENS = 8192
-"""Most tokens of one flat forward; longer prompts are fed in several steps."""
-WORTH_COPYING = 16
-"""So many leading tokens are rather copied from another sequence than computed again."""
+MAX_BATCHED_TOKENS = 8192
+"""Most tokens of one forward pass; longer prompts are fed in several steps."""
+MIN_COPIED_PREFIX = 16
+"""A prefix that another sequence has in the cache is copied, not computed again, from so many tokens on."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """A trajectory the sampler knows."""
 
@@ -45,11 +45,13 @@ class Sequence:
     opened: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Request:
+    """One turn to be sampled."""
+
     params: SamplingParams
     pending: list[int]
-    """Tokens to feed before the next one can be sampled; until it is admitted, the whole sequence."""
+    """Tokens to feed before the next one can be sampled; until the request is admitted, the whole sequence."""
     future: asyncio.Future[Completion]
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -61,15 +63,16 @@ class LocalSampler:
     """Samples turns from a model held in this process. One event loop at a time may use it."""
 
     def __init__(self, model: Any, slots: int, capacity: int, deterministic: bool, pool: ThreadPoolExecutor) -> None:
-        """``capacity`` is the longest sequence in tokens; the cache holds ``slots * capacity`` tokens."""
+        """``capacity`` is the longest sequence in tokens; the cache holds ``slots * capacity`` tokens. ``deterministic``: each
+        step waits for all opened sequences, so that a run repeats to the bit. ``pool`` has the one thread that computes."""
         self.model, self.pool, self.deterministic = model, pool, deterministic
-        self.decoder = Decoder(model)
-        self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
-        self.cache = KeyValueCache(model.config, slots, capacity, self.dtype, self.device)
-        self.graphs = graphs_for(self.decoder, self.cache)
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self.cache = KeyValueCache(model.config, slots, capacity, parameter.dtype, self.device)
+        self.decoder: Decoder = fast_decoder(model, self.cache) or Decoder(model, self.cache)
         self.holders: list[Sequence] = []
-        """``holders[slot]`` is the sequence in a slot; without gaps."""
+        """The sequences that have a slot."""
+        self.free_slots = list(range(slots))
         self.sequences: dict[str, Sequence] = {}
         self.incoming: list[Sequence] = []
         self.waiting: list[Sequence] = []
@@ -77,11 +80,11 @@ class LocalSampler:
         self.lock = threading.Lock()
         """Held by whoever touches the lists above: the event loop and the sampler's thread."""
         self.changed = asyncio.Event()
-        """Somebody came, went or was cancelled. Matters where the next step waits for all."""
-        self.going = asyncio.Event()
-        self.going.set()
+        """A sequence came, left or was cancelled. Used where the next step waits for all."""
+        self.resumed = asyncio.Event()
+        self.resumed.set()
         self.stepping = asyncio.Lock()
-        self.runner: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
 
     # -- what the rollout calls, on the event loop
 
@@ -105,11 +108,11 @@ class LocalSampler:
         with self.lock:
             sequence.request = request
             self.incoming.append(sequence)
-        if self.runner is None or self.runner.done():
-            # An event belongs to the loop that waited for it first; this may be a new loop.
+        if self.task is None or self.task.done():
+            # An event belongs to the loop that first waited for it; this may be a new loop.
             self.changed, self.stepping = asyncio.Event(), asyncio.Lock()
-            self._renew()
-            self.runner = asyncio.create_task(self._run())
+            self.decoder.refresh_weights()
+            self.task = asyncio.create_task(self._run())
         self.changed.set()
         try:
             return await future
@@ -128,47 +131,47 @@ class LocalSampler:
             self.changed.set()
 
     async def pause(self) -> None:
-        """Sample nothing until :meth:`resume`; returns when no step is being computed. Turns under way wait."""
-        self.going.clear()
+        """Sample nothing until :meth:`resume`; returns when no step is being computed. Unfinished turns wait."""
+        self.resumed.clear()
         async with self.stepping:
-            self.decoder.release()
+            self.decoder.release_weights()
 
     def resume(self, *, changed: bool) -> None:
-        """Go on after :meth:`pause`. If the weights have ``changed``, every cache is dropped: a turn under way feeds its tokens
-        again, so that its next ones are the new weights' alone."""
-        self._renew()
+        """Continue after :meth:`pause`. If the weights have ``changed``, the cache is dropped: an unfinished turn feeds its
+        tokens again, so that its next tokens depend on the new weights only."""
+        self.decoder.refresh_weights()
         if changed:
             for sequence in self.sequences.values():
                 request = sequence.request
                 if request is not None and request.admitted:
                     request.pending[:0] = sequence.cached
                 sequence.cached.clear()
-        self.going.set()
+        self.resumed.set()
 
     # -- the loop
 
     async def _run(self) -> None:
-        """Keep the sampler's thread stepping while anybody has a turn to be sampled."""
+        """Keep the sampler's thread stepping while there is a turn to sample."""
         loop = asyncio.get_running_loop()
-        halt = threading.Event()
+        stop = threading.Event()
         try:
             while True:
-                await self.going.wait()
+                await self.resumed.wait()
                 if self.deterministic and any(s.opened and s.request is None for s in self.sequences.values()):
-                    # Nothing is settled meanwhile: who gets which slot must not depend on who comes back first.
+                    # Nothing is scheduled meanwhile: which sequence gets which slot must not depend on who comes back first.
                     self.changed.clear()
                     await self.changed.wait()
                     continue
                 async with self.stepping:
-                    await loop.run_in_executor(self.pool, self._steps, loop, halt)
-                # Let the awakened trajectories parse, call tools and come back.
+                    await loop.run_in_executor(self.pool, self._run_steps, loop, stop)
+                # Let the trajectories whose turns are finished parse, call tools and come back.
                 await asyncio.sleep(0)
                 if not self.incoming and not any(s.request is not None for s in [*self.holders, *self.waiting]):
                     return
         except Exception as error:  # noqa: BLE001 - whatever the engine raises goes to those who wait for it
             self._fail(error)
         finally:
-            halt.set()
+            stop.set()
 
     @staticmethod
     def _deliver(finished: list[tuple[Request, Completion]]) -> None:
@@ -177,95 +180,94 @@ class LocalSampler:
                 request.future.set_result(completion)
 
     def _fail(self, error: Exception) -> None:
-        """An engine error reaches every trajectory that waits for it; the next one starts anew."""
+        """Tell every trajectory that waits of an error, and empty all slots; the next turn starts from nothing."""
         for sequence in [*self.sequences.values(), *self.leaving]:
             request, sequence.request, sequence.slot = sequence.request, None, None
             sequence.cached.clear()
             if request is not None and not request.future.done():
                 request.future.set_exception(RuntimeError(f"the sampler failed: {error!r}"))
         self.holders, self.incoming, self.waiting, self.leaving = [], [], [], []
+        self.free_slots = list(range(self.cache.slots))
 
-    def _settle(self) -> None:
-        """Let sequences out of and into slots. The lock is held."""
+    def _schedule(self) -> None:
+        """Take the slots of sequences that leave, and give free ones to those that wait. The lock is held."""
         if self.deterministic:
             self.leaving.sort(key=lambda s: s.name)
             self.incoming.sort(key=lambda s: s.name)
         for sequence in self.leaving:
-            self._vacate(sequence)
-        left, self.leaving = {id(s) for s in self.leaving}, []
-        self.waiting = [s for s in [*self.waiting, *self.incoming] if id(s) not in left and s.request is not None]
+            self._free_slot(sequence)
+        left, self.leaving = set(self.leaving), []
+        self.waiting = [s for s in [*self.waiting, *self.incoming] if s not in left and s.request is not None]
         self.incoming = []
-        still: list[Sequence] = []
+        still_waiting: list[Sequence] = []
         full = False
         for sequence in self.waiting:
             request = sequence.request
             assert request is not None
             if sequence.slot is None:
-                full = full or (len(self.holders) == self.cache.slots and all(s.request is not None for s in self.holders))
-                if full or not self._take_slot(sequence, request.pending):
-                    still.append(sequence)
+                full = full or (not self.free_slots and all(s.request is not None for s in self.holders))
+                if full or not self._assign_slot(sequence, request.pending):
+                    still_waiting.append(sequence)
                     continue
             if not request.admitted:
                 request.admitted = True
-                shared = _shared(sequence.cached, request.pending)
+                shared = _shared_prefix(sequence.cached, request.pending)
                 del sequence.cached[shared:], request.pending[:shared]
-        self.waiting = still
+        self.waiting = still_waiting
 
-    def _take_slot(self, sequence: Sequence, token_ids: list[int]) -> bool:
-        """Give a sequence a slot, with what it shares with another one's. False where it had better wait for that: samples of
-        one problem, and prompts with the same tool, are read once. There is a slot, or one that can be freed."""
-        kin, known, coming = self._kin(token_ids)
-        if coming >= known + WORTH_COPYING:
+    def _assign_slot(self, sequence: Sequence, token_ids: list[int]) -> bool:
+        """Give a sequence a slot, with the prefix that another one has in the cache. False where it should wait until another
+        one has read more of it: samples of one problem, and prompts with the same tool, are read once. There must be a free
+        slot, or one that can be taken."""
+        source, cached, coming = self._longest_prefix(token_ids)
+        if coming >= cached + MIN_COPIED_PREFIX:
             return False
-        if len(self.holders) == self.cache.slots:
+        if not self.free_slots:
             self._evict()
-        sequence.slot = len(self.holders)
+        slot = sequence.slot = self.free_slots.pop()
         self.holders.append(sequence)
         sequence.cached.clear()
-        if kin is not None and kin.slot is not None:  # it may have been the one that was evicted
-            self.cache.move(kin.slot, sequence.slot, known)
-            sequence.cached += kin.cached[:known]
+        if source is not None and source.slot is not None:  # it may be the one that was evicted
+            self.cache.copy_prefix(source.slot, slot, cached)
+            sequence.cached += source.cached[:cached]
         return True
 
-    def _kin(self, token_ids: list[int]) -> tuple[Sequence | None, int, int]:
-        """The sequence in a slot that begins most like these tokens, and how many shared ones are cached (0 where copying is
-        not worth it); and how many will be in some slot, when that has read its prompt."""
-        kin: Sequence | None = None
-        known = coming = 0
+    def _longest_prefix(self, token_ids: list[int]) -> tuple[Sequence | None, int, int]:
+        """The sequence in a slot that shares the longest prefix with these tokens; how many shared tokens it has cached (0, and
+        None, where copying is not worth it); and how many some sequence will have cached when it has read its prompt."""
+        source: Sequence | None = None
+        most = coming = 0
         for holder in self.holders:
-            cached = _shared(holder.cached, token_ids)
-            if cached > known:
-                kin, known = holder, cached
+            cached = _shared_prefix(holder.cached, token_ids)
+            if cached > most:
+                source, most = holder, cached
             if holder.request is not None and holder.request.admitted and cached == len(holder.cached):
-                coming = max(coming, cached + _shared(holder.request.pending, token_ids[cached:]))
-        return (kin, known, coming) if known >= WORTH_COPYING else (None, 0, coming)
+                coming = max(coming, cached + _shared_prefix(holder.request.pending, token_ids[cached:]))
+        return (source, most, coming) if most >= MIN_COPIED_PREFIX else (None, 0, coming)
 
     def _evict(self) -> None:
-        """Free a slot of a sequence whose tool is running, the one with the least to feed again."""
+        """Take the slot of a sequence whose tool is running: of that with the fewest tokens to feed again."""
         victim = min((s for s in self.holders if s.request is None), key=lambda s: len(s.cached))
-        self._vacate(victim)
+        self._free_slot(victim)
         victim.cached.clear()
 
-    def _vacate(self, sequence: Sequence) -> None:
-        """Free a slot and move the last one into the gap."""
+    def _free_slot(self, sequence: Sequence) -> None:
+        """Take a sequence's slot, if it has one."""
         if sequence.slot is None:
             return
-        last = self.holders.pop()
-        if last is not sequence:
-            assert last.slot is not None
-            self.cache.move(last.slot, sequence.slot, len(last.cached))
-            self.holders[sequence.slot] = last
-            last.slot = sequence.slot
+        self.holders[self.holders.index(sequence)] = self.holders[-1]
+        self.holders.pop()
+        self.free_slots.append(sequence.slot)
         sequence.slot = None
 
     # -- in the sampler's thread
 
-    def _steps(self, loop: asyncio.AbstractEventLoop, halt: threading.Event) -> None:
-        """Step while anybody waits for tokens. What is finished goes to the loop at once, and what the loop makes of it
-        (parsing, calling tools) goes on beside the next steps. Deterministic: one step, after which everybody comes back."""
-        while self.going.is_set() and not halt.is_set():
+    def _run_steps(self, loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
+        """Compute steps while there is a turn to sample. Finished turns go to the event loop at once, and what it does with
+        them (parsing, calling tools) happens beside the next steps. Deterministic: one step, after which all come back."""
+        while self.resumed.is_set() and not stop.is_set():
             with self.lock:
-                self._settle()
+                self._schedule()
                 running = [(s, s.request) for s in self.holders if s.request is not None]
             if not running:
                 return
@@ -275,23 +277,17 @@ class LocalSampler:
             if self.deterministic:
                 return
 
-    def _renew(self) -> None:
-        """The weights may be others, or elsewhere."""
-        self.decoder.renew()
-        if self.graphs is not None:
-            self.graphs.renew()
-
     @torch.inference_mode()
     def _step(self, running: list[tuple[Sequence, Request]]) -> list[tuple[Request, Completion]]:
-        single = self.graphs is not None and all(len(request.pending) == 1 for _, request in running)
-        ready, hidden = self._feed_one_each(running) if single else self._feed(running)
+        """Feed pending tokens and sample one more where none is left; returns the turns that are finished."""
+        ready, hidden = self._feed(running)
         if not ready:
             return []
         logits = self.decoder.logits(hidden)
         positions = [len(sequence.cached) for sequence, _ in ready]
-        tokens_drawn, logprobs = choose(logits, [request.params for _, request in ready], positions)
+        tokens, logprobs = sample_tokens(logits, [request.params for _, request in ready], positions)
         finished: list[tuple[Request, Completion]] = []
-        for (sequence, request), token, logprob in zip(ready, tokens_drawn, logprobs, strict=True):
+        for (sequence, request), token, logprob in zip(ready, tokens, logprobs, strict=True):
             request.token_ids.append(token)
             request.logprobs.append(logprob)
             stopped = token in request.params.stop_token_ids
@@ -305,49 +301,34 @@ class LocalSampler:
         return finished
 
     def _feed(self, running: list[tuple[Sequence, Request]]) -> tuple[list[tuple[Sequence, Request]], Tensor]:
-        """Feed what is pending, as much as one forward takes. Returns those with nothing left, and their hidden states."""
-        fed: list[tuple[int, int, int]] = []
+        """Feed pending tokens, as many as one forward pass takes. Returns those with none left, and their last hidden states,
+        a row each (B, E)."""
+        chunks: list[Chunk] = []
         flat: list[int] = []
         ready: list[tuple[Sequence, Request]] = []
         last: list[int] = []
-        room = max(PREFILL_TOKENS, len(running))
-        # Those that feed few tokens come first; see DecodeLayout.
+        limit = max(MAX_BATCHED_TOKENS, len(running))
+        # Shortest first: the decoder wants them so, and what the limit cuts are the long ones.
         ordered = sorted(running, key=lambda pair: len(pair[1].pending))
         for index, (sequence, request) in enumerate(ordered):
-            slot = sequence.slot
-            assert slot is not None
-            # Leave one token of room for each sequence behind this one.
-            tokens = request.pending[: max(1, room - len(flat) - (len(ordered) - index - 1))]
+            assert sequence.slot is not None
+            # Leave room for one token of each sequence that follows.
+            tokens = request.pending[: max(1, limit - len(flat) - (len(ordered) - index - 1))]
             del request.pending[: len(tokens)]
-            fed.append((slot, len(sequence.cached), len(tokens)))
+            chunks.append(Chunk(sequence.slot, len(sequence.cached), len(tokens)))
             flat += tokens
             sequence.cached += tokens
             if not request.pending:
                 ready.append((sequence, request))
                 last.append(len(flat) - 1)
-        layout = DecodeLayout(self.cache, fed, len(self.holders), self.device)
-        hidden = self.decoder(torch.tensor(flat, device=self.device), layout)
+        hidden = self.decoder(torch.tensor(flat, device=self.device), chunks)
         if len(ready) < len(flat):
             hidden = hidden[torch.tensor(last, dtype=torch.long, device=self.device)]
         return ready, hidden
 
-    def _feed_one_each(self, running: list[tuple[Sequence, Request]]) -> tuple[list[tuple[Sequence, Request]], Tensor]:
-        """Feed one token of each, as a graph. Those whose tools run get one too, where their next one will be."""
-        assert self.graphs is not None
-        token_ids = [0] * len(self.holders)
-        positions = [min(len(sequence.cached), self.cache.capacity - 1) for sequence in self.holders]
-        for sequence, request in running:
-            assert sequence.slot is not None
-            token_ids[sequence.slot] = request.pending.pop()
-            sequence.cached.append(token_ids[sequence.slot])
-        hidden = self.graphs(token_ids, positions)
-        if len(running) < len(self.holders):
-            hidden = hidden[torch.tensor([sequence.slot for sequence, _ in running], device=self.device)]
-        return running, hidden
 
-
-def _shared(cached: list[int], token_ids: list[int]) -> int:
-    """How many leading tokens are cached already. The last one never counts: something has to be fed."""
+def _shared_prefix(cached: list[int], token_ids: list[int]) -> int:
+    """How many leading tokens are in ``cached`` too. The last one never counts: one token has to be fed."""
     low, high = 0, max(0, min(len(cached), len(token_ids) - 1))
     if cached[:high] == token_ids[:high]:
         return high

@@ -1,178 +1,135 @@
-"""The sampler's forward pass: ``transformers``' own, or, for the common kind of decoder, the same sums in fewer steps.
+"""The forward pass of a step in few operations, for float32 on a CPU.
 
-A step of decoding does little arithmetic, and ``transformers`` does it in many small operations: some eighty a layer, at a few
-microseconds each. Where a model is built like Llama (Qwen2, Qwen3 and Mistral are), its layers are computed here in about
-twenty: query, key and value in one product, gate and up in another, query and key normalised and rotated together. LoRA's
-adapters are computed beside their layers. All else (quantized layers, other architectures) goes through the model's own
-forward.
+A step of a small model does little arithmetic, and ``transformers`` does it in some eighty small operations a layer, at a few
+microseconds each. Here a layer of the common architecture takes nine: query, key and value in one product, gate and up in
+another; norms, rotation and attention are compiled (:mod:`aster.engines.local.cpu.kernels`). LoRA adapters are computed beside
+their layers. Other architectures run the model's own forward, with compiled attention.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aster.engines.local.cache import DecodeLayout
-from aster.engines.local.cpu.products import Product, computable
+from aster.engines.local.cache import Chunk, KeyValueCache
+from aster.engines.local.cpu.kernels import CompiledLayout, Kernels
+from aster.engines.local.cpu.linear import FusedLinear, can_fuse
+from aster.engines.local.decoder import Decoder
 
-KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the architectures whose layers are computed here."""
+SWITCH = "ASTER_FAST_CPU"
+"""The environment variable that switches this package off, with the value 0."""
 
 
-class _Layer:
-    """The weights of a layer. H hidden size, D head size; Q and K heads of queries and of keys."""
-
-    def __init__(self, layer: Any, decoder: Decoder) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.attention = Product([attention.q_proj, attention.k_proj, attention.v_proj])
-        """H to (Q + 2 K) D."""
-        self.output = Product([attention.o_proj])
-        self.gate_up = Product([mlp.gate_proj, mlp.up_proj])
-        """H to 2 I."""
-        self.down = Product([mlp.down_proj])
-        self.scaling: float = attention.scaling
-        self.head_norms: Tensor | None = None
-        """(Q + K, D): what normalised queries and keys are multiplied with, where the architecture normalises them."""
-        self._layer, self._decoder = layer, decoder
-
-    @property
-    def products(self) -> list[Product]:
-        """All of them."""
-        return [self.attention, self.output, self.gate_up, self.down]
-
-    def renew(self) -> None:
-        """See :meth:`Decoder.renew`."""
-        for product in self.products:
-            product.renew()
-        self.first_norm: Tensor = self._layer.input_layernorm.weight
-        self.second_norm: Tensor = self._layer.post_attention_layernorm.weight
-        attention, decoder = self._layer.self_attn, self._decoder
-        if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm.weight, attention.k_norm.weight
-            norms = torch.cat([query.expand(decoder.queries, decoder.size), key.expand(decoder.keys, decoder.size)])
-            self.head_norms = norms if self.head_norms is None else self.head_norms.copy_(norms)
+def fast_decoder(model: Any, cache: KeyValueCache) -> Decoder | None:
+    """The fast decoder for a model and the cache of its sequences; None where there is none: on other devices, for other types
+    than float32, without numba, or where it is switched off."""
+    if cache.device.type != "cpu" or cache.dtype != torch.float32 or os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        kernels = Kernels(cache.head_dim, cache.capacity, torch.get_num_threads())
+    except ImportError:
+        return None
+    return CpuDecoder(model, cache, kernels)
 
 
-class Decoder:
-    """Computes hidden states of one step. It must be renewed where parameters were replaced, not changed in place."""
+class CpuDecoder(Decoder):
+    """Computes one step on the model's own parameters. Where they are replaced and not changed in place, it must be told by
+    :meth:`refresh_weights`."""
 
-    def __init__(self, model: Any) -> None:
-        """For a ``transformers`` decoder. To be renewed before its first use."""
-        self.model, self.config = model, model.config
+    def __init__(self, model: Any, cache: KeyValueCache, kernels: Kernels) -> None:
+        super().__init__(model, cache)
+        self.kernels = kernels
         self.layers: list[_Layer] = []
-        self.head: Product | None = None
-        self.plain = not _computable(model)
-        self.queries = self.config.num_attention_heads
-        self.keys = self.config.num_key_value_heads
-        self.size = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.queries
-        self.epsilon = self.config.rms_norm_eps
+        """Empty where the model's own forward is run."""
+        self.head: FusedLinear | None = None
+        if is_supported(model):
+            self.layers = [_Layer(layer, model.config) for layer in model.base_model.layers]
+            head = model.get_output_embeddings()
+            self.head = FusedLinear([head]) if can_fuse([head]) else None
 
     @torch.no_grad()
-    def renew(self) -> None:
-        """Take the parameters as they are now. Where they are those of the last time, it costs next to nothing, and all that is
-        computed with stays where it is in memory, since a captured step reads it there."""
-        if self.plain:
-            return
-        if not self.layers:
-            self.layers = [_Layer(layer, self) for layer in self.model.base_model.layers]
-            head = self.model.get_output_embeddings()
-            self.head = Product([head]) if computable([head]) else None
+    def refresh_weights(self) -> None:
+        """See :class:`Decoder`. Where nothing has changed, it costs next to nothing."""
         for layer in self.layers:
-            layer.renew()
+            layer.refresh()
         if self.head is not None:
-            self.head.renew()
+            self.head.refresh()
 
-    def release(self) -> None:
-        """Give up all copies of weights, until the next :meth:`renew`."""
+    def release_weights(self) -> None:
+        """See :class:`Decoder`."""
         for layer in self.layers:
-            for product in layer.products:
-                product.release()
+            for linear in layer.linears:
+                linear.release()
         if self.head is not None:
             self.head.release()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (N, H) -> (N, V)."""
-        return (self.head or self.model.get_output_embeddings())(hidden)
+        """See :class:`Decoder`."""
+        return super().logits(hidden) if self.head is None else self.head(hidden)
 
-    def __call__(self, token_ids: Tensor, layout: DecodeLayout) -> Tensor:
-        """Hidden states (N, H) after the last norm, for N flat tokens whose places ``layout`` knows.
-
-        To be called under ``torch.inference_mode``."""
-        if self.plain:
-            return self.model.base_model(
-                input_ids=token_ids[None], position_ids=layout.positions[None], use_cache=False, layout=layout
-            ).last_hidden_state[0]
-        base, heads = self.model.base_model, self.queries + self.keys
+    def __call__(self, token_ids: Tensor, chunks: list[Chunk]) -> Tensor:
+        """See :class:`Decoder`."""
+        layout = CompiledLayout(self.cache, chunks, self.kernels)
+        if not self.layers:
+            return self._model_forward(token_ids, layout)
+        base, kernels, epsilon = self.model.base_model, self.kernels, self.model.config.rms_norm_eps
         hidden = F.embedding(token_ids, base.embed_tokens.weight)
-        rotation = tuple(part[0] for part in base.rotary_emb(hidden, layout.positions[None]))
-        steps = _Compiled if layout.cache.kernels else _Plain
-        step = steps(self, layout, *rotation)
-        for number, layer in enumerate(self.layers):
-            normed = step.norm(hidden, layer.first_norm)
-            joint = layer.attention(normed).view(len(hidden), heads + self.keys, self.size)
-            mixed = step.attend(number, layer, joint).reshape(len(hidden), -1)
-            hidden = layer.output.added_to(hidden, mixed)
-            gate, up = layer.gate_up(step.norm(hidden, layer.second_norm)).chunk(2, -1)
-            hidden = layer.down.added_to(hidden, F.silu(gate) * up)
-        return step.norm(hidden, base.norm.weight)
+        cosine, sine = (part[0] for part in base.rotary_emb(hidden, layout.positions[None]))
+        for index, layer in enumerate(self.layers):
+            normed = kernels.rms_norm(hidden, layer.input_norm, epsilon)
+            projected = layer.qkv(normed).view(len(hidden), -1, self.cache.head_dim)
+            query = layout.rotate_and_store(index, projected, layer.head_norms, epsilon, cosine, sine)
+            attended = layout.attend_stored(index, query, layer.scaling).reshape(len(hidden), -1)
+            hidden = layer.output.add_to(hidden, attended)
+            gate, up = layer.gate_up(kernels.rms_norm(hidden, layer.mlp_norm, epsilon)).chunk(2, -1)
+            hidden = layer.down.add_to(hidden, F.silu(gate) * up)
+        return kernels.rms_norm(hidden, base.norm.weight, epsilon)
 
 
-class _Plain:
-    """The steps between the matrix products, in torch."""
+class _Layer:
+    """The weights of a layer. To be refreshed before the first use."""
 
-    def __init__(self, decoder: Decoder, layout: DecodeLayout, cosine: Tensor, sine: Tensor) -> None:
-        self.decoder, self.layout = decoder, layout
-        self.cosine = cosine[:, None]
-        # Rotating by half and changing a sign: the sign goes to the sine, so that one shift is left.
-        self.sine = sine[:, None].clone()
-        self.sine[..., : decoder.size // 2].neg_()
+    def __init__(self, layer: Any, config: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
+        """E to (H + 2 KV) D."""
+        self.output = FusedLinear([attention.o_proj])
+        self.gate_up = FusedLinear([mlp.gate_proj, mlp.up_proj])
+        """E to 2 I."""
+        self.down = FusedLinear([mlp.down_proj])
+        self.linears = [self.qkv, self.output, self.gate_up, self.down]
+        self.scaling: float = attention.scaling
+        self.head_norms: Tensor | None = None
+        """(H + KV, D): the weights of the norms of queries and keys, where the architecture has such norms."""
+        self._layer = layer
+        self._num_heads, self._num_key_value_heads = config.num_attention_heads, config.num_key_value_heads
 
-    def norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """RMS norm of (N, H)."""
-        return F.rms_norm(hidden, hidden.shape[1:], weight, self.decoder.epsilon)
-
-    def attend(self, number: int, layer: _Layer, joint: Tensor) -> Tensor:
-        """joint (N, Q + 2 K, D) holds queries, keys and values -> (N, Q, D). The cache gets the new keys and values."""
-        queries, size = self.decoder.queries, self.decoder.size
-        turned = joint[:, : -self.decoder.keys]
-        if layer.head_norms is not None:
-            turned = F.rms_norm(turned, turned.shape[2:], None, self.decoder.epsilon) * layer.head_norms
-        turned = torch.addcmul(turned * self.cosine, turned.roll(size // 2, -1), self.sine)
-        query, key = turned[:, :queries].transpose(0, 1), turned[:, queries:].transpose(0, 1)
-        value = joint[:, -self.decoder.keys :].transpose(0, 1)
-        return self.layout.attend(number, query, key, value, layer.scaling).transpose(0, 1)
-
-
-class _Compiled:
-    """The same, by kernels."""
-
-    def __init__(self, decoder: Decoder, layout: DecodeLayout, cosine: Tensor, sine: Tensor) -> None:
-        assert layout.cache.kernels is not None
-        self.decoder, self.layout, self.kernels = decoder, layout, layout.cache.kernels
-        self.rotation = cosine, sine
-
-    def norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """See :class:`_Plain`."""
-        return self.kernels.norm(hidden, weight, self.decoder.epsilon)
-
-    def attend(self, number: int, layer: _Layer, joint: Tensor) -> Tensor:
-        """See :class:`_Plain`."""
-        cache = self.layout.cache.keys[number], self.layout.cache.values[number]
-        query = self.kernels.turn(joint, layer.head_norms, self.decoder.epsilon, self.rotation, self.layout.places, cache)
-        return self.layout.mix(number, query, layer.scaling)
+    def refresh(self) -> None:
+        """See :meth:`Decoder.refresh_weights`."""
+        for linear in self.linears:
+            linear.refresh()
+        self.input_norm: Tensor = self._layer.input_layernorm.weight
+        self.mlp_norm: Tensor = self._layer.post_attention_layernorm.weight
+        attention = self._layer.self_attn
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm.weight, attention.k_norm.weight
+            self.head_norms = torch.cat([query.expand(self._num_heads, -1), key.expand(self._num_key_value_heads, -1)])
 
 
-def _computable(model: Any) -> bool:
-    """Whether every layer is one that is computed here: linear layers, with or without LoRA, and SiLU."""
-    if model.config.model_type not in KINDS or model.config.hidden_act != "silu":
+def is_supported(model: Any) -> bool:
+    """Whether every layer of a model is one that is computed here: linear layers, with LoRA or without, and SiLU."""
+    if model.config.model_type not in MODEL_TYPES or model.config.hidden_act != "silu":
         return False
     for layer in model.base_model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        products = [[attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj]]
-        products += [[mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
-        if not all(computable(layers) for layers in products):
+        fused = [[attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj]]
+        fused += [[mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
+        if not all(can_fuse(layers) for layers in fused):
             return False
     return True

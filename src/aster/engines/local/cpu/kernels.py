@@ -1,8 +1,8 @@
-"""Compiled parts of the sampler's forward on a CPU: attention over a cache, and the small steps between matrix products.
+"""The compiled parts of a step: attention to the cache, and norms, rotation and storing before it.
 
-``scaled_dot_product_attention`` is made for many queries; where each sequence has one, it is slower than the loops here, and
-makes all sequences as long as the longest. A normalisation of some rows costs torch more to begin than to compute. Where numba
-is not installed, or the numbers are not float32 in a CPU's memory, torch does all of it.
+torch's ``scaled_dot_product_attention`` is made for many queries. Where each sequence has one, it is slower than the loops
+here, and sequences of different lengths must be padded or done one by one. A norm of a few rows costs torch more to start than
+to compute.
 """
 
 from __future__ import annotations
@@ -15,47 +15,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aster.engines.local.cache import Chunk, DecodeLayout, KeyValueCache
+
 PARALLEL_WORK = 1 << 20
-"""Products of queries and keys (heads x head size x positions) in one layer from which on several threads pay."""
+"""Multiplications of queries with keys in one layer (H x D x positions) from which on several threads are faster."""
+SHORT_CHUNK = 32
+"""Compiled attention takes chunks of at most so many tokens; for longer ones torch's matrix products are faster."""
 
 
 class Kernels:
-    """For caches of one shape."""
+    """The loops of :mod:`aster.engines.local.cpu.loops` on tensors, for caches of one shape."""
 
-    def __init__(self, size: int, capacity: int, threads: int) -> None:
-        """Heads of ``size`` numbers, sequences of at most ``capacity`` tokens; ``threads`` share attention. ImportError where
-        numba is not installed."""
-        from aster.engines.local.cpu.loops import mix_loop, norm_loop, turn_loop
+    def __init__(self, head_dim: int, capacity: int, threads: int) -> None:
+        """``capacity`` is the longest sequence in tokens; ``threads`` share attention. ImportError where numba is not
+        installed."""
+        from aster.engines.local.cpu.loops import attention_loop, rms_norm_loop, rotary_loop
 
-        self._mix, self._turn, self._norm = mix_loop(size), turn_loop(size), norm_loop()
-        self._size = size
-        self._rooms = [_room(size, capacity) for _ in range(threads)]
+        self._attention, self._rotary, self._rms_norm = attention_loop(head_dim), rotary_loop(head_dim), rms_norm_loop()
+        self._head_dim = head_dim
+        self._workspaces = [_workspace(head_dim, capacity) for _ in range(threads)]
         self._pool = _pool(threads - 1) if threads > 1 else None
-        self._no_norms = torch.empty(0, size)
+        self._no_norms = np.empty((0, head_dim), np.float32)
 
-    def norm(self, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """RMS norm (Zhang and Sennrich 2019) of the rows of (N, H)."""
+    def rms_norm(self, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """RMS norm (Zhang and Sennrich 2019) of the rows of (P, E)."""
         normed = torch.empty_like(hidden)
-        self._norm(hidden.numpy(), weight.numpy(), np.float32(epsilon), normed.numpy())
+        self._rms_norm(hidden.numpy(), weight.numpy(), np.float32(epsilon), normed.numpy())
         return normed
 
-    def turn(
+    def rotate_and_store(
         self,
-        joint: Tensor,
+        projected: Tensor,
         norms: Tensor | None,
         epsilon: float,
         rotation: tuple[Tensor, Tensor],
         places: tuple[np.ndarray, np.ndarray],
         cache: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Normalise (where there are ``norms``), rotate and store: joint (N, Q + 2 KV, D) holds queries, keys and values,
-        ``rotation`` has cosine and sine (N, D), ``places`` slots and positions (N,), ``cache`` keys and values. Returns the
-        queries (N, Q, D)."""
+        """Normalise (where there are ``norms``) and rotate queries and keys; store keys and values.
+
+        projected (P, H + 2 KV, D) holds queries, keys and values, ``norms`` (H + KV, D) the weights of the norms, ``rotation``
+        cosine and sine (P, D), ``places`` slots and positions (P,), ``cache`` a layer's keys and values (S, KV, C, D). Returns
+        the queries (P, H, D)."""
         keys, values = cache
-        query = torch.empty(len(joint), joint.shape[1] - 2 * keys.shape[1], self._size)
-        self._turn(
-            joint.numpy(),
-            (self._no_norms if norms is None else norms).numpy(),
+        query = torch.empty(len(projected), projected.shape[1] - 2 * keys.shape[1], self._head_dim)
+        self._rotary(
+            projected.numpy(),
+            self._no_norms if norms is None else norms.numpy(),
             np.float32(epsilon),
             rotation[0].numpy(),
             rotation[1].numpy(),
@@ -66,27 +72,63 @@ class Kernels:
         )
         return query
 
-    def mix(
+    def attend(
         self, query: Tensor, cache: tuple[Tensor, Tensor], slots: np.ndarray, lengths: np.ndarray, scaling: float
     ) -> Tensor:
-        """Attention: query (N, H, D), each row with its slot and how many positions it sees; ``cache`` has keys and values
-        (slots, KV heads, capacity, D) -> (N, H, D). A head's keys are those of head ``h // (H / KV heads)``."""
+        """Attention of query (P, H, D), each row to the first ``lengths`` (P,) positions of its slot in ``slots`` (P,), in a
+        layer's keys and values (S, KV, C, D) -> (P, H, D). Head h has the keys of head h // (H / KV)."""
         keys, values = cache
-        mixed = torch.empty(query.shape)
-        arguments = query.numpy(), keys.numpy(), values.numpy(), slots, lengths, np.float32(scaling), mixed.numpy()
-        if self._pool is None or int(lengths.sum()) * query.shape[1] * self._size < PARALLEL_WORK:
-            self._mix(0, len(query), *arguments, *self._rooms[0])
-            return mixed
-        # Each thread gets rows of about the same length together.
-        seen = lengths.cumsum()
-        ends = np.searchsorted(seen, np.linspace(0, seen[-1], len(self._rooms) + 1)[1:-1])
-        parts = list(zip(itertools.pairwise([0, *ends.tolist(), len(query)]), self._rooms, strict=True))
-        others = [self._pool.submit(self._mix, *part, *arguments, *room) for part, room in parts[1:]]
-        part, room = parts[0]
-        self._mix(*part, *arguments, *room)
+        attended = torch.empty(query.shape)
+        arguments = query.numpy(), keys.numpy(), values.numpy(), slots, lengths, np.float32(scaling), attended.numpy()
+        if self._pool is None or int(lengths.sum()) * query.shape[1] * self._head_dim < PARALLEL_WORK:
+            self._attention(0, len(query), *arguments, *self._workspaces[0])
+            return attended
+        # Each thread gets rows with about the same number of positions together.
+        total = lengths.cumsum()
+        ends = np.searchsorted(total, np.linspace(0, total[-1], len(self._workspaces) + 1)[1:-1])
+        parts = list(zip(itertools.pairwise([0, *ends.tolist(), len(query)]), self._workspaces, strict=True))
+        others = [self._pool.submit(self._attention, *part, *arguments, *workspace) for part, workspace in parts[1:]]
+        part, workspace = parts[0]
+        self._attention(*part, *arguments, *workspace)
         for other in others:
             other.result()
-        return mixed
+        return attended
+
+
+class CompiledLayout(DecodeLayout):
+    """A step whose short chunks go through the kernels. They come first among the chunks."""
+
+    def __init__(self, cache: KeyValueCache, chunks: list[Chunk], kernels: Kernels) -> None:
+        """See :class:`DecodeLayout`."""
+        super().__init__(cache, chunks)
+        self._kernels = kernels
+        short = list(itertools.takewhile(lambda chunk: chunk.length <= SHORT_CHUNK, chunks))
+        self._long = range(len(short), len(chunks))
+        self._count = sum(chunk.length for chunk in short)
+        self._places = self.slots.numpy(), self.positions.numpy()
+        self._short = self._places[0][: self._count], self._places[1][: self._count] + 1
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """See ``Layout``."""
+        self._store(layer, key, value)
+        return self.attend_stored(layer, query.transpose(0, 1), scaling).transpose(0, 1)
+
+    def attend_stored(self, layer: int, query: Tensor, scaling: float) -> Tensor:
+        """Attention of query (P, H, D) to the cache, which has the new keys and values already -> (P, H, D)."""
+        cache = self.cache.keys[layer], self.cache.values[layer]
+        attended = self._kernels.attend(query[: self._count], cache, *self._short, scaling)
+        if not self._long:
+            return attended
+        heads_first = query.transpose(0, 1)
+        others = [self._attend_chunk(layer, heads_first, index, scaling).transpose(0, 1) for index in self._long]
+        return torch.cat([attended, *others])
+
+    def rotate_and_store(
+        self, layer: int, projected: Tensor, norms: Tensor | None, epsilon: float, cosine: Tensor, sine: Tensor
+    ) -> Tensor:
+        """See :meth:`Kernels.rotate_and_store`, for a layer's cache."""
+        cache = self.cache.keys[layer], self.cache.values[layer]
+        return self._kernels.rotate_and_store(projected, norms, epsilon, (cosine, sine), self._places, cache)
 
 
 @functools.cache
@@ -95,17 +137,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "aster-attention")
 
 
-def _room(size: int, capacity: int) -> tuple[np.ndarray, ...]:
-    """What one thread works in; see ``loops.mix_loop``."""
+def _workspace(head_dim: int, capacity: int) -> tuple[np.ndarray, ...]:
+    """The memory that one thread of ``loops.attention_loop`` works in."""
     bits = np.zeros(capacity, np.int32)
-    return np.zeros((2, size), np.float32), np.zeros((2, capacity), np.float32), bits, bits.view(np.float32)
-
-
-def kernels_for(size: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Kernels | None:
-    """Kernels for such a cache, with torch's number of threads; None where torch does the work."""
-    if device.type != "cpu" or dtype != torch.float32:
-        return None
-    try:
-        return Kernels(size, capacity, torch.get_num_threads())
-    except ImportError:
-        return None
+    return np.zeros((2, head_dim), np.float32), np.zeros((2, capacity), np.float32), bits, bits.view(np.float32)
