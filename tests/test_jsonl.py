@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from aster.data.formats.importing import import_set
 from aster.data.problems import load_problems
 from aster.data.sets import iterate_set
+from aster.environments import PythonMath, transcript_scorer
 from aster.jsonl import Broken, json_line_rows, lines_of, unbroken
 from tests.refusals import refused
 
+SCORE = transcript_scorer(PythonMath())
 GOOD = {"prompt": "1?", "answer": "1", "messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]}
 BROKEN = {
     "not JSON": b'{"prompt": ',
@@ -48,7 +50,7 @@ def test_problems_stop_at_a_broken_row_and_an_import_counts_it(reason: str, tmp_
     with refused(f"{path}, line 2") as caught:
         load_problems(path)
     assert reason in str(caught.value)
-    report = import_set(path, "messages", tmp_path / "set.jsonl")
+    report = import_set(path, "messages", tmp_path / "set.jsonl", score=SCORE)
     assert (report.attempts, dict(report.unreadable), report.examples[reason]) == (2, {reason: 1}, ["line 2"])
 
 
@@ -61,7 +63,11 @@ def test_problems_stop_at_a_broken_row_and_an_import_counts_it(reason: str, tmp_
 def test_every_reader_refuses_a_damaged_archive_by_its_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)
-    for read in (lambda: list(lines_of(path)), lambda: list(iterate_set(path)), lambda: import_set(path, "tora", path)):
+    for read in (
+        lambda: list(lines_of(path)),
+        lambda: list(iterate_set(path)),
+        lambda: import_set(path, "tora", path, score=SCORE),
+    ):
         with refused(str(path)):
             read()
 

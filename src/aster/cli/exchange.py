@@ -17,14 +17,24 @@ PATH = click.Path(path_type=Path)
 @click.option("--layout", required=True, help="messages, llamafactory, retool, tora or verl_rollout.")
 @click.option("--out", type=PATH, required=True, metavar="SET", help="The set to write (.jsonl or .jsonl.gz).")
 @click.option("--problems", type=PATH, metavar="FILE", help="Problems with answers, joined by id or prompt.")
-def import_command(source: Path, layout: str, out: Path, problems: Path | None) -> None:
+@click.argument("arguments", nargs=-1, metavar="[RECIPE] [FIELD=VALUE ...]")
+def import_command(source: Path, layout: str, out: Path, problems: Path | None, arguments: tuple[str, ...]) -> None:
     """Read a set of another project (.jsonl, .json, .parquet).
 
-    Every attempt is checked and graded. What could not be read is counted by its reason.
+    Every attempt is checked and scored by the environment of RECIPE; FIELD=VALUE changes it. What could not be read is counted
+    by its reason.
     """
     from aster.data.formats.importing import describe, import_set
+    from aster.environments import EnvironmentFailure, transcript_scorer
+    from aster.environments.opening import make_environment
+    from aster.errors import UserError
 
-    click.echo(describe(import_set(source, layout, out, problems), source, layout))
+    recipe = recipe_or_defaults(arguments)
+    score = transcript_scorer(make_environment(recipe.environment, recipe.tools, recipe.sandbox))
+    try:
+        click.echo(describe(import_set(source, layout, out, problems, score=score), source, layout))
+    except EnvironmentFailure as error:
+        raise UserError(f"environment: {error}") from error
     click.echo(f"wrote {out}")
 
 

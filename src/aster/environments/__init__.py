@@ -1,6 +1,6 @@
 """What is asked, with which tools, and what an attempt is worth."""
 
-from aster.environments.base import Attempt, Environment, EnvironmentFailure, Message, Reward, Score
+from aster.environments.base import Attempt, Environment, EnvironmentFailure, Message, Reward, Score, transcript_scorer
 from aster.environments.python_math import PythonMath
 from aster.environments.tools import FunctionTool, PythonTool, Tool, ToolError, ToolResult, ToolSession
 
@@ -18,4 +18,5 @@ __all__ = [
     "ToolError",
     "ToolResult",
     "ToolSession",
+    "transcript_scorer",
 ]

@@ -7,6 +7,7 @@ hand an instance to :class:`aster.rollout.RolloutContext`. For another reward on
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +19,7 @@ from aster.chat import ToolSchemas
 from aster.doors import blame, place_of
 from aster.environments.tools import Tool
 from aster.errors import UserError
-from aster.transcript import Step
+from aster.transcript import Step, Transcript
 from aster.types import FAULTS, Problem, StopReason, ToolCall
 
 Message = dict[str, str]
@@ -144,3 +145,21 @@ async def score(environment: Environment, attempt: Attempt) -> Score:
     if result.turns is not None and len(result.turns) != len(attempt.steps):
         raise EnvironmentFailure(f"{place_of(scorer)}: gave {len(result.turns)} rewards for {len(attempt.steps)} turns")
     return result
+
+
+def transcript_scorer(environment: Environment) -> Callable[[Transcript], Score]:
+    """A function that scores finished attempts of other projects, outside an event loop. EnvironmentFailure as for
+    :func:`score`."""
+
+    def scorer(transcript: Transcript) -> Score:
+        problem = Problem(
+            transcript.problem_id,
+            transcript.prompt,
+            transcript.expected,
+            transcript.source,
+            transcript.setup,
+            transcript.metadata,
+        )
+        return asyncio.run(score(environment, Attempt(problem, transcript.steps, transcript.stop_reason)))
+
+    return scorer

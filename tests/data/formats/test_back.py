@@ -16,10 +16,12 @@ from aster.data.formats.exporting import export_set
 from aster.data.formats.importing import import_set
 from aster.data.formats.rows import read_rows
 from aster.data.sets import iterate_set, write_set
+from aster.environments import PythonMath, transcript_scorer
 from aster.errors import UserError
 from aster.transcript import Step, Transcript, Usage
 from aster.types import CallStatus, StopReason, ToolCall
 
+SCORE = transcript_scorer(PythonMath())
 CODE = "v = 6*7\nprint(v)"
 
 TEXT = st.lists(
@@ -76,7 +78,7 @@ def test_an_exported_set_is_imported_unchanged(
     # As a set stores them: JSON joins the two halves of a surrogate pair into one character.
     transcripts = [Transcript.from_json(json.loads(json.dumps(each.to_json()))) for each in transcripts]
     assert export_set(Path("set"), transcripts, layout, folder / f"out.{ending}") == len(transcripts)
-    report = import_set(folder / f"out.{ending}", layout, folder / "set.jsonl")
+    report = import_set(folder / f"out.{ending}", layout, folder / "set.jsonl", score=SCORE)
     assert list(iterate_set(folder / "set.jsonl")) == transcripts
     assert report.unread == 0
 
@@ -121,7 +123,7 @@ def test_a_thousand_transcripts_are_imported_unchanged(layout: str, tmp_path: Pa
     transcripts = [random_transcript(rng, number) for number in range(1000)]
     write_set(tmp_path / "set.jsonl.gz", transcripts)
     export_set(tmp_path, iterate_set(tmp_path / "set.jsonl.gz"), layout, tmp_path / "out.parquet")
-    import_set(tmp_path / "out.parquet", layout, tmp_path / "back.jsonl")
+    import_set(tmp_path / "out.parquet", layout, tmp_path / "back.jsonl", score=SCORE)
     assert list(iterate_set(tmp_path / "back.jsonl")) == transcripts
 
 
@@ -155,8 +157,8 @@ def test_the_text_of_a_changed_row_is_used(layout: str, tmp_path: Path) -> None:
     others = {key: json.loads(json.dumps(value).replace("6*7?", "6 times 7?")) for key, value in row.items() if key != "aster"}
     assert "exact" in json.loads(row["aster"])
     (tmp_path / "other.jsonl").write_text(json.dumps({**others, "aster": row["aster"]}))
-    import_set(tmp_path / "same.jsonl", layout, tmp_path / "a.jsonl")
-    import_set(tmp_path / "other.jsonl", layout, tmp_path / "b.jsonl")
+    import_set(tmp_path / "same.jsonl", layout, tmp_path / "a.jsonl", score=SCORE)
+    import_set(tmp_path / "other.jsonl", layout, tmp_path / "b.jsonl", score=SCORE)
     assert list(iterate_set(tmp_path / "a.jsonl")) == [transcript]
     (changed,) = iterate_set(tmp_path / "b.jsonl")
     assert changed.prompt.startswith("6 times 7?")

@@ -15,9 +15,11 @@ from aster.data.formats.importing import Imported, describe, import_set
 from aster.data.formats.rows import read_rows
 from aster.data.problems import BOX_REQUEST
 from aster.data.sets import iterate_set
+from aster.environments import PythonMath, transcript_scorer
 from aster.errors import UserError
 from aster.types import CallStatus, StopReason
 
+SCORE = transcript_scorer(PythonMath())
 CODE = "v = 6*7\nprint(v)"
 CALL = {"type": "function", "function": {"name": "code_interpreter", "arguments": json.dumps({"code": CODE})}}
 RETOOL_PROMPT = (
@@ -174,7 +176,7 @@ def test_documented_rows_are_read_completely(name: str, ending: str, tmp_path: P
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), source)
     else:
         source.write_text(json.dumps(row if ending == "jsonl" else [row]))
-    report = import_set(source, layout, out)
+    report = import_set(source, layout, out, score=SCORE)
     (found,) = iterate_set(out)
     assert report.unread == 0
     assert (found.prompt, found.expected) == ("What is 6*7?", "42")
@@ -190,7 +192,7 @@ def test_a_row_of_tora_may_hold_several_attempts_and_bare_programs(tmp_path: Pat
     codes = ["print(6*7)", "print(6*8)", cut]
     row = {"question": "6*7?", "gt": "42", "code": codes, "report": ["Done", "Done", "Done"], "pred": ["42", "48", "42"]}
     (tmp_path / "tora.jsonl").write_text(json.dumps(row))
-    import_set(tmp_path / "tora.jsonl", "tora", tmp_path / "set.jsonl")
+    import_set(tmp_path / "tora.jsonl", "tora", tmp_path / "set.jsonl", score=SCORE)
     first, second, third = iterate_set(tmp_path / "set.jsonl")
     assert (third.stop_reason, third.answer, third.reward, third.calls[0].output) == (StopReason.TOKEN_BUDGET, None, 0.0, "42")
     assert [(t.sample, t.answer, t.reward, t.tool_calls) for t in (first, second)] == [(0, "42", 1.0, 1), (1, "48", 0.0, 1)]
@@ -216,7 +218,7 @@ def test_unreadable_rows_are_grouped_by_reason_with_their_lines(tmp_path: Path) 
     lines = [json.dumps({"messages": messages, "id": number}) for number, messages in enumerate(dialogues)]
     lines += [json.dumps({"messages": "[" * 100_000}), json.dumps({"messages": [user, turn], "aster": "[" * 100_000})]
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{", "3"]) + "\n")
-    report = import_set(tmp_path / "rows.jsonl", "messages", tmp_path / "set.jsonl")
+    report = import_set(tmp_path / "rows.jsonl", "messages", tmp_path / "set.jsonl", score=SCORE)
     found = list(iterate_set(tmp_path / "set.jsonl"))
     assert [t.problem_id for t in found] == ["rows-0", "rows-9"]
     assert [c.status for c in found[0].calls] == [CallStatus.ERROR]
@@ -237,7 +239,7 @@ def test_nan_is_read_as_a_missing_answer_and_id(tmp_path: Path) -> None:
     dialogue = [{"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "\\boxed{42}"}]
     row = {"messages": dialogue, "id": float("nan"), "answer": float("nan"), "label": 42.0}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    import_set(tmp_path / "rows.jsonl", "messages", tmp_path / "set.jsonl")
+    import_set(tmp_path / "rows.jsonl", "messages", tmp_path / "set.jsonl", score=SCORE)
     (found,) = iterate_set(tmp_path / "set.jsonl")
     assert (found.expected, found.reward) == ("42", 1.0)
     assert found.problem_id != "nan"
@@ -256,7 +258,7 @@ def test_answers_come_from_the_file_of_problems(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "And 1+1?"}, {"role": "assistant", "content": "\\boxed{2}"}]},
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    report = import_set(tmp_path / "rows.json", "messages", tmp_path / "set.jsonl", tmp_path / "problems.jsonl")
+    report = import_set(tmp_path / "rows.json", "messages", tmp_path / "set.jsonl", tmp_path / "problems.jsonl", score=SCORE)
     found = list(iterate_set(tmp_path / "set.jsonl"))
     assert [(t.problem_id, t.expected, t.reward) for t in found[:2]] == [("by-id", "42", 1.0), ("by-prompt", "4", 0.0)]
     assert found[2].reward is None
@@ -283,10 +285,10 @@ def test_a_failed_import_names_the_fault_and_keeps_an_existing_set(
         (tmp_path / name).write_text(content)
     (tmp_path / "set.jsonl").write_text("what was here before")
     with pytest.raises(UserError, match=message):
-        import_set(tmp_path / name, layout, tmp_path / "set.jsonl")
+        import_set(tmp_path / name, layout, tmp_path / "set.jsonl", score=SCORE)
     assert (tmp_path / "set.jsonl").read_text() == "what was here before"
     with pytest.raises(UserError, match=r"--out .*set\.json: "):
-        import_set(tmp_path / name, "messages", tmp_path / "set.json")
+        import_set(tmp_path / name, "messages", tmp_path / "set.json", score=SCORE)
 
 
 @pytest.mark.parametrize(

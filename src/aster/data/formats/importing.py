@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aster.data.formats import LAYOUTS
 from aster.data.formats.base import Layout, Unreadable
@@ -18,11 +19,14 @@ from aster.data.formats.rows import read_rows
 from aster.data.problems import BOX_REQUEST, load_problems
 from aster.data.sets import require_set_name, write_set
 from aster.errors import UserError
-from aster.grading import extract_boxed, verify
 from aster.jsonl import Broken
 from aster.transcript import Transcript
 from aster.types import CallStatus, Problem, StopReason
 
+if TYPE_CHECKING:
+    from aster.environments import Score
+
+Scorer = Callable[[Transcript], "Score"]
 EXAMPLES = 3
 """Places shown for each reason."""
 
@@ -62,10 +66,11 @@ class Imported:
             self.examples[what].append(place)
 
 
-def import_set(source: Path, layout: str, out: Path, problems: Path | None = None) -> Imported:
+def import_set(source: Path, layout: str, out: Path, problems: Path | None = None, *, score: Scorer) -> Imported:
     """Read rows of ``layout`` from ``source`` and write them as the set ``out``.
 
-    ``problems`` is a file of problems whose answers are used for grading. Raises UserError if the layout is unknown, if a file
+    ``problems`` is a file of problems whose answers are used for scoring. ``score`` is the environment's
+    (:func:`aster.environments.transcript_scorer`). Raises UserError if the layout is unknown, if a file
     cannot be read, or if no row fits the layout.
     """
     how = LAYOUTS.get(layout)
@@ -74,7 +79,7 @@ def import_set(source: Path, layout: str, out: Path, problems: Path | None = Non
         raise UserError(f"--layout {layout}: cannot be read; choose one of {readable}")
     require_set_name("--out", out)
     report = Imported()
-    write_set(out, _transcripts(source, how, _Known(problems), report))
+    write_set(out, _transcripts(source, how, _Known(problems), report, score))
     return report
 
 
@@ -104,7 +109,7 @@ def _counted(counts: Counter[str], report: Imported) -> list[str]:
     return lines
 
 
-def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) -> Iterator[Transcript]:
+def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported, score: Scorer) -> Iterator[Transcript]:
     assert layout.read is not None
     samples: Counter[str] = Counter()
     for place, row in read_rows(source):
@@ -128,7 +133,7 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
                     transcript.problem_id = f"{source.name.partition('.')[0]}-{transcript.problem_id}"
                 known.complete(transcript)
                 transcript.sample = samples[transcript.problem_id]
-                _grade(transcript, place, report)
+                _score(transcript, place, report, score)
             samples[transcript.problem_id] += 1
             report.attempts += 1
             report.problems = len(samples)
@@ -140,27 +145,28 @@ def _transcripts(source: Path, layout: Layout, known: _Known, report: Imported) 
         raise UserError(f"{source}: no row can be read as {layout.name} ({first}); does it have another layout?")
 
 
-def _grade(transcript: Transcript, place: str, report: Imported) -> None:
+def _score(transcript: Transcript, place: str, report: Imported, score: Scorer) -> None:
     """Answer, reward and verdict of an attempt that came without."""
-    if transcript.stop_reason is not StopReason.ANSWERED:
+    answered = transcript.stop_reason is StopReason.ANSWERED
+    if not answered:
         unanswered = (
             transcript.calls and transcript.calls[-1].status is CallStatus.MALFORMED and not transcript.calls[-1].output
         )
         report.note("ends in a call without a result" if unanswered else "ends in a call", place)
-        transcript.verdict = f"no final answer ({transcript.stop_reason})"
-        transcript.reward = 0.0
+    found = score(transcript)
+    transcript.answer = found.answer
+    if not answered:
+        transcript.reward, transcript.verdict = found.reward, found.verdict
         return
-    transcript.answer = extract_boxed(transcript.steps[-1].text)
-    if transcript.answer is None:
+    if found.answer is None:
         report.note("answers without a box", place)
     if not transcript.expected:
         report.note("the right answer is not known", place)
         return
-    verdict = verify(transcript.answer, transcript.expected)
-    transcript.reward, transcript.verdict = float(verdict.correct), verdict.reason
-    report.note("answer verified: right" if verdict.correct else "answer verified: wrong", place)
-    score = transcript.metadata.get("score")
-    if isinstance(score, int | float) and (score > 0) != verdict.correct:
+    transcript.reward, transcript.verdict = found.reward, found.verdict
+    report.note("answer verified: right" if found.reward > 0 else "answer verified: wrong", place)
+    recorded = transcript.metadata.get("score")
+    if isinstance(recorded, int | float) and (recorded > 0) != (found.reward > 0):
         report.note("the recorded score says otherwise", place)
 
 
