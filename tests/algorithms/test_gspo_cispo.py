@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,6 +135,31 @@ def test_the_sum_does_not_depend_on_the_split_between_sequences(seed: int, lengt
         torch.testing.assert_close(total, expected)
         torch.testing.assert_close(gradient_of(total, tokens), gradient_of(expected, tokens))
         assert merge_metrics(each for _, each in found) == pytest.approx(metrics)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), LENGTHS, st.floats(-2.0, 2.0).filter(lambda value: abs(value) > 0.01))
+def test_tokens_that_share_an_advantage_weigh_as_their_sequence(seed: int, lengths: list[int], advantage: float) -> None:
+    tokens = random_tokens(seed, lengths)
+    size = abs(advantage)
+    for name in POLICY_LOSSES:
+        # One number for all tokens, and +-1 for all tokens times that number.
+        loss, metrics = LOSSES[name](replace(tokens, advantages=torch.full_like(tokens.advantages, advantage)), **CLIP)
+        unit, unit_metrics = LOSSES[name](
+            replace(tokens, advantages=torch.full_like(tokens.advantages, advantage / size)), **CLIP
+        )
+        torch.testing.assert_close(loss, size * unit)
+        torch.testing.assert_close(gradient_of(loss, tokens), size * gradient_of(unit, tokens))
+        assert metrics == pytest.approx(unit_metrics)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), LENGTHS, st.floats(0.0, 0.9), st.floats(0.0, 9.0))
+def test_cispo_gives_every_token_with_an_advantage_a_gradient(seed: int, lengths: list[int], low: float, high: float) -> None:
+    tokens = random_tokens(seed, lengths, drift=2.0)
+    tokens.advantages[::3] = 0.0
+    loss, _ = LOSSES["cispo"](tokens, clip_low=low, clip_high=high)
+    assert torch.equal(gradient_of(loss, tokens).sign(), -tokens.advantages.sign())
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
