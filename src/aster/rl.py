@@ -69,7 +69,7 @@ async def train(recipe: Recipe, folder: RunFolder) -> None:
     ):
         groups = GroupSampler(settings, recipe.seed, problems, rollouts)
         lines = folder.metrics("rl")
-        groups.recall(lines[-1]["carried"] if lines else [])
+        groups.recall(lines[-1].get("carried", []) if lines else [])
         watch = CollapseWatch([line["tool_calls"] for line in lines])
 
         async def sample(place: Place, version: int) -> Batch:

@@ -247,3 +247,12 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     rates = [rate(shaped, step, 5) for step in range(1, 6)]
     assert rates == pytest.approx([0.5e-3, 0.875e-3, 0.75e-3, 0.625e-3, 0.5e-3])
     assert rate(shaped, 1, 1) == pytest.approx(0.5e-3)
+
+
+def test_held_out_problems_are_tried_while_it_trains(train: Run, tiny: Tiny) -> None:
+    run = train({"rl.evaluate_every": 2, "rl.evaluate_problems": 8, "rl.stages": [{"steps": 4, "limits": LIMITS}]})
+    logged = lines(run, "rl")
+    assert ["held_out" in line for line in logged] == [False, True, False, True]
+    assert all(0 <= line["held_out"] <= 1 for line in logged if "held_out" in line)
+    with pytest.raises(UserError, match="evaluate_every"):
+        tiny.recipe({"rl.evaluate_every": 2, "rl.max_staleness": 1, "rollout.deterministic": False})

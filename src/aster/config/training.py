@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aster.config.data import Limits
 from aster.config.environment import Algorithm
@@ -112,3 +112,11 @@ class Rl(Section):
     """Held-out problems of these evaluations."""
     checkpoint_every: Positive = 1
     """Steps between checkpoints: what an interrupt can cost. Raise it for a large model."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Rl:
+        if self.evaluate_every is not None and self.max_staleness:
+            raise ValueError(
+                "evaluate_every: with max_staleness the sampler has older weights while the policy is trained; leave one of them out"
+            )
+        return self
