@@ -117,6 +117,6 @@ class Rl(Section):
     def _check(self) -> Rl:
         if self.evaluate_every is not None and self.max_staleness:
             raise ValueError(
-                "evaluate_every: with max_staleness the sampler has older weights while the policy is trained; leave one of them out"
+                "evaluate_every: with max_staleness the sampler has older weights while the policy is trained; leave one out"
             )
         return self
