@@ -70,9 +70,7 @@ class Sandbox:
             raise SandboxFailure(f"the sandbox needs Linux (pidfd, prctl); this is {sys.platform}")
         for package in self.settings.preload:
             if importlib.util.find_spec(package) is None:
-                raise SettingsError(
-                    f"sandbox.preload: package {package!r} is not installed; install it or remove it from the list"
-                )
+                raise SettingsError(f"sandbox.preload: {package!r} is not installed; install it or remove it from the list")
         if self.settings.echo == "ipython" and importlib.util.find_spec("IPython") is None:
             raise SettingsError("sandbox.echo: ipython needs the package IPython; install ipython, or set echo to python")
         _provide_descriptors(self.settings.sessions)

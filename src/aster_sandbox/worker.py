@@ -201,7 +201,7 @@ class Worker:
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o644)
         with open(descriptor, "wb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError("is no file")
+                raise OSError("not a regular file")
             os.ftruncate(descriptor, begin)
             file.seek(begin)
             file.write(content)
@@ -213,7 +213,7 @@ class Worker:
             with open(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
-                    return Reply(Kind.ERROR, data=b"is no file")
+                    return Reply(Kind.ERROR, data=b"not a regular file")
                 file.seek(request.number)
                 return Reply(Kind.OK, finished=status.st_size, data=file.read(min(request.limit, MAX_DATA)))
         except Exception as error:  # noqa: BLE001 - the reply carries its text

@@ -1,6 +1,6 @@
-"""One event loop and two warm sandboxes for all sandbox tests: one patient, one with short cells.
+"""Two shared sandboxes for the sandbox tests: ``bench`` with a long time limit for cells, ``hasty`` with a short one.
 
-The core tests run at every isolation level that the machine has, the others at the best one, or the one that
+The core tests run at every isolation level that works on this machine. The others run at the strongest one, or at the one that
 ASTER_TEST_ISOLATION names.
 """
 
@@ -20,13 +20,13 @@ from tests.sandbox.sandbox_bench import Bench
 ISOLATION: Any = os.environ.get("ASTER_TEST_ISOLATION", "auto")
 CORE = {
     "test_variables_functions_and_imports_persist",
-    "test_sessions_come_from_a_parent_with_one_thread",
-    "test_secrets_of_the_environment_do_not_reach_cells",
-    "test_a_loop_is_interrupted_and_its_state_is_kept",
-    "test_a_cell_that_will_not_stop_is_killed_and_the_earlier_state_rebuilt",
-    "test_a_dead_interpreter_costs_no_earlier_state",
-    "test_recovery_brings_back_setup_files_and_random_numbers",
-    "test_a_killed_zygote_is_replaced_and_its_sessions_recover",
+    "test_zygote_has_one_thread",
+    "test_supervisor_environment_is_not_visible_in_cells",
+    "test_loop_is_interrupted_and_its_state_is_kept",
+    "test_uninterruptible_cell_is_killed_and_earlier_state_is_restored",
+    "test_crash_keeps_the_state_of_earlier_cells",
+    "test_recovery_restores_setup_files_and_random_numbers",
+    "test_killed_zygote_is_replaced_and_its_sessions_recover",
     "test_many_sessions_run_at_once_each_with_its_own_state",
     "test_closing_a_session_ends_its_running_cell",
     "test_ordinary_programs_work",
@@ -34,12 +34,12 @@ CORE = {
 
 
 def levels_here() -> list[Any]:
-    """The isolation levels that hold on this machine, as recipes name them."""
+    """The isolation levels that work on this machine, as values of the setting ``isolation``."""
     return [level.value for level in Level if level not in probe().failures]
 
 
 def level_taken(isolation: str = ISOLATION) -> Level:
-    """The level that a sandbox of this setting has here."""
+    """The level that a sandbox with this setting uses here."""
     return probe().best if isolation == "auto" else Level(isolation)
 
 
@@ -51,13 +51,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class Benches:
-    """Warm sandboxes, each started when it is first asked for: a start takes a second or two of the processor."""
+    """Shared sandboxes, each started on first use, because a start takes a second or two of processor time."""
 
     def __init__(self) -> None:
         self._open: dict[str, Bench] = {}
 
     def get(self, settings: Settings) -> Bench:
-        """The one with these settings."""
+        """The sandbox with these settings."""
         key = settings.model_dump_json()
         if key not in self._open:
             loop = asyncio.new_event_loop()
@@ -65,7 +65,7 @@ class Benches:
         return self._open[key]
 
     def close(self) -> None:
-        """End them all."""
+        """Close all sandboxes."""
         for bench in self._open.values():
             bench.loop.run_until_complete(bench.sandbox.__aexit__(None, None, None))
             bench.loop.close()
@@ -94,13 +94,13 @@ def _hasty(request: pytest.FixtureRequest, _benches: Benches) -> Bench:
 
 @pytest.fixture
 def bench(_patient: Bench) -> Iterator[Bench]:
-    """Cells of 20 s, 64 MB, 400 characters of output."""
+    """A sandbox with 20 s and 64 MB per cell and 400 characters of output."""
     yield _patient
     _patient.close_sessions()
 
 
 @pytest.fixture
 def hasty(_hasty: Bench) -> Iterator[Bench]:
-    """Cells of 0.5 s, in processes without libraries, which start at once: some tests kill the zygote."""
+    """A sandbox with 0.5 s per cell and no preloaded libraries, so that it restarts quickly: some tests kill the zygote."""
     yield _hasty
     _hasty.close_sessions()

@@ -1,4 +1,4 @@
-"""A sandbox together with its event loop."""
+"""A sandbox together with its event loop, for synchronous tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Bench:
-    """A sandbox and its loop, for tests that are not coroutines."""
+    """A sandbox and its event loop, for synchronous tests."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sandbox: Sandbox) -> None:
         self.loop = loop
@@ -20,23 +20,23 @@ class Bench:
         self._open: list[Session] = []
 
     def do(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine to its end."""
+        """Run a coroutine and return its result."""
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, 120))
 
     def open(self, seed: int = 0, setup: str = "") -> Session:
-        """A session that the fixture closes."""
+        """Open a session; the fixture closes it."""
         session = self.do(self.sandbox.open(seed, setup))
         self._open.append(session)
         return session
 
     def fork(self, session: Session, seed: int | None = None) -> Session:
-        """A branch that the fixture closes."""
-        branch = self.do(session.fork(seed))
-        self._open.append(branch)
-        return branch
+        """Fork a session; the fixture closes the fork."""
+        child = self.do(session.fork(seed))
+        self._open.append(child)
+        return child
 
     def cells(self, *codes: str, seed: int = 0, setup: str = "") -> list[CellResult]:
-        """The results of cells run in one new session."""
+        """Run cells in one new session and return their results."""
         session = self.open(seed, setup)
         return [self.do(session.run(code)) for code in codes]
 
@@ -45,7 +45,7 @@ class Bench:
         return zygote_pid(self.sandbox)
 
     def close_sessions(self) -> None:
-        """Close what the test opened."""
+        """Close the sessions that the test opened."""
         while self._open:
             self.do(self._open.pop().close())
 

@@ -1,4 +1,4 @@
-"""What a cell means: state, echo, output, errors, determinism."""
+"""How cells behave: state, echo, output, errors, determinism."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ os.write(1, b"en\\n")
     assert outputs(bench, code) == ["one\ntwo\nthree\nfour\nfive\nsix\nseven\n'eight'"]
 
 
-def test_a_long_output_keeps_its_head_and_tail(bench: Bench) -> None:
+def test_long_output_keeps_its_head_and_tail(bench: Bench) -> None:
     (text,) = outputs(bench, "print('a' * 300 + 'é' * 1000 + 'z' * 100)")
     assert text == "a" * 200 + "\n[... 1001 characters cut ...]\n" + "é" * 99 + "z" * 100
     assert outputs(bench, "print('b' * 399)") == ["b" * 399]
 
 
-def test_a_flood_of_output_is_survived(bench: Bench) -> None:
+def test_flood_of_output_is_cut(bench: Bench) -> None:
     flood, after = outputs(bench, "x = 5\nfor i in range(200_000):\n    print('line', i)", "x")
     assert flood.startswith("line 0\nline 1\n")
     assert flood.endswith("line 199999")
@@ -61,7 +61,7 @@ def test_a_flood_of_output_is_survived(bench: Bench) -> None:
     assert after == "5"
 
 
-def test_an_error_shows_the_cells_frames_and_the_innermost_library_frame(bench: Bench) -> None:
+def test_traceback_shows_the_cells_frames_and_the_innermost_library_frame(bench: Bench) -> None:
     calls = bench.cells(
         "import json\nkept = 1\ndef load(text):\n    return json.loads(text)",
         "load('{]')",
@@ -84,7 +84,7 @@ def test_an_error_shows_the_cells_frames_and_the_innermost_library_frame(bench: 
     assert calls[4].output.endswith("ValueError: xxxxxxxxxx")
 
 
-def test_a_chained_error_and_deep_recursion_stay_short(bench: Bench) -> None:
+def test_chained_error_and_deep_recursion_stay_short(bench: Bench) -> None:
     chained, recursion = bench.cells(
         "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise KeyError('k') from e",
         "def f(n):\n    return g(n)\ndef g(n):\n    return f(n)\nf(1)",
@@ -98,7 +98,7 @@ def test_what_ran_before_an_error_is_kept(bench: Bench) -> None:
     assert bench.cells("x = 1\nx = 2\n1 / 0\nx = 3", "x")[1].output == "2"
 
 
-def test_a_syntax_error_runs_nothing(bench: Bench) -> None:
+def test_syntax_error_runs_nothing(bench: Bench) -> None:
     assert bench.cells("x = 1\nreturn x", "'x' in globals()")[1].output == "False"
 
 
@@ -145,7 +145,7 @@ def test_setup_runs_first_and_is_hidden(bench: Bench) -> None:
         bench.open(setup="1 / 0")
 
 
-def test_functions_of_cells_can_be_pickled_and_sent_to_processes(bench: Bench) -> None:
+def test_functions_of_cells_can_be_pickled_and_used_in_processes(bench: Bench) -> None:
     cells = (
         "import pickle, multiprocessing\ndef double(x):\n    return 2 * x\npickle.loads(pickle.dumps(double))(4)",
         "with multiprocessing.Pool(2) as pool:\n    out = pool.map(double, [1, 2, 3])\nout",
@@ -155,7 +155,7 @@ def test_functions_of_cells_can_be_pickled_and_sent_to_processes(bench: Bench) -
     assert outputs(bench, *cells) == ["8", "[2, 4, 6]", "child", "2"]
 
 
-def test_a_memory_bomb_is_a_memory_error_and_costs_no_state(bench: Bench) -> None:
+def test_memory_bomb_is_a_memory_error_and_keeps_state(bench: Bench) -> None:
     calls = bench.cells(
         "kept = 3", "x = bytearray(10**9)", "hoard = []\nwhile True:\n    hoard.append(bytearray(1 << 20))", "kept"
     )
@@ -165,7 +165,7 @@ def test_a_memory_bomb_is_a_memory_error_and_costs_no_state(bench: Bench) -> Non
     assert calls[3].output == "3"
 
 
-def test_what_a_cell_did_to_its_streams_is_undone_for_the_next(bench: Bench) -> None:
+def test_streams_are_restored_for_the_next_cell(bench: Bench) -> None:
     cells = (
         "import os, sys, io\nsys.stdout = sys.stderr = io.StringIO()\nprint('lost')",
         "print('seen')\nsys.stdout.close()",
@@ -175,7 +175,7 @@ def test_what_a_cell_did_to_its_streams_is_undone_for_the_next(bench: Bench) -> 
     assert [call.output for call in bench.cells(*cells)][1:] == ["seen", "seen again", "and again"]
 
 
-def test_an_alarm_belongs_to_its_cell(bench: Bench) -> None:
+def test_alarm_ends_with_its_cell(bench: Bench) -> None:
     cells = (
         "import signal, time\ndef ring(*a):\n    raise TimeoutError('rang')\nold = signal.signal(signal.SIGALRM, ring)\n"
         "try:\n    _ = signal.setitimer(signal.ITIMER_REAL, 0.05)\n    time.sleep(5)\nexcept TimeoutError as e:\n    print(e)\n"
@@ -185,21 +185,21 @@ def test_an_alarm_belongs_to_its_cell(bench: Bench) -> None:
     assert outputs(bench, *cells) == ["rang", "'quiet'"]
 
 
-def test_sessions_come_from_a_parent_with_one_thread(bench: Bench) -> None:
-    assert len(os.listdir(f"/proc/{bench.zygote_pid()}/task")) == 1  # a fork copies only one
+def test_zygote_has_one_thread(bench: Bench) -> None:
+    assert len(os.listdir(f"/proc/{bench.zygote_pid()}/task")) == 1  # a fork copies only the calling thread
 
 
-def test_secrets_of_the_environment_do_not_reach_cells(bench: Bench) -> None:
+def test_supervisor_environment_is_not_visible_in_cells(bench: Bench) -> None:
     names = outputs(bench, "import os\nsorted(n for n in os.environ if 'PYTEST' in n)")
     assert names == ["[]"]
 
 
-def test_strange_code_is_only_an_error(bench: Bench) -> None:
+def test_unusual_code_is_only_an_error(bench: Bench) -> None:
     calls = bench.cells("x = '\ud800'", "\0", "(" * 1000, "class E(Exception):\n    def __str__(self): 1 / 0\nraise E", "5")
     assert [call.status for call in calls] == ["error", "error", "error", "error", "ok"]
 
 
-def test_a_name_that_a_module_does_not_have_is_told_without_the_hosts_folders(bench: Bench) -> None:
+def test_import_error_is_shown_without_the_hosts_folders(bench: Bench) -> None:
     wrong, chained = bench.cells("from json import foo", "try: 1 // 0\nexcept ZeroDivisionError: from sympy import Foo")
     assert wrong.output.endswith(
         "ImportError: cannot import name 'foo' from 'json' (" + "/".join(json.__file__.split("/")[-3:]) + ")"

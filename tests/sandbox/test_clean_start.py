@@ -1,6 +1,6 @@
-"""What a cell did to its process is undone for the next one, or stays its own affair: one small case for each mechanism.
+"""Changes that a cell makes to its process are undone for the next cell: one small case for each mechanism.
 
-``corpus/`` has two thousand more."""
+``corpus/`` has two thousand more cases."""
 
 from __future__ import annotations
 
@@ -53,28 +53,28 @@ from tests.sandbox.sandbox_bench import Bench
         ("import sys\nsys.setrecursionlimit(60)", "def f(n): return n and f(n - 1)\nf(500)", "0"),
     ],
 )
-def test_the_next_cell_starts_clean(hasty: Bench, cell: str, after: str, answer: str) -> None:
+def test_next_cell_starts_clean(hasty: Bench, cell: str, after: str, answer: str) -> None:
     first, second = hasty.cells(cell, after)
     assert first.status == "ok", first.output
     assert second.output.endswith(answer)
 
 
-def test_packets_in_the_pipe_are_all_in_the_output_of_their_cell(hasty: Bench) -> None:
+def test_output_in_packet_mode_is_complete(hasty: Bench) -> None:
     packets = "import fcntl, os\nfcntl.fcntl(1, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT)\nfor n in range(5): print('mine', n)"
     assert [call.output for call in hasty.cells(packets, "1")] == ["\n".join(f"mine {n}" for n in range(5)), "1"]
 
 
-def test_await_works_again_after_its_loop_lost_its_descriptors(hasty: Bench) -> None:
+def test_await_works_after_a_cell_closed_the_event_loops_descriptors(hasty: Bench) -> None:
     cells = ["import asyncio, os\nawait asyncio.sleep(0, 1)", "os.closerange(3, 200)", "await asyncio.sleep(0, 2)"]
     assert [call.output for call in hasty.cells(*cells)] == ["1", "[no output]", "2"]
 
 
-def test_what_a_cell_left_unwritten_comes_in_its_own_output(hasty: Bench) -> None:
+def test_buffered_output_appears_in_the_cell_that_wrote_it(hasty: Bench) -> None:
     cells = ["import os, sys\nsys.stdout.reconfigure(line_buffering=False)\nprint('mine')\nos.close(1)", "1"]
     assert [call.output for call in hasty.cells(*cells)] == ["mine", "1"]
 
 
-def test_signals_that_wait_behind_a_mask_come_to_the_cell_that_masked_them(hasty: Bench) -> None:
+def test_blocked_signals_are_delivered_to_the_cell_that_blocked_them(hasty: Bench) -> None:
     handled, died, after = hasty.cells(
         "import os, signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('came'))\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\nos.kill(os.getpid(), signal.SIGUSR1)",
@@ -86,7 +86,7 @@ def test_signals_that_wait_behind_a_mask_come_to_the_cell_that_masked_them(hasty
     assert "was killed by SIGTERM" in died.output
 
 
-def test_an_alarm_whose_handler_raises_ends_with_its_cell(hasty: Bench) -> None:
+def test_repeating_alarm_with_a_raising_handler_ends_with_its_cell(hasty: Bench) -> None:
     alarms = (
         "import signal\ndef handler(*_): raise TimeoutError\nsignal.signal(signal.SIGALRM, handler)\n"
         "signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)\ntry: sum(range(10_000))\nexcept TimeoutError: pass"
@@ -100,7 +100,7 @@ def test_an_alarm_whose_handler_raises_ends_with_its_cell(hasty: Bench) -> None:
     "interrupt",
     ["import os, signal\nos.kill(os.getpid(), signal.SIGINT)", "import signal\nsignal.raise_signal(signal.SIGINT)"],
 )
-def test_an_interrupt_of_a_cells_own_is_no_timeout(hasty: Bench, interrupt: str) -> None:
+def test_sigint_sent_by_a_cell_is_not_a_timeout(hasty: Bench, interrupt: str) -> None:
     caught, raised = hasty.cells(
         f"try:\n    {interrupt.replace(chr(10), chr(10) + '    ')}\nexcept KeyboardInterrupt: print('caught')", interrupt
     )
@@ -109,7 +109,7 @@ def test_an_interrupt_of_a_cells_own_is_no_timeout(hasty: Bench, interrupt: str)
 
 
 @pytest.mark.parametrize("disposition", ["SIG_IGN", "SIG_DFL"])
-def test_what_a_cell_does_with_sigint_does_not_keep_it_from_being_interrupted(hasty: Bench, disposition: str) -> None:
+def test_sigint_handler_of_a_cell_does_not_prevent_the_timeout(hasty: Bench, disposition: str) -> None:
     loop, after = hasty.cells(
         f"import signal\nx = 1\nsignal.signal(signal.SIGINT, signal.{disposition})\nwhile True: pass", "x"
     )
@@ -117,14 +117,14 @@ def test_what_a_cell_does_with_sigint_does_not_keep_it_from_being_interrupted(ha
     assert after.output == "1"
 
 
-def test_a_loop_that_made_the_interrupt_deadly_timed_out(hasty: Bench) -> None:
+def test_loop_killed_by_the_interrupt_itself_is_a_timeout(hasty: Bench) -> None:
     every = "for n in signal.valid_signals():\n    try: signal.signal(n, signal.SIG_DFL)\n    except OSError: pass\n"
     (loop,) = hasty.cells(f"import signal\n{every}while True: pass")
     assert loop.status == "timeout"
 
 
 @pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("raise SystemExit('no')", 1), ("1 // 0", 1), ("pass", 0)])
-def test_a_forked_child_that_comes_out_of_its_cell_ends_as_a_program_would(hasty: Bench, end: str, status: int) -> None:
+def test_forked_child_that_finishes_the_cell_exits_like_a_program(hasty: Bench, end: str, status: int) -> None:
     (call,) = hasty.cells(
         f"import os, sys\nchild = os.fork()\nif child == 0:\n    sys.stderr = open(os.devnull, 'w')\n    {end}\n"
         "else:\n    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
@@ -132,7 +132,7 @@ def test_a_forked_child_that_comes_out_of_its_cell_ends_as_a_program_would(hasty
     assert call.output.splitlines()[-1] == str(status)
 
 
-def test_a_childs_late_traceback_holds_no_mark(hasty: Bench) -> None:
+def test_late_traceback_of_a_child_contains_no_mark(hasty: Bench) -> None:
     forked, after = hasty.cells(
         "import os, time\nreader, writer = os.pipe()\nif os.fork() == 0:\n    os.close(writer)\n"
         "    os.read(reader, 1)\n    1 // 0",
@@ -143,22 +143,22 @@ def test_a_childs_late_traceback_holds_no_mark(hasty: Bench) -> None:
     assert "\0" not in after.output
 
 
-def test_an_exception_nobody_can_catch_shows_the_cells_own_frames(hasty: Bench) -> None:
+def test_unraisable_exception_shows_only_the_cells_frames(hasty: Bench) -> None:
     (call,) = hasty.cells("class Loud:\n    def __del__(self):\n        raise ValueError('at the end')\nLoud() and None")
     assert call.output.startswith("Exception ignored in: <function Loud.__del__")
     assert call.output.endswith("ValueError: at the end")
 
 
-def test_a_printed_stack_is_the_cells_own(hasty: Bench) -> None:
+def test_printed_stack_shows_only_the_cells_frames(hasty: Bench) -> None:
     (call,) = hasty.cells("import traceback\ndef f():\n    traceback.print_stack()\nf()")
     assert [line.split(",")[0] for line in call.output.splitlines()[::2]] == ['  File "<cell 1>"'] * 2
 
 
-def test_an_error_is_named_where_its_traceback_cannot_be_shown(hasty: Bench) -> None:
+def test_error_is_named_if_its_traceback_cannot_be_shown(hasty: Bench) -> None:
     (call,) = hasty.cells("import traceback\ntraceback.StackSummary = None\n[][0]")
     assert call.output == "IndexError: list index out of range (its traceback cannot be shown)"
 
 
-def test_streams_that_no_cell_touched_stay_the_same(hasty: Bench) -> None:
+def test_untouched_streams_are_not_replaced(hasty: Bench) -> None:
     calls = hasty.cells(*["import sys\nid(sys.stdout), id(sys.stdin)"] * 3)
     assert len({call.output for call in calls}) == 1

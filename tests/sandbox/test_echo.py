@@ -1,4 +1,4 @@
-"""How the value of a cell's last expression is shown, by the echo and by ``display``."""
+"""How the echo and ``display`` show values."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ VALUES = st.recursive(
 
 @pytest.fixture
 def notebook(_benches: Benches) -> Bench:
-    """Sessions that echo as IPython does."""
+    """A sandbox that echoes as IPython does."""
     level: Any = ISOLATION
     return _benches.get(Settings(isolation=level, echo="ipython", output_characters=100_000, preload=[]))
 
 
 @given(values=st.lists(VALUES, min_size=1, max_size=10))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_values_are_shown_as_ipython_shows_them(notebook: Bench, values: list[object]) -> None:
+def test_values_match_ipythons_echo(notebook: Bench, values: list[object]) -> None:
     cells = [repr(value) for value in values]
     try:
         shown = [result.output for result in notebook.cells(*cells, f"display({', '.join(cells)})")]
     finally:
         notebook.close_sessions()
-    # A set's order is that of its making: a value is made as its cell makes it.
+    # The order of a set depends on how it was built, so build the value as its cell does.
     expected = [pretty(eval(cell)) for cell in cells]
     assert shown[:-1] == ["[no output]" if value is None else text for value, text in zip(values, expected, strict=True)]
     assert shown[-1] == "\n".join(expected)
 
 
-def test_long_containers_and_own_classes_are_shown_over_lines(notebook: Bench) -> None:
+def test_long_containers_and_pretty_methods_match_ipython(notebook: Bench) -> None:
     long, own = notebook.cells(
         "list(range(1001))",
         "class Long:\n    def __repr__(self): return 'L' * 70\n"
@@ -68,14 +68,14 @@ def test_long_containers_and_own_classes_are_shown_over_lines(notebook: Bench) -
     assert own.output == f"[{'L' * 70}, own]"
 
 
-def test_the_plain_echo_is_one_line(bench: Bench) -> None:
+def test_plain_echo_is_one_line(bench: Bench) -> None:
     numbers, shown, nothing = bench.cells("list(range(60))", "display([1] * 40, 'a', None)", "display()")
     assert numbers.output == repr(list(range(60)))
     assert shown.output == f"{[1] * 40}\n'a'\nNone"
     assert nothing.output == "[no output]"
 
 
-def test_display_goes_where_print_goes_and_keeps_the_last_value(bench: Bench) -> None:
+def test_display_writes_to_stdout_and_keeps_the_last_value(bench: Bench) -> None:
     cell = "import io, contextlib\n5\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n    display(1)\nout.getvalue()"
     assert [result.output for result in bench.cells("41", cell, "display(7)", "_", "print('a', end='')\ndisplay(7)")] == [
         "41",
@@ -86,7 +86,7 @@ def test_display_goes_where_print_goes_and_keeps_the_last_value(bench: Bench) ->
     ]
 
 
-def test_without_ipython_the_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+def test_echo_ipython_without_ipython_is_a_settings_error(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "IPython" else find_spec(name, *rest))
 

@@ -1,4 +1,4 @@
-"""Figures that cells show, and matplotlib's list of fonts."""
+"""Figures that cells show, and matplotlib's font list."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ plt.show()
 
 @pytest.fixture
 def gallery(_benches: Benches, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Sessions with the memory and the time that matplotlib needs."""
+    """A sandbox with the memory and time that matplotlib needs."""
     level: Any = level_taken(getattr(request, "param", ISOLATION)).value
     bench = _benches.get(Settings(isolation=level, cell_seconds=60, preload=[], sessions=8))
     yield bench
@@ -47,17 +47,17 @@ def outputs(bench: Bench, *codes: str) -> list[str]:
 
 
 @everywhere
-def test_a_figure_is_said_in_one_line_and_its_file_can_be_had(gallery: Bench) -> None:
+def test_figure_is_described_in_one_line_and_saved(gallery: Bench) -> None:
     session = gallery.open()
     shown = gallery.do(session.run(GROWTH))
     assert shown.output == '[figure 1: "Growth"; x: n, y: f(n); saved as figure-1.png]'
     assert gallery.do(session.download("figure-1.png")).startswith(PNG)
     again = gallery.do(session.run("plt.get_fignums(), plt.show()"))
-    assert again.output == "([], None)", "it is closed"
+    assert again.output == "([], None)", "the figure was not closed"
 
 
 @everywhere
-def test_the_first_import_is_quiet_and_leaves_nothing_in_the_working_directory(gallery: Bench) -> None:
+def test_first_matplotlib_import_prints_nothing_and_uses_the_shared_font_list(gallery: Bench) -> None:
     loaded, files, linked, scanned = outputs(
         gallery,
         "import matplotlib.pyplot as plt\nfig = plt.figure()",
@@ -104,7 +104,7 @@ plt.get_fignums()
     assert program == '[figure 7: "B"; saved as figure-7.png]'
 
 
-def test_a_figures_file_takes_the_place_of_no_other(gallery: Bench) -> None:
+def test_figure_does_not_overwrite_a_file(gallery: Bench) -> None:
     session = gallery.open()
     cell = "import matplotlib.pyplot as plt\nplt.plot([1])\nplt.savefig('figure-1.png')\nplt.show()"
     assert gallery.do(session.run(cell)).output == "[figure 2; saved as figure-2.png]"
@@ -114,7 +114,7 @@ def test_a_figures_file_takes_the_place_of_no_other(gallery: Bench) -> None:
     assert gallery.do(session.download("figure-3.png")).startswith(PNG)
 
 
-def test_a_figure_that_cannot_be_drawn_is_an_error_and_leaves_nothing(gallery: Bench) -> None:
+def test_figure_that_cannot_be_drawn_is_an_error_and_leaves_no_file(gallery: Bench) -> None:
     wrong, after, files = gallery.cells(
         "import matplotlib.pyplot as plt\nplt.title('$\\\\frac{$')\nplt.show()",
         "plt.plot([1])\nplt.show()",
@@ -126,7 +126,7 @@ def test_a_figure_that_cannot_be_drawn_is_an_error_and_leaves_nothing(gallery: B
     assert files.output == "['figure-2.png']"
 
 
-def test_replay_shows_the_same_figures_again(gallery: Bench) -> None:
+def test_figures_are_restored_by_replay(gallery: Bench) -> None:
     session = gallery.open()
     gallery.do(session.run(GROWTH))
     assert gallery.do(session.run("import os\nos._exit(1)")).status is CellStatus.CRASHED
@@ -134,7 +134,7 @@ def test_replay_shows_the_same_figures_again(gallery: Bench) -> None:
     assert gallery.do(session.download("figure-1.png")).startswith(PNG)
 
 
-def test_very_many_and_very_long_words_are_cut(gallery: Bench) -> None:
+def test_long_figure_descriptions_are_cut(gallery: Bench) -> None:
     (said,) = outputs(
         gallery,
         """
@@ -152,7 +152,7 @@ plt.show()
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with a list in it, which two sandboxes made at the same time."""
+    """A cache folder with a font list that two concurrent builds have written."""
     home = tmp_path_factory.mktemp("home")
     folders = [tmp_path_factory.mktemp("sandbox") for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as threads:
@@ -163,13 +163,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_two_that_list_the_fonts_at_once_leave_one_list(made: Path) -> None:
+def test_concurrent_builds_leave_one_font_list(made: Path) -> None:
     (cache,) = made.iterdir()
     assert len(list(cache.iterdir())) == 1
 
 
 def use_cache(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A copy of the cache, in use, and a new sandbox's folder."""
+    """Use a copy of the cache. Returns the cached list's path and the folder of a new sandbox."""
     home, folder = tmp_path / "home", tmp_path / "sandbox"
     shutil.copytree(made, home)
     folder.mkdir()
@@ -177,14 +177,14 @@ def use_cache(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
     return next(home.glob("*/*")), folder
 
 
-def test_a_kept_list_is_used(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_font_list_is_used(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, folder = use_cache(made, tmp_path, monkeypatch)
     kept.write_text('{"kept": 1}')
     fonts.make_list(str(folder), {})
     assert [path.read_text() for path in folder.iterdir()] == ['{"kept": 1}']
 
 
-def test_a_broken_list_is_made_again(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_font_list_is_rebuilt(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, folder = use_cache(made, tmp_path, monkeypatch)
     whole = kept.read_bytes()
     kept.write_bytes(whole[:100])
@@ -193,7 +193,7 @@ def test_a_broken_list_is_made_again(made: Path, tmp_path: Path, monkeypatch: py
     assert len(list(folder.iterdir())) == 1
 
 
-def test_without_a_home_the_list_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_font_list_is_built_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     folder = tmp_path / "sandbox"
@@ -213,7 +213,7 @@ def test_without_a_home_the_list_is_made_all_the_same(tmp_path: Path, monkeypatc
         ),
     ],
 )
-def test_whoever_loads_matplotlib_finds_the_list(
+def test_matplotlib_finds_the_font_list_wherever_it_is_imported(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setup: str, cell: str
 ) -> None:
     use_cache(made, tmp_path, monkeypatch)
@@ -227,7 +227,7 @@ def test_whoever_loads_matplotlib_finds_the_list(
 
 
 @pytest.mark.parametrize("level", levels_here())
-def test_a_sandbox_does_not_need_the_cache_any_more(
+def test_running_sandbox_does_not_need_the_cache(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Any
 ) -> None:
     kept, _ = use_cache(made, tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""Who is killed when a runner or a sandbox has ended: what it left behind, and nobody else."""
+"""When a runner or a sandbox has ended, what it left behind is killed, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def forked(*steps):
     return child
 
 prctl(PR_SET_CHILD_SUBREAPER, 1)
-newborn = forked()  # a runner that does not lead its session yet
+newborn = forked()  # a runner that does not lead its process session yet
 stray = forked(os.setsid)
 kill_strays({newborn})
 state = open(f"/proc/{newborn}/stat").read().rpartition(")")[2].split()[0]
@@ -34,12 +34,12 @@ os.kill(newborn, 9)
 """
 
 
-def test_a_runner_that_was_forked_a_moment_ago_is_no_stray() -> None:
+def test_newly_forked_runner_is_not_killed_as_a_stray() -> None:
     done = subprocess.run([sys.executable, "-c", SCENE], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("True False\n", "")
 
 
-def test_nothing_is_left_of_a_sandbox_whose_end_was_cancelled() -> None:
+def test_sandbox_whose_close_was_cancelled_leaves_nothing() -> None:
     async def main() -> None:
         ready = asyncio.Event()
         sandbox = Sandbox(preload=[])
@@ -53,7 +53,7 @@ def test_nothing_is_left_of_a_sandbox_whose_end_was_cancelled() -> None:
         await ready.wait()
         while sandbox._entered:
             await asyncio.sleep(0)
-        user.cancel()  # while it waits for the end
+        user.cancel()  # while the sandbox closes
         with pytest.raises(asyncio.CancelledError):
             await user
         assert sandbox._plan is not None

@@ -1,4 +1,4 @@
-"""Lines of a cell's output: progress bars, where the echo begins, floods; how files are named in it."""
+"""Lines of a cell's output: progress bars, echo on a new line, floods, paths in tracebacks."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_a_carriage_return_overwrites_its_line() -> None:
     assert clipped(b"10%\r20%\r") == "20%"
     assert clipped(b"a\r\nb\r\n\nc") == "a\nb\n\nc"
     assert clipped(b"before\n10%\r", b"100%\nafter") == "before\n100%\nafter"
-    assert clipped(b"10%\r" * 10_000 + b"100%\n", limit=10) == "100%", "what is overwritten does not count"
+    assert clipped(b"10%\r" * 10_000 + b"100%\n", limit=10) == "100%", "overwritten text counts"
 
 
-def test_where_a_mark_stands_a_line_begins() -> None:
+def test_mark_begins_a_line() -> None:
     mark = MARK.encode()
     assert clipped(b"1,2," + mark + b"7\n") == "1,2,\n7"
     assert clipped(b"1\n" + mark + b"7\n") == "1\n7"
@@ -63,7 +63,7 @@ PIECES = st.lists(
 @given(pieces=PIECES, cuts=st.lists(st.integers(0, 400)), limit=st.integers(1, 60))
 @example(pieces=[b"a", MARK.encode(), b"b"], cuts=[2], limit=50)
 @settings(max_examples=300, deadline=None)
-def test_how_the_bytes_are_cut_changes_nothing(pieces: list[bytes], cuts: list[int], limit: int) -> None:
+def test_output_does_not_depend_on_how_bytes_arrive(pieces: list[bytes], cuts: list[int], limit: int) -> None:
     data = b"".join(pieces)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     parts = [data[start:end] for start, end in itertools.pairwise(places)]
@@ -71,7 +71,7 @@ def test_how_the_bytes_are_cut_changes_nothing(pieces: list[bytes], cuts: list[i
     assert clipped(*(data[place : place + 1] for place in range(len(data))), limit=limit) == clipped(data, limit=limit)
 
 
-def test_of_a_progress_bar_the_last_state_is_shown(bench: Bench) -> None:
+def test_progress_bar_shows_its_last_state(bench: Bench) -> None:
     bar, words = outputs(
         bench,
         "from tqdm import tqdm\nfor i in tqdm(range(300), mininterval=0):\n    pass\n'done'",
@@ -82,7 +82,7 @@ def test_of_a_progress_bar_the_last_state_is_shown(bench: Bench) -> None:
     assert words == "step 999\nend"
 
 
-def test_echo_and_traceback_begin_on_a_line_of_their_own(bench: Bench) -> None:
+def test_echo_and_traceback_begin_on_a_new_line(bench: Bench) -> None:
     assert outputs(
         bench,
         "for d in [1, 2, 4]: print(d, end=',')\n7",
@@ -95,19 +95,19 @@ def test_echo_and_traceback_begin_on_a_line_of_their_own(bench: Bench) -> None:
         assert bench.cells(failing)[0].output.startswith("abc\nTraceback (most recent call last):\n")
 
 
-def test_a_million_prints_are_a_short_output(bench: Bench) -> None:
+def test_a_million_prints_are_cut(bench: Bench) -> None:
     flood, after = outputs(bench, "for i in range(1_000_000):\n    print(i)\n'last'", "print('a', end='')\n1")
     assert flood.startswith("0\n1\n2\n")
     assert flood.endswith("999999\n'last'")
     assert after == "a\n1"
 
 
-def test_a_cells_program_finds_this_python(bench: Bench) -> None:
+def test_python_in_a_subprocess_is_this_interpreter(bench: Bench) -> None:
     cell = "import subprocess\nsubprocess.check_output(['python', '-c', 'import sys; print(sys.prefix)'], text=True)"
     assert outputs(bench, cell) == [repr(f"{sys.prefix}\n")]
 
 
-def test_a_spawned_process_finds_the_cells_functions(bench: Bench) -> None:
+def test_spawned_process_finds_the_cells_functions(bench: Bench) -> None:
     cells = (
         "import multiprocessing\ndef double(x):\n    print(2 * x)",
         "context = multiprocessing.get_context('spawn')\n"
@@ -119,7 +119,7 @@ def test_a_spawned_process_finds_the_cells_functions(bench: Bench) -> None:
 
 
 @pytest.mark.skipif(level_taken() is Level.LANDLOCK, reason="the locks of pools need /dev/shm, which landlock does not open")
-def test_a_spawned_pool_finds_the_cells_functions(bench: Bench) -> None:
+def test_spawned_pool_finds_the_cells_functions(bench: Bench) -> None:
     cells = (
         "import multiprocessing\ndef double(x):\n    return 2 * x",
         "with multiprocessing.get_context('spawn').Pool(2) as pool:\n    out = pool.map(double, [1, 2, 3])\nout",
@@ -127,7 +127,7 @@ def test_a_spawned_pool_finds_the_cells_functions(bench: Bench) -> None:
     assert outputs(bench, *cells)[1:] == ["[2, 4, 6]"]
 
 
-def test_library_files_are_named_without_the_folders_of_the_host(bench: Bench) -> None:
+def test_library_files_are_shown_without_the_hosts_folders(bench: Bench) -> None:
     caught, printed, warned, ours, thread = bench.cells(
         "import json\njson.loads('{')",
         "import traceback, numpy\n"
@@ -147,7 +147,7 @@ def test_library_files_are_named_without_the_folders_of_the_host(bench: Bench) -
 
 
 def without_lines(code: CodeType) -> CodeType:
-    """The same, in which no instruction has a line, as in those that clean up."""
+    """The same code, without a line number for any instruction, as cleanup code has none."""
     units = len(code.co_code) // 2
     table = bytes([0xFF] * (units // 8) + ([0xF8 | (units % 8 - 1)] if units % 8 else []))
     return code.replace(co_linetable=table)

@@ -1,4 +1,4 @@
-"""What disturbs the order between two requests: cancelled ones, files of code, pipes in the way, crowded descriptors."""
+"""Disturbances between two requests: cancellation, broken setups, imported code, FIFOs, scarce descriptors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aster_sandbox import Sandbox, SandboxFailure
 from tests.sandbox.sandbox_bench import Bench
 
 
-def test_sessions_of_a_crowded_parent_have_their_own_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_of_a_zygote_with_many_descriptors_have_their_own_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent / "preloaded")
 
     async def main() -> set[str]:
@@ -25,17 +25,17 @@ def test_sessions_of_a_crowded_parent_have_their_own_streams(monkeypatch: pytest
     assert asyncio.run(main()) == {"([True, True], True)"}
 
 
-def test_a_setup_that_fails_when_it_runs_again_leaves_no_empty_session(bench: Bench) -> None:
+def test_setup_that_fails_in_recovery_is_a_failure(bench: Bench) -> None:
     session = bench.open(setup=f"import time\nassert time.time() < {time.time() + 0.5}")
     bench.do(session.run("import os\nx = 1"))
     bench.do(asyncio.sleep(0.6))
     for code in ("os._exit(3)", "x"):
-        with pytest.raises(SandboxFailure, match="setup failed"):
+        with pytest.raises(SandboxFailure, match="AssertionError"):
             bench.do(session.run(code))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.004, 0.02])
-def test_a_cancelled_upload_does_not_disturb_the_next_cell(bench: Bench, seconds: float) -> None:
+def test_cancelled_upload_does_not_affect_the_next_cell(bench: Bench, seconds: float) -> None:
     async def main() -> list[str]:
         async with await bench.sandbox.open(1) as session:
             await session.run("y = 4")
@@ -49,7 +49,7 @@ def test_a_cancelled_upload_does_not_disturb_the_next_cell(bench: Bench, seconds
     assert bench.do(main()) == ["5", "5"]
 
 
-def test_a_cell_cannot_say_that_it_gave_way_and_go_on(hasty: Bench) -> None:
+def test_cell_that_falsely_reports_an_interrupt_is_killed(hasty: Bench) -> None:
     claim = """
 import os, sys, time
 worker = sys._getframe()
@@ -66,7 +66,7 @@ for _ in range(60):
     assert after.output == "1"
 
 
-def test_code_of_a_file_that_breaks_builtins_and_limits_does_so_for_one_cell(bench: Bench) -> None:
+def test_imported_code_that_breaks_builtins_and_limits_affects_one_cell(bench: Bench) -> None:
     session = bench.open()
     module = b"import builtins, resource\nbuiltins.len = lambda _: -1\nresource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
     bench.do(session.upload("spoil.py", module))
@@ -75,7 +75,7 @@ def test_code_of_a_file_that_breaks_builtins_and_limits_does_so_for_one_cell(ben
     assert bench.do(session.run(look)).output == "(3, 512)"
 
 
-def test_a_pipe_in_the_place_of_an_upload_is_an_error_at_once(bench: Bench) -> None:
+def test_upload_to_a_fifo_is_an_immediate_error(bench: Bench) -> None:
     session = bench.open()
     bench.do(session.run("import os\nx = 1\nos.mkfifo('pipe')"))
     with pytest.raises(OSError, match="pipe"):
@@ -83,14 +83,14 @@ def test_a_pipe_in_the_place_of_an_upload_is_an_error_at_once(bench: Bench) -> N
     assert bench.do(session.run("x")).output == "1"
 
 
-def test_a_file_beyond_the_limit_is_refused_before_it_is_sent(hasty: Bench) -> None:
+def test_upload_beyond_file_mb_is_refused(hasty: Bench) -> None:
     session = hasty.open()
-    with pytest.raises(OSError, match="at most 256 MiB"):
+    with pytest.raises(OSError, match="file_mb"):
         hasty.do(session.upload("large", bytes(257 << 20)))
     assert hasty.do(session.run("1 + 1")).output == "2"
 
 
-def test_where_no_descriptor_is_left_a_cell_that_draws_is_an_error_and_not_a_crash(bench: Bench) -> None:
+def test_cell_that_mentions_plotting_survives_without_free_descriptors(bench: Bench) -> None:
     fill = "import os\nheld = []\ntry:\n    while True: held.append(os.open('/dev/null', 0))\nexcept OSError: pass"
     *_, drawn = bench.cells(fill, "1  # plot")
     assert (drawn.status, drawn.output) == ("ok", "1")

@@ -1,4 +1,4 @@
-"""Short memory, short processes, idle sessions, floods: the sandbox waits and makes room, and no state is lost."""
+"""Shortage of memory and processes, idle sessions and floods: the sandbox waits or evicts, and no state is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.sandbox.test_lifecycle import runners_of, soon
 
 
 class Machine:
-    """A machine whose free memory the test says."""
+    """A machine whose free memory the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = 10_000.0
@@ -37,14 +37,23 @@ def settings(**changes: object) -> Settings:
     return Settings.model_validate({"cell_seconds": 10, "memory_mb": 512, "preload": [], **changes})
 
 
+def need_control_groups() -> Path:
+    """A folder of control groups that was created and removed again. Skips the test if none can be created."""
+    groups = Groups.find()
+    if groups is None:
+        pytest.skip("this process may not create control groups that count memory")
+    groups.close()
+    return Path(groups.folder)
+
+
 async def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Until a condition holds; fails after a generous time."""
+    """Wait until a condition holds; fails after a generous time."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
 
 
-def test_an_idle_session_has_no_processes_and_comes_back_with_its_state() -> None:
+def test_idle_session_is_evicted_and_restored_with_its_state() -> None:
     async def main() -> None:
         async with Sandbox(settings(idle_seconds=0.2)) as sandbox:
             session = await sandbox.open(3, "base = 5")
@@ -59,7 +68,7 @@ def test_an_idle_session_has_no_processes_and_comes_back_with_its_state() -> Non
     asyncio.run(main())
 
 
-def test_of_very_many_sessions_the_idlest_have_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longest_idle_of_very_many_sessions_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "MAX_PROCESSES", 3)
     monkeypatch.setattr(housekeeping, "MIN_IDLE_SECONDS", 0.1)
 
@@ -74,7 +83,7 @@ def test_of_very_many_sessions_the_idlest_have_no_processes(monkeypatch: pytest.
     asyncio.run(main())
 
 
-def test_a_session_that_replay_cannot_bring_back_is_not_reclaimed() -> None:
+def test_session_that_replay_cannot_restore_is_not_evicted() -> None:
     async def main() -> None:
         async with Sandbox(settings(idle_seconds=0.2, cell_seconds=0.4)) as sandbox:
             session = await sandbox.open(0)
@@ -106,7 +115,7 @@ def test_new_sessions_and_recovery_wait_for_memory(machine: Machine) -> None:
     asyncio.run(main())
 
 
-def test_a_session_alone_does_not_wait_for_memory_that_no_session_holds(machine: Machine) -> None:
+def test_only_session_does_not_wait_for_memory(machine: Machine) -> None:
     async def main() -> str:
         machine.left = 1
         async with Sandbox(settings()) as sandbox, await asyncio.wait_for(sandbox.open(0), 30) as session:
@@ -119,7 +128,7 @@ def test_a_session_alone_does_not_wait_for_memory_that_no_session_holds(machine:
     assert asyncio.run(main()) == "2"
 
 
-def test_who_waits_for_memory_leaves_the_queue_when_its_session_is_closed_or_its_time_is_over(
+def test_waiting_for_memory_ends_when_the_session_is_closed_or_time_is_up(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pressure, "PATIENCE_SECONDS", 2.0)
@@ -134,20 +143,22 @@ def test_who_waits_for_memory_leaves_the_queue_when_its_session_is_closed_or_its
             try:
                 await admission.wait(lambda: False, wanted)
             except SandboxFailure as error:
-                order.append(f"{name}: {'closed' if 'closed' in str(error) else 'time'}")
+                order.append(f"{name}: {'time' if 'sandbox.reserve_mb' in str(error) else 'closed'}")
 
         waiting = [asyncio.create_task(wait("first")), asyncio.create_task(wait("second"))]
         waiting.append(asyncio.create_task(wait("third", lambda: not closed)))
         await asyncio.sleep(0.1)
         closed = True
-        async with asyncio.timeout(2 * pressure.PATIENCE_SECONDS + 1.5):  # one after another they would take three times it
+        async with asyncio.timeout(2 * pressure.PATIENCE_SECONDS + 1.5):  # one after another would take three times as long
             await asyncio.gather(*waiting)
         return order
 
     assert asyncio.run(main()) == ["third: closed", "first: time", "second: time"]
 
 
-def test_waiting_for_memory_ends_with_a_message(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_memory_ends_with_an_error_that_names_the_setting(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pressure, "PATIENCE_SECONDS", 0.2)
 
     async def main() -> None:
@@ -156,11 +167,11 @@ def test_waiting_for_memory_ends_with_a_message(machine: Machine, monkeypatch: p
             machine.left = 1
             await sandbox.open(1)
 
-    with pytest.raises(SandboxFailure, match="256 MB of memory left; lower"):
+    with pytest.raises(SandboxFailure, match=r"sandbox\.reserve_mb"):
         asyncio.run(main())
 
 
-def test_under_pressure_idle_sessions_go_first_the_oldest_before_others(machine: Machine) -> None:
+def test_longest_idle_sessions_are_evicted_first_when_memory_is_short(machine: Machine) -> None:
     async def main() -> None:
         async with Sandbox(settings(reserve_mb=1000)) as sandbox:
             sessions = [await sandbox.open(number) for number in range(3)]
@@ -177,7 +188,7 @@ def test_under_pressure_idle_sessions_go_first_the_oldest_before_others(machine:
     asyncio.run(main())
 
 
-def test_under_pressure_no_cell_is_lost_while_any_session_is_idle(machine: Machine) -> None:
+def test_no_cell_is_killed_for_memory_while_a_session_is_idle(machine: Machine) -> None:
     count = 2 * housekeeping.AT_ONCE
 
     async def main() -> None:
@@ -202,7 +213,7 @@ def test_under_pressure_no_cell_is_lost_while_any_session_is_idle(machine: Machi
     asyncio.run(main())
 
 
-def test_the_session_that_holds_most_memory_loses_its_cell_and_nothing_else(machine: Machine) -> None:
+def test_session_that_holds_most_memory_loses_only_its_cell(machine: Machine) -> None:
     async def main() -> None:
         async with Sandbox(settings(reserve_mb=1000)) as sandbox:
             hog, small = await sandbox.open(0), await sandbox.open(1)
@@ -213,7 +224,7 @@ def test_the_session_that_holds_most_memory_loses_its_cell_and_nothing_else(mach
             other = asyncio.create_task(small.run("import time\ntime.sleep(2)\n5"))
             await asyncio.sleep(1.0)
             machine.left = 500
-            await wait_until(lambda: runner.killed_for_memory)  # soon after, the session has none until there is memory
+            await wait_until(lambda: runner.killed_for_memory)  # after that the session has no runner until memory is free
             machine.left = 5000
             call = await big
             assert call.status == "crashed"
@@ -244,20 +255,17 @@ time.sleep(60)
 """,
     "files": "import time\n_ = open('large', 'wb').write(bytes(150 << 20))\ntime.sleep(60)",
 }
-"""What holds memory that is in no process of its session."""
+"""Cells that make the kernel hold memory outside their processes."""
 
 
 @pytest.mark.parametrize("hog", HOGS)
-def test_memory_of_the_kernel_is_charged_to_the_session_that_made_it_hold_it(machine: Machine, hog: str) -> None:
-    groups = Groups.find()
-    if groups is None:
-        pytest.skip("this machine lets nobody make control groups that count memory")
-    groups.close()
+def test_kernel_memory_counts_for_the_session_that_caused_it(machine: Machine, hog: str) -> None:
+    need_control_groups()
 
     async def main() -> None:
         async with Sandbox(settings(reserve_mb=1000, isolation=probe().best.value)) as sandbox:
             if hog == "files" and sandbox.level is not Level.NAMESPACES:
-                pytest.skip("files are in memory at the level namespaces alone")
+                pytest.skip("files are in memory only at the level namespaces")
             guilty, innocent = await sandbox.open(0), await sandbox.open(1)
             await guilty.run("x = 1")
             runner = guilty.runner
@@ -275,9 +283,7 @@ def test_memory_of_the_kernel_is_charged_to_the_session_that_made_it_hold_it(mac
     asyncio.run(main())
 
 
-def test_without_control_groups_the_session_with_many_processes_is_thought_to_hold_more(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_control_groups_further_processes_count_extra(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Groups, "find", lambda: None)
 
     async def main() -> None:
@@ -297,12 +303,8 @@ def test_without_control_groups_the_session_with_many_processes_is_thought_to_ho
     asyncio.run(main())
 
 
-def test_no_control_group_is_left_of_a_killed_supervisor() -> None:
-    groups = Groups.find()
-    if groups is None:
-        pytest.skip("this machine lets nobody make control groups that count memory")
-    folder = Path(groups.folder).parent
-    groups.close()
+def test_killed_supervisor_leaves_no_control_group() -> None:
+    folder = need_control_groups().parent
     code = """
 import asyncio
 from aster_sandbox import Sandbox
@@ -325,11 +327,8 @@ asyncio.run(main())
     assert soon(lambda: not made.exists())
 
 
-def test_sessions_that_are_opened_together_are_all_charged() -> None:
-    groups = Groups.find()
-    if groups is None:
-        pytest.skip("this machine lets nobody make control groups that count memory")
-    groups.close()
+def test_sessions_opened_together_are_all_counted() -> None:
+    need_control_groups()
 
     async def one(sandbox: Sandbox, number: int) -> Session:
         session = await sandbox.open(number)
@@ -346,12 +345,8 @@ def test_sessions_that_are_opened_together_are_all_charged() -> None:
     asyncio.run(main())
 
 
-def test_no_control_group_is_left() -> None:
-    groups = Groups.find()
-    if groups is None:
-        pytest.skip("this machine lets nobody make control groups that count memory")
-    groups.close()
-    assert not Path(groups.folder).exists()
+def test_closed_sandbox_leaves_no_control_group() -> None:
+    assert not need_control_groups().exists()
 
     async def main() -> Path:
         async with Sandbox(settings()) as sandbox:
@@ -367,10 +362,10 @@ def test_no_control_group_is_left() -> None:
     assert not asyncio.run(main()).exists()
 
 
-def test_cells_go_on_while_it_is_found_out_who_holds_the_memory(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_run_while_memory_use_is_measured(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     looking = 0
 
-    def slowly(pids: list[int], _: object) -> dict[int, float]:  # as with very many processes
+    def slowly(pids: list[int], _: object) -> dict[int, float]:  # as slow as with very many processes
         nonlocal looking
         looking += 1
         time.sleep(0.5)
@@ -392,7 +387,7 @@ def test_cells_go_on_while_it_is_found_out_who_holds_the_memory(machine: Machine
     asyncio.run(main())
 
 
-def test_a_cell_that_came_before_the_end_of_an_idle_session_keeps_its_effects() -> None:
+def test_cell_that_starts_just_before_an_eviction_keeps_its_effects() -> None:
     async def main() -> str:
         async with Sandbox(settings(cell_seconds=0.4)) as sandbox, await sandbox.open(0) as session:
             await session.run("x = 1")
@@ -404,7 +399,7 @@ def test_a_cell_that_came_before_the_end_of_an_idle_session_keeps_its_effects() 
     assert asyncio.run(main()) == "2"
 
 
-def test_a_recovery_that_is_killed_for_memory_again_and_again_loses_nothing() -> None:
+def test_recovery_killed_for_memory_repeatedly_loses_no_state() -> None:
     async def main() -> None:
         async with Sandbox(settings()) as sandbox, await sandbox.open(0) as session:
             await session.run("import os, time\nx = 7\ntime.sleep(0.2)")
@@ -412,7 +407,7 @@ def test_a_recovery_that_is_killed_for_memory_again_and_again_loses_nothing() ->
             killed = {session._runner}
             while len(killed) < 8:
                 await wait_until(lambda: session._runner not in killed and session.running)
-                await asyncio.sleep(0.1)  # it is at the first cell
+                await asyncio.sleep(0.1)  # it runs the first cell
                 killed.add(session._runner)
                 session.kill_for_memory("was killed because the machine ran short of memory")
             assert (await crash).output.endswith("the variables and imports of earlier cells are kept]")
@@ -421,11 +416,11 @@ def test_a_recovery_that_is_killed_for_memory_again_and_again_loses_nothing() ->
     asyncio.run(main())
 
 
-def test_forks_that_fail_for_want_of_processes_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_forks_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent / "preloaded")
 
     async def main() -> list[str]:
-        # The level at which the test's files reach the processes below.
+        # At this level the zygote and its children can read the test's files.
         async with Sandbox(settings(preload=["scarce_processes"], isolation="rlimits")) as sandbox:
             session = await sandbox.open(0)
             await session.run("x = 3")
@@ -442,7 +437,7 @@ def test_forks_that_fail_for_want_of_processes_are_tried_again(monkeypatch: pyte
     assert asyncio.run(main()) == ["2", "2", "2", "2", "3"]
 
 
-def test_a_session_that_floods_does_not_starve_others() -> None:
+def test_session_that_floods_output_does_not_starve_others() -> None:
     async def main() -> int:
         async with Sandbox(settings()) as sandbox:
             loud, writer, quiet = [await sandbox.open(number) for number in range(3)]
@@ -464,11 +459,11 @@ def test_a_session_that_floods_does_not_starve_others() -> None:
     assert asyncio.run(main()) > 0
 
 
-def test_two_hundred_idle_sessions_cost_three_descriptors_each() -> None:
+def test_idle_session_costs_three_descriptors() -> None:
     async def main() -> None:
         async with Sandbox(settings(sessions=200)) as sandbox:
             first = await sandbox.open(0)
-            gc.collect()  # what earlier tests left behind is closed now, and not in between
+            gc.collect()  # close what earlier tests left open now, not in between
             before = len(os.listdir("/proc/self/fd"))
             sessions = await asyncio.gather(*(sandbox.open(number) for number in range(1, 200)))
             calls = await asyncio.gather(*(session.run(f"x = {number}") for number, session in enumerate(sessions)))

@@ -1,4 +1,4 @@
-"""Random cells give what CPython gives; random output is clipped as documented."""
+"""Random cells give the output of CPython; random output is clipped as documented."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ CELLS = st.lists(STATEMENTS, min_size=0, max_size=4).map("\n".join)
 
 
 def reference(code: str, namespace: dict[str, object]) -> tuple[str, str]:
-    """The cell's status and output under plain exec and eval; of an error, the output up to it and its last line."""
+    """A cell's status and output under plain exec and eval; for an error, the output before it and the traceback's last
+    line."""
     tree = ast.parse(code)
     last = tree.body[-1] if tree.body else None
     if isinstance(last, ast.Expr):
@@ -58,13 +59,13 @@ def reference(code: str, namespace: dict[str, object]) -> tuple[str, str]:
 
 
 def _begin_line(before: str) -> str:
-    """An echo and a traceback begin on a line of their own."""
+    """A newline if the output before does not end with one: echo and traceback begin on a new line."""
     return "" if not before or before.endswith("\n") else "\n"
 
 
 @given(cells=st.lists(CELLS, min_size=1, max_size=5))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_cells_give_what_cpython_gives(bench: Bench, cells: list[str]) -> None:
+def test_cells_match_cpython(bench: Bench, cells: list[str]) -> None:
     namespace: dict[str, object] = {}
     expected = [reference(code, namespace) for code in cells]
     found = []
@@ -80,7 +81,7 @@ def test_cells_give_what_cpython_gives(bench: Bench, cells: list[str]) -> None:
 
 @given(parts=st.lists(st.text(st.sampled_from("aé\n€😀"), max_size=30)), limit=st.integers(1, 50), step=st.integers(1, 7))
 @settings(max_examples=200, deadline=None)
-def test_clip_keeps_head_and_tail_however_the_bytes_arrive(parts: list[str], limit: int, step: int) -> None:
+def test_clip_does_not_depend_on_how_bytes_arrive(parts: list[str], limit: int, step: int) -> None:
     text = "".join(parts)
     data = text.encode()
     clip = Clip(limit)

@@ -1,6 +1,6 @@
-"""Random sessions equal plain CPython; with cells between that fail in all ways, they equal the sessions without those.
+"""Random sessions give the outputs of plain CPython, also with cells in between that fail in various ways.
 
-``ASTER_SANDBOX_SESSIONS`` says how many; the suite takes few.
+``ASTER_SANDBOX_SESSIONS`` sets the number of sessions; the default is small.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ DEADLY = {
     "stubborn": "sum(range(10**13))",
 }
 HARMLESS = {"interrupted": "__import__('time').sleep(60)", "memory": "bytearray(1 << 40)", "syntax": "a = = 1"}
-"""Failures that do nothing: there is nothing to roll back."""
+"""Failures without effects, so that there is nothing to roll back."""
 SLOW = ["stubborn", "interrupted"]
 QUICK = [name for name in (*DEADLY, *HARMLESS) if name not in SLOW]
 
 
 class Writer:
-    """Draws cells. They use three variables, a function, a file and random numbers."""
+    """Draws random cells, which use three variables, a function, a file and random numbers."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
@@ -86,7 +86,7 @@ class Writer:
 
 
 def expected(cells: list[str], folder: str) -> list[tuple[str, str]]:
-    """Statuses and outputs under plain ``exec`` in this process."""
+    """The statuses and outputs of cells under plain ``exec`` in this process."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     state, here = random.getstate(), os.getcwd()
     os.chdir(folder)
@@ -98,7 +98,7 @@ def expected(cells: list[str], folder: str) -> list[tuple[str, str]]:
 
 
 def found(call: CellResult) -> tuple[str, str]:
-    """A call in the same form."""
+    """The status and output of a result, in the form of ``expected``."""
     if call.status is not CellStatus.ERROR:
         return str(call.status), call.output
     before, _, traceback = call.output.partition("Traceback (most recent call last):\n")
@@ -106,20 +106,21 @@ def found(call: CellResult) -> tuple[str, str]:
 
 
 async def fail(session: Session, draw: random.Random, interrupted: list[str]) -> bool:
-    """Run a failing cell, in a session with these ``interrupted`` cells. Whether it is one of them."""
+    """Run a failing cell in a session in which the ``interrupted`` cells (numbers) were interrupted. Returns whether this cell
+    was interrupted too."""
     kind = draw.choice([*QUICK, *QUICK, *QUICK, *SLOW])
     call = await session.run(SPOIL + DEADLY[kind] if kind in DEADLY else HARMLESS[kind])
     assert call.status is not CellStatus.OK, kind
     if kind in DEADLY:
         *_, state = call.output.split("the variables and imports of earlier cells are kept")
-        # Of interrupted cells, replay has what came before the interrupt. These did nothing.
+        # Recovery may report interrupted cells as missing, although these had no effects.
         named = state.removeprefix(", except for what these cells changed: ").removesuffix("]")
         assert set(named.split(", ")) <= {"", *interrupted}, call.output
     return kind == "interrupted"
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["plain", "with failing cells"])
-def test_random_sessions_give_what_cpython_gives(failing: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_random_sessions_match_cpython(failing: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     async def one(sandbox: Sandbox, seed: int) -> None:
         cells = Writer(seed).cells()
         answers = expected(cells, str(tmp_path_factory.mktemp(f"session{seed}")))

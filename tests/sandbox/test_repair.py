@@ -1,4 +1,4 @@
-"""What is taken off a cell leaves exactly the code that was written, with its lines where they were."""
+"""Repairing a cell removes the wrapping and keeps exactly the code, with its line numbers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def unseen(statements: list[str]) -> list[str]:
 
 WRAPPINGS = st.lists(st.sampled_from([fence, bare_fence, indent, prompt, magic, unseen]), min_size=1, max_size=3, unique=True)
 ORDER: list[Callable[[list[str]], list[str]]] = [unseen, fence, bare_fence, prompt, indent, magic]
-"""What goes around what, from the outside; a cell in which a fence is inside a prompt means the fence."""
+"""The order of nesting, from the outside; a fence inside a prompt would be part of the code."""
 
 
 def compiles(source: str) -> bool:
@@ -73,7 +73,7 @@ def compiles(source: str) -> bool:
 
 
 def parsed(source: str) -> list[tuple[int, str]]:
-    """Its statements with their lines, without those that stand for magics."""
+    """The statements of a cell with their lines, without those that replace magics."""
     tree = compile(source, "<cell>", "exec", FLAGS, dont_inherit=True)
     assert isinstance(tree, ast.Module)
     return [(each.lineno, ast.dump(each)) for each in tree.body if not isinstance(each, ast.Pass)]
@@ -82,7 +82,7 @@ def parsed(source: str) -> list[tuple[int, str]]:
 @given(statements=SOURCES, wrappings=WRAPPINGS)
 @example(statements=["x = 1"], wrappings=[indent])
 @settings(max_examples=300, deadline=None)
-def test_what_is_wrapped_around_code_comes_off_and_the_code_stays(
+def test_wrapping_is_removed_and_the_code_stays(
     statements: list[str], wrappings: list[Callable[[list[str]], list[str]]]
 ) -> None:
     assume(not {fence, bare_fence} <= set(wrappings))
@@ -107,7 +107,7 @@ def test_what_is_wrapped_around_code_comes_off_and_the_code_stays(
     head=st.sampled_from(["", "```python\n", ">>> ", "In [1]: ", "    ", "%%time\n", "%%bash\n", "!", "x = !", "%time ", "f?"]),
 )
 @settings(max_examples=500, deadline=None)
-def test_no_text_breaks_the_reading_and_every_line_keeps_its_number(text: str, head: str) -> None:
+def test_any_text_can_be_repaired_and_lines_keep_their_numbers(text: str, head: str) -> None:
     cell = head + text
     meant = repair(cell, FLAGS)
     if meant is not None:
@@ -116,7 +116,7 @@ def test_no_text_breaks_the_reading_and_every_line_keeps_its_number(text: str, h
 
 @given(content=st.text(st.sampled_from("ab“”'’\"é {}#\\"), max_size=20))
 @settings(max_examples=200, deadline=None)
-def test_a_string_in_typographic_quotes_keeps_its_content(content: str) -> None:
+def test_string_in_typographic_quotes_keeps_its_content(content: str) -> None:
     assume("”" not in content and "\\" not in content and not content.startswith(("“", '"')))
     meant = repair(f"x = “{content.replace('“', '')}”", FLAGS)
     assert meant is not None
@@ -125,7 +125,7 @@ def test_a_string_in_typographic_quotes_keeps_its_content(content: str) -> None:
     assert ast.literal_eval(statement.value) == content.replace("“", "")
 
 
-def test_what_means_nothing_stays_what_it_is() -> None:
+def test_text_that_is_not_code_is_not_repaired() -> None:
     for text in (
         "Let me think about this.",
         "1 +",
@@ -138,7 +138,7 @@ def test_what_means_nothing_stays_what_it_is() -> None:
         assert repair(text, FLAGS) is None or text == "What?", text
 
 
-def test_long_text_that_is_no_python_is_no_trouble() -> None:
+def test_long_text_that_is_not_python_is_handled() -> None:
     for text in ("word " * 20_000, "'" * 20_001, "(" * 10_000, '"\\' * 20_000, "= " * 20_000 + "!", "“" * 5_000, "`" * 20_000):
         meant = repair(f"{text}\n{text}", FLAGS)
         assert meant is None or meant.count("\n") == 1

@@ -1,9 +1,10 @@
-"""Replay: what earlier cells did comes back, in a new process, and what does not is named."""
+"""Replay: a new process gets the state of earlier cells, and what is missing is named."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 
 import pytest
@@ -28,13 +29,13 @@ KEPT = "the variables and imports of earlier cells are kept]"
     ],
     ids=["threads", "children", "pipes", "nameless files", "shared memory", "no fork"],
 )
-def test_whatever_a_session_holds_it_is_rebuilt(bench: Bench, obstacle: str) -> None:
+def test_session_is_restored_whatever_it_holds(bench: Bench, obstacle: str) -> None:
     *_, crash, after = bench.cells(obstacle, "x = 5", CRASH, "x")
     assert crash.output.endswith(KEPT)
     assert after.output == "5"
 
 
-def test_files_come_back_as_the_earlier_cells_left_them(bench: Bench) -> None:
+def test_files_are_restored(bench: Bench) -> None:
     make = """
 import os
 os.makedirs('a/b')
@@ -64,7 +65,7 @@ print(sorted(os.listdir()), open('link').read(), oct(os.stat('a/b/f').st_mode), 
     assert bench.cells(make, spoil, look)[-1].output == "['a', 'link', 'log'] first 0o100640 one two a/b/f"
 
 
-def test_random_numbers_go_on_as_if_nothing_had_happened(bench: Bench) -> None:
+def test_random_numbers_continue_after_a_crash(bench: Bench) -> None:
     draw = "random.random(), float(np.random.rand()), randint(0, 10**9)"
     first = f"import random, numpy as np\nfrom sympy.core.random import randint\n{draw}"
     straight = bench.cells(first, draw, draw, seed=3)
@@ -72,13 +73,13 @@ def test_random_numbers_go_on_as_if_nothing_had_happened(bench: Bench) -> None:
     assert [call.output for call in (*broken[:2], broken[3])] == [call.output for call in straight]
 
 
-def test_the_event_loop_works_on_after_a_crash(bench: Bench) -> None:
+def test_event_loop_works_after_a_crash(bench: Bench) -> None:
     start = "import asyncio\nq = asyncio.Queue()\nt = asyncio.create_task(q.get())\nawait asyncio.sleep(0)"
     cells = (start, CRASH, "await q.put(7)\nawait asyncio.wait_for(t, 5)", "await asyncio.sleep(0.01, 8)")
     assert [call.output for call in bench.cells(*cells)[2:]] == ["7", "8"]
 
 
-def test_a_cell_that_breaks_replay_costs_its_own_effects_alone(bench: Bench) -> None:
+def test_cell_that_breaks_replay_loses_only_its_own_effects(bench: Bench) -> None:
     session = bench.open()
     bench.do(session.run("x = 1"))
     once = f"import os, time\nif time.time() > {time.time() + 0.5}: os._exit(5)\ny = 1"
@@ -90,7 +91,7 @@ def test_a_cell_that_breaks_replay_costs_its_own_effects_alone(bench: Bench) -> 
     assert after.output == "(2, False)"
 
 
-def test_an_interrupted_cell_is_replayed_up_to_the_statement_that_was_interrupted(hasty: Bench) -> None:
+def test_interrupted_cell_is_replayed_up_to_the_interrupted_statement(hasty: Bench) -> None:
     cell = "x = 1\nfor y in range(3):\n    x += 10\nimport time\nn = 0\nwhile True:\n    n += 1\nx = 99"
     _, loop, before, crash, after = hasty.cells("a = 7", cell, "x, n > 0", CRASH, "a, x, y, n")
     assert loop.output.endswith("\n[timeout: the cell was interrupted after 0.5 s; all variables are kept]")
@@ -99,20 +100,20 @@ def test_an_interrupted_cell_is_replayed_up_to_the_statement_that_was_interrupte
     assert after.output == "(7, 31, 2, 0)"
 
 
-def test_an_interrupted_await_is_replayed_up_to_its_line(hasty: Bench) -> None:
+def test_interrupted_await_is_replayed_up_to_its_line(hasty: Bench) -> None:
     cell = "import asyncio\nx = await asyncio.sleep(0, 5)\nawait asyncio.sleep(60)\nx = 6"
     _, crash, after = hasty.cells(cell, CRASH, "x")
     assert crash.output.endswith("are kept, except for what these cells changed: 1 (from line 3 on)]")
     assert after.output == "5"
 
 
-def test_a_cell_whose_first_statement_was_interrupted_is_named_as_a_whole(hasty: Bench) -> None:
+def test_cell_interrupted_in_its_first_statement_is_reported_as_missing(hasty: Bench) -> None:
     *_, crash, after = hasty.cells("x = 1", "while True: x += 1", CRASH, "x")
     assert crash.output.endswith("are kept, except for what these cells changed: 2]")
     assert after.output == "1"
 
 
-def test_several_statements_in_one_line_count_as_none(hasty: Bench) -> None:
+def test_interrupted_line_with_several_statements_is_not_replayed(hasty: Bench) -> None:
     *_, crash, after = hasty.cells("x = 1", "x = 2; import time; time.sleep(60)", CRASH, "x")
     assert crash.output.endswith("changed: 2]")
     assert after.output == "1"
@@ -127,15 +128,15 @@ def test_several_statements_in_one_line_count_as_none(hasty: Bench) -> None:
     ],
     ids=["sleep", "compute", "finite"],
 )
-def test_a_loop_that_swallows_interrupts_runs_out_and_keeps_its_state(hasty: Bench, loop: str) -> None:
+def test_loop_that_swallows_interrupts_ends_and_keeps_its_state(hasty: Bench, loop: str) -> None:
     _, stuck, after, same = hasty.cells("x = 1\nimport time, os\nme = os.getpid()", f"x = 2\n{loop}", "x", "me == os.getpid()")
     assert stuck.status == "timeout"
     assert stuck.output.endswith("[timeout: the cell was interrupted after 0.5 s; all variables are kept]")
     assert (after.output, same.output) == ("2", "True")
 
 
-def test_a_cell_that_gave_way_is_not_killed_while_its_traceback_is_written(hasty: Bench) -> None:
-    # Whoever reads the lines of this traceback has to wait for longer than a cell has after its interrupt.
+def test_interrupted_cell_is_not_killed_while_its_traceback_is_written(hasty: Bench) -> None:
+    # Formatting this traceback takes longer than the grace time between interrupt and SIGKILL.
     slow = """
 import linecache, time
 def slowly(*_):
@@ -150,11 +151,11 @@ exec(compile('while True: pass', 'elsewhere.py', 'exec'))
     assert after.output == "2"
 
 
-def test_replay_has_a_time_limit_of_its_own_and_names_what_it_did_not_come_to() -> None:
+def test_replay_has_its_own_time_limit_and_names_the_cells_beyond_it() -> None:
     async def main() -> tuple[str, str]:
         async with Sandbox(cell_seconds=20, replay_seconds=0.5, preload=[]) as sandbox:
             session = await sandbox.open(0)
-            later = time.time() + 1.0  # from then on a cell takes longer than all of replay may
+            later = time.time() + 1.0  # from then on, a cell takes longer than replay_seconds
             for number in range(1, 5):
                 slow = f"import time\nif {number} > 2 and time.time() > {later}: time.sleep(60)\n"
                 assert (await session.run(f"{slow}v{number} = {number}")).status == "ok"
@@ -167,7 +168,7 @@ def test_replay_has_a_time_limit_of_its_own_and_names_what_it_did_not_come_to() 
     assert after == "['v1', 'v2']"
 
 
-def test_a_cell_that_is_slower_in_replay_is_kept() -> None:
+def test_cell_that_is_slower_in_replay_is_kept() -> None:
     async def main() -> list[str]:
         async with Sandbox(cell_seconds=0.5, preload=[]) as sandbox, await sandbox.open(0) as session:
             slower = f"import time\nagain = time.time() > {time.time() + 1.0}\ntime.sleep(1.1 if again else 0.1)\nx = 1"
@@ -180,13 +181,13 @@ def test_a_cell_that_is_slower_in_replay_is_kept() -> None:
     assert after == "(1, True)"
 
 
-def test_what_the_setup_made_comes_back(bench: Bench) -> None:
+def test_effects_of_the_setup_are_restored(bench: Bench) -> None:
     setup = "open('given', 'w').write('data')\ntable = open('given')"
     cells = ("table.read(2)", "import os\nos.remove('given')\nos._exit(1)", "table.read(), open('given').read()")
     assert bench.cells(*cells, setup=setup)[-1].output == "('ta', 'data')"
 
 
-def test_a_file_as_large_as_the_memory_limit_can_be_uploaded_and_comes_back() -> None:
+def test_upload_as_large_as_the_memory_limit_is_restored() -> None:
     content = os.urandom(1 << 20) * 64
 
     async def main() -> None:
@@ -201,7 +202,7 @@ def test_a_file_as_large_as_the_memory_limit_can_be_uploaded_and_comes_back() ->
     asyncio.run(main())
 
 
-def test_files_that_were_uploaded_come_back(bench: Bench) -> None:
+def test_uploaded_files_are_restored(bench: Bench) -> None:
     session = bench.open()
     bench.do(session.upload("data/numbers.txt", b"1 2 3"))
     assert bench.do(session.run("open('data/numbers.txt').read()")).output == "'1 2 3'"
@@ -210,23 +211,23 @@ def test_files_that_were_uploaded_come_back(bench: Bench) -> None:
     assert bench.do(session.download("data/numbers.txt")) == b"1 2 3 4"
 
 
-def test_large_files_travel_and_missing_ones_are_said(bench: Bench) -> None:
+def test_large_files_can_be_copied_and_invalid_paths_are_os_errors(bench: Bench) -> None:
     session = bench.open()
     content = bytes(range(256)) * (5 << 12)
     bench.do(session.upload("large", content))
     assert bench.do(session.run("import os\nos.path.getsize('large')")).output == str(len(content))
     assert bench.do(session.download("large")) == content
-    for path, why in (("nothing", "No such file"), (".", "directory|no file"), ("", "no path")):
-        with pytest.raises(OSError, match=why):
+    for path in ("nothing", ".", ""):
+        with pytest.raises(OSError, match=re.escape(f"{path}:" if path else "''")):
             bench.do(session.download(path))
     with pytest.raises(OSError, match="proc"):
         bench.do(session.upload("/proc/nothing", b"x"))
     bench.do(session.run("os.mkfifo('pipe')"))
-    with pytest.raises(OSError, match="no file"):
+    with pytest.raises(OSError, match="pipe"):
         bench.do(session.download("pipe"))
 
 
-def test_variables_of_the_environment_are_the_sessions_own_and_come_back(bench: Bench) -> None:
+def test_environment_belongs_to_one_session_and_is_restored(bench: Bench) -> None:
     session = bench.do(bench.sandbox.open(0, environment={"GREETING": "hëllo"}))
     other = bench.open()
     look = "import os\nos.environ.get('GREETING')"
@@ -238,7 +239,7 @@ def test_variables_of_the_environment_are_the_sessions_own_and_come_back(bench: 
 
 
 @pytest.mark.parametrize("level", levels_here())
-def test_where_the_session_is_killed_from_outside_replay_takes_its_place(level: str) -> None:
+def test_session_killed_from_outside_is_restored(level: str) -> None:
     async def main() -> list[str]:
         async with Sandbox(isolation=level, cell_seconds=10, memory_mb=64, preload=[]) as sandbox:
             session = await sandbox.open(0)

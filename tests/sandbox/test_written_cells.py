@@ -1,4 +1,4 @@
-"""Cells as models write them: with fences, prompts, indentation, magics, shell commands, foreign characters."""
+"""Cells as models write them: with fences, prompts, indentation, magics, shell commands, look-alike characters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def outputs(bench: Bench, *codes: str) -> list[str]:
         "```python\n>>> x = 41\n>>> x + 1\n42\n```",
     ],
 )
-def test_a_fence_around_a_cell_is_taken_off(bench: Bench, cell: str) -> None:
+def test_fences_are_removed(bench: Bench, cell: str) -> None:
     assert outputs(bench, cell) == ["42"]
 
 
@@ -60,11 +60,11 @@ def test_a_fence_around_a_cell_is_taken_off(bench: Bench, cell: str) -> None:
         "  x = (41,\n1)\n  sum(x)",
     ],
 )
-def test_indentation_of_a_whole_cell_is_taken_off(bench: Bench, cell: str) -> None:
+def test_common_indentation_is_removed(bench: Bench, cell: str) -> None:
     assert outputs(bench, cell) == ["42"]
 
 
-def test_a_string_that_was_indented_with_its_cell_loses_that_and_another_keeps_its_own(bench: Bench) -> None:
+def test_multiline_string_is_dedented_only_if_indented_with_its_cell(bench: Bench) -> None:
     both = '    text = """a\n      b"""\n    text'
     own = '    text = """a\n  b"""\n    text'
     mixed = '    text = """a\n      b\n  c"""\n    text'
@@ -86,7 +86,7 @@ def test_a_string_that_was_indented_with_its_cell_loses_that_and_another_keeps_i
         ('>>> """\n... >>> a"""', "'\\n>>> a'"),
     ],
 )
-def test_prompts_are_taken_off_and_the_output_between_them_is_dropped(bench: Bench, cell: str, output: str) -> None:
+def test_prompts_and_the_output_between_them_are_removed(bench: Bench, cell: str, output: str) -> None:
     assert outputs(bench, cell) == [output]
 
 
@@ -102,7 +102,7 @@ def test_prompts_are_taken_off_and_the_output_between_them_is_dropped(bench: Ben
         "print（int（“42”））",
     ],
 )
-def test_characters_that_are_not_pythons_are_read_as_those_they_look_like(bench: Bench, cell: str) -> None:
+def test_lookalike_characters_are_replaced(bench: Bench, cell: str) -> None:
     assert outputs(bench, cell) == ["42"]
 
 
@@ -116,11 +116,11 @@ def test_characters_that_are_not_pythons_are_read_as_those_they_look_like(bench:
         ("def f():\n    “““What it does.”””\nprint(f.__doc__, 'stays “so”')", "What it does. stays “so”"),
     ],
 )
-def test_typographic_quotes_open_and_close_strings_whose_content_stays(bench: Bench, cell: str, output: str) -> None:
+def test_typographic_quotes_delimit_strings(bench: Bench, cell: str, output: str) -> None:
     assert outputs(bench, cell) == [output]
 
 
-def test_what_is_in_strings_is_left_alone(bench: Bench) -> None:
+def test_content_of_strings_is_not_changed(bench: Bench) -> None:
     text = "```python\n!echo no\n%time 1\n>>> x\n    y?\n\u00a0“”\u200b"
     cell = f'text = """{text}"""\ntext'
     assert outputs(bench, cell, f"{cell}\n%matplotlib inline", f"```python\n{cell}\n```") == [
@@ -131,7 +131,7 @@ def test_what_is_in_strings_is_left_alone(bench: Bench) -> None:
     assert outputs(bench, f"%matplotlib inline\n{cell}") == [repr(text)]
 
 
-def test_a_magic_about_code_runs_the_code_and_says_so_once(bench: Bench) -> None:
+def test_magic_with_code_runs_the_code_and_prints_one_note(bench: Bench) -> None:
     said = "[%time is not available here; the code was run without it]"
     said_of_cell = said.replace("%time", "%%time")
     assert outputs(
@@ -150,7 +150,7 @@ def test_a_magic_about_code_runs_the_code_and_says_so_once(bench: Bench) -> None
     assert outputs(bench, "%%capture out --no-stderr\n41 + 1") == [f"{said.replace('%time', '%%capture')}\n42"]
 
 
-def test_magics_that_change_nothing_are_silent_and_others_say_that_they_are_left_out(bench: Bench) -> None:
+def test_harmless_magics_are_silent_and_unsupported_ones_print_a_note(bench: Bench) -> None:
     assert outputs(bench, "%matplotlib inline\n%config InlineBackend.figure_format = 'retina'\n41 + 1") == ["42"]
     assert outputs(bench, "if True:\n    %matplotlib inline\n41 + 1") == ["42"]
     assert outputs(bench, "%load_ext autoreload\n%autoreload 2\n%load_ext rust\n41 + 1") == [
@@ -160,7 +160,7 @@ def test_magics_that_change_nothing_are_silent_and_others_say_that_they_are_left
     assert outputs(bench, "%%html\n<b>x</b>") == ["[%%html is not available here; the cell was not run]"]
 
 
-def test_magics_for_files_folders_and_the_environment_do_what_they_do_in_ipython(bench: Bench) -> None:
+def test_magics_for_files_folders_and_environment_work_as_in_ipython(bench: Bench) -> None:
     said = outputs(
         bench,
         "%%writefile tool.py\nimport sys\nvalue = 42\nprint('tool', sys.argv[1:])",
@@ -190,7 +190,7 @@ def test_magics_for_files_folders_and_the_environment_do_what_they_do_in_ipython
     ]
 
 
-def test_a_shell_line_runs_in_a_shell_with_the_cells_names(bench: Bench) -> None:
+def test_shell_lines_run_with_the_cells_variables(bench: Bench) -> None:
     cells = (
         "x = 42",
         "!echo {x} $x {x + 1}% $HOME | sed s:/.*:home:",
@@ -222,7 +222,7 @@ def test_a_shell_line_runs_in_a_shell_with_the_cells_names(bench: Bench) -> None
     ]
 
 
-def test_a_script_that_fails_is_an_error(bench: Bench) -> None:
+def test_failing_script_magic_is_an_error(bench: Bench) -> None:
     failed, after = bench.cells("%%bash\necho so far\nexit 3", "_exit_code")
     assert failed.status is CellStatus.ERROR
     assert failed.output.startswith("so far\nTraceback")
@@ -230,14 +230,14 @@ def test_a_script_that_fails_is_an_error(bench: Bench) -> None:
     assert after.output == "3"
 
 
-def test_a_command_that_takes_too_long_is_interrupted(hasty: Bench) -> None:
+def test_shell_command_is_interrupted_at_the_time_limit(hasty: Bench) -> None:
     _, late, after = hasty.cells("x = 42", "!sleep 60; echo never", "x")
     assert late.status is CellStatus.TIMEOUT
     assert "never" not in late.output.splitlines()
     assert after.output == "42"
 
 
-def test_what_ends_a_command_ends_all_that_it_started(bench: Bench) -> None:
+def test_exception_during_a_command_kills_everything_it_started(bench: Bench) -> None:
     _, ended, after = bench.cells(
         """
 import os, signal, threading, time
@@ -264,7 +264,7 @@ for pid in map(int, open("pids").read().split()):
     assert after.output == "gone\ngone"
 
 
-def test_a_question_mark_describes(bench: Bench) -> None:
+def test_question_mark_describes_an_object(bench: Bench) -> None:
     cells = (
         "def f(x, y=1):\n    '''Adds.'''\n    return x + y\nz = 5",
         "f?",
@@ -299,7 +299,7 @@ def test_a_question_mark_describes(bench: Bench) -> None:
         "pip install {}",
     ],
 )
-def test_installing_is_answered_in_words(bench: Bench, command: str) -> None:
+def test_install_commands_are_answered_with_what_is_installed(bench: Bench, command: str) -> None:
     numpy, yaml = metadata.version("numpy"), metadata.version("pyyaml")
     (said,) = outputs(bench, command.format("numpy 'pyyaml>=1.0' json not-a-package[extra]==2.0"))
     assert said == (
@@ -309,7 +309,7 @@ def test_installing_is_answered_in_words(bench: Bench, command: str) -> None:
     )
 
 
-def test_what_follows_an_installation_runs_as_a_shell_would_run_it(bench: Bench) -> None:
+def test_rest_of_a_command_line_after_an_installation_runs(bench: Bench) -> None:
     here = f"[nothing can be installed, because there is no network; already here: numpy {metadata.version('numpy')}]"
     missing = "[nothing can be installed, because there is no network; not here: nothere]"
     assert outputs(
@@ -334,7 +334,7 @@ def test_what_follows_an_installation_runs_as_a_shell_would_run_it(bench: Bench)
     ]
 
 
-def test_the_installed_packages_are_listed_with_their_versions(bench: Bench) -> None:
+def test_installed_packages_are_listed(bench: Bench) -> None:
     numpy = metadata.version("numpy")
     table, frozen, shown, magic = outputs(
         bench,
@@ -350,7 +350,7 @@ def test_the_installed_packages_are_listed_with_their_versions(bench: Bench) -> 
     assert magic.startswith("Package ")
 
 
-def test_tracebacks_of_read_cells_show_their_lines_by_number(bench: Bench) -> None:
+def test_tracebacks_of_repaired_cells_have_the_original_line_numbers(bench: Bench) -> None:
     fenced, timed, prompted, wrong = bench.cells(
         "```python\n\nx = 1\n1 / 0\n```", "x = 1\n%time 1 / 0", ">>> 1\n1\n>>> 1 / 0", "%matplotlib inline\n%time 1\nx = = 2"
     )
@@ -365,7 +365,7 @@ def test_tracebacks_of_read_cells_show_their_lines_by_number(bench: Bench) -> No
     assert rewritten.output.splitlines()[:2] == ['  File "<cell 2>", line 2', "    %time x = = 2"]
 
 
-def test_an_interrupted_cell_with_magics_is_replayed_up_to_its_interrupt(hasty: Bench) -> None:
+def test_interrupted_cell_with_magics_is_replayed_up_to_its_interrupt(hasty: Bench) -> None:
     session = hasty.open()
     late = hasty.do(session.run("```python\n%time x = 41\nx += 1\nwhile True: pass\n```"))
     assert late.status is CellStatus.TIMEOUT
@@ -385,7 +385,7 @@ def test_an_interrupted_cell_with_magics_is_replayed_up_to_its_interrupt(hasty: 
         ("$ cat file.txt", "shell"),
     ],
 )
-def test_what_cannot_be_read_gets_pythons_error_and_one_line_that_helps(bench: Bench, cell: str, word: str) -> None:
+def test_unrepairable_cell_gets_pythons_error_and_a_line_of_advice(bench: Bench, cell: str, word: str) -> None:
     (result,) = bench.cells(cell)
     *_, error, advice = result.output.splitlines()
     assert error.startswith("SyntaxError: ")
@@ -402,7 +402,7 @@ def test_ordinary_errors_get_no_advice(bench: Bench) -> None:
         assert result.output.splitlines()[-1].startswith("SyntaxError: "), result
 
 
-def test_hidden_names_are_restored_and_display_can_be_a_variable(bench: Bench) -> None:
+def test_hidden_builtins_are_restored_and_display_can_be_a_variable(bench: Bench) -> None:
     cells = (
         "import builtins\nfor name in dir(builtins):\n"
         "    if 'sandbox' in name or name == 'display':\n        delattr(builtins, name)",

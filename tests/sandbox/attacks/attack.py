@@ -1,7 +1,7 @@
-"""The attacks, as data. Each is one cell; the test beside it says what must hold afterwards.
+"""The attacks, as data. Each is one cell; ``test_attacks.py`` checks what must be true afterwards.
 
-A cell that gets what it must not get prints ``BREACH``, or the secret itself. The word stands in no line of a cell: a traceback
-that shows such a line, as of a cell that timed out, would look like a breach. A cell finds these names, set by its setup:
+A cell that succeeds with something forbidden prints ``BREACH``, or the secret. That word must not occur in the code of a cell,
+because a traceback that shows the line would look like a breach. The setup defines these names for the cells:
 
     SECRET_FILE, HOME_FILE   files of the host, in the temporary directory and in the home
     PORT, SOCKET_FILE        where the host listens: TCP and UDP on the loopback address, and a UNIX socket (also abstract)
@@ -23,11 +23,12 @@ class Attack:
     tries: str
     code: str
     covered_from: Level = Level.RLIMITS
-    """The weakest level at which it fails. At a weaker one it may succeed: that is what is not covered there."""
+    """The weakest level that prevents it. At a weaker level it may succeed."""
     harms_the_user: str = ""
-    """Why it is not run where it is not covered and sessions run as the user: what it would do to whoever runs the tests."""
+    """What it would do to the user who runs the tests. If set, it is skipped where it is not covered and sessions run as the
+    user."""
     breaks_itself: bool = False
-    """The cell succeeds, so it is not rolled back, and what it breaks in its own interpreter stays broken."""
+    """Whether the cell succeeds and leaves its own interpreter broken, because it is not rolled back."""
 
 
 HEADER = """
@@ -53,4 +54,4 @@ def attempt(action):
         return type(error).__name__
     breached(result)
 """
-"""Runs in the attacker's first cell."""
+"""The code of the attacker's first cell."""

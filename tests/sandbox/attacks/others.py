@@ -1,4 +1,4 @@
-"""Attacks on other processes' insides and on the kernel."""
+"""Attacks on other processes and on the kernel."""
 
 from __future__ import annotations
 

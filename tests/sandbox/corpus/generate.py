@@ -1,7 +1,7 @@
-"""Writes ``cells.jsonl``: ``python -m tests.sandbox.corpus.generate``. The same every time.
+"""Write ``cells.jsonl``: ``python -m tests.sandbox.corpus.generate``. The result is the same every time.
 
-Every ingredient comes by itself in two entries; the others have several, one after another or in one cell. Beside them is work
-as trajectories have it; what its variables give is asked of plain Python, here.
+Every ingredient occurs alone in two entries. The other entries combine several, in different cells or in one. Each entry also
+has a cell with ordinary work, whose expected values come from plain Python.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.sandbox.corpus.ingredients import Ingredient, bound_by, load
 ENTRIES = 2000
 SEED = 13
 ASIDE = {"builtins", "modules", "interpreter", "places", "limits", "memory"}
-"""Kinds after which plain work in the same cell may fail."""
+"""Kinds after which ordinary work in the same cell may fail."""
 SLOW = {"forks", "memory", "pools", "subprocesses"}
 LOOP = "while True:\n    pass"
 
 
 def entries() -> Iterable[Entry]:
-    """All of them, each code once."""
+    """All entries; no two have the same code."""
     draw = random.Random(SEED)
     ingredients = load()
     seen: set[str] = set()
@@ -41,19 +41,19 @@ def entries() -> Iterable[Entry]:
 
 
 def compose(ingredients: tuple[Ingredient, ...], draw: random.Random, layout: str = "") -> Entry | None:
-    """An entry with these ingredients; None where they cannot be together. ``layout``: which of those in ``_lay_out``; else the
-    draw decides."""
+    """An entry with these ingredients; None if they cannot be combined. ``layout``: one of those in ``_lay_out``; else it is
+    drawn."""
     spoilt: set[str] = set().union(*(ingredient.spoils for ingredient in ingredients))
     bound: set[str] = set().union(*map(bound_by, ingredients))
     if sum(bool(ingredient.ends & {"interrupted", "killed"}) for ingredient in ingredients) > 1:
-        return None  # it would take long
+        return None  # it would take too long
     works = [work for work in WORKS if not names_of(work) & bound]
     usable = [(work, ask) for work in works for ask in work.asks if not (work.needs | leans(f"{work.code}\n{ask}")) & spoilt]
     if not usable or {"builtins", "echo"} <= spoilt:
         return None
     work, ask = draw.choices(usable, [1 / len(work.code) for work, _ in usable])[0]
     if any(ingredient.ends & {"interrupted", "killed"} for ingredient in ingredients):
-        # Cells have less time then, and may need more to fill the memory or to start processes.
+        # Cells have a shorter time limit then, which may be too short for filling memory or starting processes.
         ingredients = tuple(
             dataclasses.replace(each, ends=each.ends | {"interrupted"}) if each.kind in SLOW else each for each in ingredients
         )
@@ -87,11 +87,12 @@ def _fits(look: Look, ingredients: tuple[Ingredient, ...], spoilt: set[str]) -> 
 def _lay_out(
     ingredients: tuple[Ingredient, ...], work: Work, last: bool, draw: random.Random, layout: str
 ) -> tuple[list[str], list[set[str]], int]:
-    """Cells, how they may end, and the number of the one with the work. ``last``: the work must come after the ingredients."""
+    """The cells, how each may end, and the number of the cell with the work. ``last``: whether the work must come after the
+    ingredients."""
     codes = [ingredient.filled(draw) for ingredient in ingredients]
     ends = [set(ingredient.ends) for ingredient in ingredients]
     for before, each in itertools.pairwise(ingredients):
-        ends[ingredients.index(each)] |= {"ok", "error"}  # what came before may stand in its way
+        ends[ingredients.index(each)] |= {"ok", "error"}  # the ingredient before may prevent its effect
         ends[ingredients.index(each)] |= {"crashed", "error"} if "haunts" in before.flags else set()
     if last:
         return [*codes, work.code], [*ends, {"ok"}], len(codes) + 1
@@ -100,16 +101,16 @@ def _lay_out(
     )
     layouts = ["apart", "apart", "before", "together", "loop", "between"]
     match layout or draw.choice(layouts + ["behind"] * free):
-        case "before":  # in the cell of the first
+        case "before":  # in the cell of the first ingredient
             return [f"{work.code}\n{codes[0]}", *codes[1:]], ends, 1
         case "behind":
             return [*codes[:-1], f"{codes[-1]}\n{work.code}"], ends, len(codes)
         case "together":
             both = set().union(*ends)
             if len(codes) > 1:
-                both |= {"interrupted", "killed"}  # one may wait for what another has taken away
+                both |= {"interrupted", "killed"}  # one may wait for something that another removed
             if sum(ingredient.kind == "signals" for ingredient in ingredients) > 1:
-                both.add("crashed")  # one may take away the handler of what another sends
+                both.add("crashed")  # one may remove the handler of a signal that another sends
             return [work.code, "\n".join(codes)], [{"ok"}, both if len(codes) > 1 else ends[0]], 1
         case "loop" if (
             not any(ingredient.kind in SLOW for ingredient in ingredients)
@@ -125,7 +126,8 @@ def _lay_out(
 def _ask(
     work: Work, ask: str, looks: list[Look], draw: random.Random, may_print: bool, shows_nothing: bool
 ) -> tuple[str, str, str, str]:
-    """The cell that comes after, what it prints of itself, what of the work, and what it misses without that."""
+    """The cell that comes after, what it always prints, what it prints of the work, and the name that is undefined without the
+    work."""
     names = {"g": 0}
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(work.code, "work", "exec"), names)
@@ -133,7 +135,7 @@ def _ask(
     seen = "".join(f"{look.prints}\n" for look in looks)
     style = draw.choice(["echo", "echo", "name", *["print"] * may_print])
     if shows_nothing:
-        code, said = f"print({ask})\npass", _printed(ask, value)  # the last is no expression
+        code, said = f"print({ask})\npass", _printed(ask, value)  # so that the last statement is no expression
     elif style == "print":
         code, said = f"print({ask})", _printed(ask, value)
     elif style == "name":
@@ -153,16 +155,16 @@ def _printed(ask: str, value: object) -> str:
 
 
 def _first_lost(work: Work, ask: str) -> str:
-    """The name that is missed first where the work's cell has not run."""
+    """The first undefined name if the work's cell has not run."""
     try:
         eval(ask, {})
     except NameError as error:
         return str(error.name)
-    raise ValueError(f"{ask!r} needs nothing of {work.code!r}")
+    raise ValueError(f"{ask!r} uses no variable of {work.code!r}")
 
 
 def main() -> None:
-    """Write the file."""
+    """Write ``cells.jsonl``."""
     FILE.write_text("".join(f"{entry.to_json()}\n" for entry in entries()), "utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What a trajectory's other cells do: work that leaves variables, questions about them, and looks at what a cell relies on."""
+"""Ordinary cells of the corpus: work that leaves variables, expressions that use them, and checks of what cells rely on."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ import functools
 from dataclasses import dataclass
 
 LEANS_ON_BUILTINS = {"list", "max", "min", "print", "sum"}
-"""Builtins that some ingredients hide behind names of their own."""
+"""Builtins that some ingredients hide with variables of the same name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A cell that leaves something, and expressions whose values need it."""
+    """A cell that leaves variables, and expressions that use them."""
 
     code: str
     asks: tuple[str, ...]
     needs: frozenset[str] = frozenset()
-    """What must not be spoilt (``ingredients.SPOILS``) for the expressions."""
+    """What ingredients must not have broken (``ingredients.SPOILS``) for the expressions to work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Code that prints what a cell can rely on, and that."""
+    """Code that checks something cells rely on, and what it prints."""
 
     code: str
     prints: str
     needs: frozenset[str] = frozenset()
+    """What ingredients must not have broken (``ingredients.SPOILS``) for it to work."""
 
 
 @functools.cache
 def names_of(work: Work) -> set[str]:
-    """All names in it."""
+    """All names in a work's code and expressions."""
     return _names(work.code).union(*map(_names, work.asks))
 
 
@@ -41,7 +42,7 @@ def _names(code: str) -> set[str]:
 
 
 def leans(code: str) -> frozenset[str]:
-    """``builtins`` where the code needs one of those that ingredients hide, ``sys`` where it needs that."""
+    """What code needs: ``builtins`` if it uses one of LEANS_ON_BUILTINS, ``sys`` if it imports that."""
     needs = {"builtins"} if _names(code) & LEANS_ON_BUILTINS else set()
     return frozenset(needs | ({"sys"} if "import sys" in code else set()))
 
@@ -163,7 +164,7 @@ WORKS = [
         "squares_mod",
     ),
 ]
-"""Their names are such that no ingredient uses them: the generator looks."""
+"""Their variables have names that ingredients do not use; the generator checks it."""
 
 LOOKS = [
     _look("print('checking', 1 + 1)", "checking 2"),

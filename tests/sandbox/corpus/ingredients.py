@@ -1,15 +1,15 @@
-"""What cells do to their process: some hundred pieces of code, read from the files in ``ingredients/``, a file for each kind.
+"""Ingredients: hundreds of pieces of code that change their process, read from ``ingredients/``, one file for each kind.
 
-A piece begins with a line ``=== NAME | ends: HOW ... | spoils: WHAT ... | late``; all but the name may be missing:
+A piece begins with a line ``=== NAME | ends: HOW ... | spoils: WHAT ... | late``. Only the name is required:
 
-- ``ends``: how a cell ends that ends with it (:data:`ENDS`). Without: ``ok``.
-- ``spoils``: what does not work any more in later cells, in plain Python too.
-- ``late``: it may still write to the output when its cell is over.
-- ``haunts``: it may still end the process, or raise, when its cell is over.
-- ``inside``: it has Python show its whole stack, and so the sandbox's own frames.
-- ``replaced``: nobody can undo what it does, so its process is given up.
+- ``ends``: how a cell with this code at its end may end (:data:`ENDS`). Default: ``ok``.
+- ``spoils``: what no longer works in later cells, as in plain Python.
+- ``late``: it may still write to the output after its cell.
+- ``haunts``: it may still end the process, or raise, after its cell.
+- ``inside``: it makes Python show its whole stack, including the sandbox's own frames.
+- ``replaced``: its effect cannot be undone, so the process is replaced.
 
-``§n``, ``§k``, ``§s`` and ``§w`` stand for a digit, a number of two digits, a fraction of a second and a word.
+``§n``, ``§k``, ``§s`` and ``§w`` stand for a digit, a two-digit number, a fraction of a second and a word.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "ingredients"
 ENDS = {"ok", "error", "crashed", "interrupted", "killed"}
-"""``interrupted`` and ``killed`` are the two kinds of time-out."""
+"""``interrupted`` and ``killed`` are the two kinds of timeout."""
 SPOILS = {
     *("asyncio", "builtins", "child", "decimal", "echo", "environ", "files", "import", "json", "math", "memory", "names"),
     *("process", "random", "resource", "sys", "threads", "time", "warnings"),
@@ -33,18 +33,18 @@ WORDS = ("alpha", "beta", "gamma", "delta", "omega")
 
 @dataclass(frozen=True, slots=True)
 class Ingredient:
-    """One piece."""
+    """One piece of code."""
 
     kind: str
     name: str
     code: str
-    """With the signs for numbers and words in it."""
+    """The code, with placeholders for numbers and words."""
     ends: frozenset[str]
     spoils: frozenset[str]
     flags: frozenset[str]
 
     def filled(self, draw: random.Random) -> str:
-        """The code, with numbers and words in the place of the signs: the same in all places."""
+        """The code with a number or word for each placeholder, the same at all its places."""
         code = self.code
         for sign, value in (
             ("§n", str(draw.randint(2, 9))),
@@ -58,7 +58,7 @@ class Ingredient:
 
 @functools.cache
 def bound_by(ingredient: Ingredient) -> set[str]:
-    """Names that it binds, but for plain imports: nothing that needs them can be beside it."""
+    """The names that it binds, except by plain imports: an entry with it must not use them otherwise."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(ingredient.filled(random.Random(0)))):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
@@ -71,7 +71,7 @@ def bound_by(ingredient: Ingredient) -> set[str]:
 
 
 def load() -> list[Ingredient]:
-    """All of them. ValueError where a file is not as it should be."""
+    """All ingredients. Raises ValueError for an invalid header."""
     found = []
     for path in sorted(FOLDER.glob("*.txt")):
         for piece in path.read_text("utf-8").split("=== ")[1:]:
@@ -93,5 +93,5 @@ def _read(kind: str, header: str, code: str) -> Ingredient:
             case _:
                 flags.add(part)
     if not (name and code and ends <= ENDS and spoils <= SPOILS and flags <= FLAGS):
-        raise ValueError(f"{kind}: {header!r} is no header of an ingredient, or it has no code")
+        raise ValueError(f"{kind}: {header!r} is an invalid header, or the code after it is missing")
     return Ingredient(kind, name, code, frozenset(ends), frozenset(spoils), frozenset(flags))

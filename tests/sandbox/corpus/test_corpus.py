@@ -1,6 +1,6 @@
-"""Whatever cells do to their process, the next one is answered as it should be, or the session says what was lost.
+"""Whatever cells do to their process, the next cell works correctly, or the session reports what was lost.
 
-A sample of the stored cells is run; ``ASTER_SANDBOX_CORPUS=2000`` runs them all.
+Runs a sample of the stored cells; ``ASTER_SANDBOX_CORPUS=2000`` runs all of them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from tests.sandbox.sandbox_bench import Bench
 
 WANTED = int(os.environ.get("ASTER_SANDBOX_CORPUS", "120"))
 AT_ONCE = 4
-"""Sessions at the same time."""
+"""Number of sessions that run at the same time."""
 ENDLESS_SECONDS, PATIENT_SECONDS, SECOND_TRY_SECONDS = 0.5, 20.0, 4.0
-"""Of a cell: where some run until their time is up; where none does; and where one failed that may have had too little."""
+"""Time limits of a cell: for entries with a cell that runs until its limit; for others; for repeating a failed entry of the
+first kind, whose other cells may have had too little time."""
 ENTRIES = load()
 SAMPLE = ENTRIES[:: max(1, len(ENTRIES) // WANTED)]
 MIXABLE = [ingredient for ingredient in load_ingredients() if not ingredient.ends & {"interrupted", "killed"}]
@@ -36,7 +37,7 @@ MIXABLE = [ingredient for ingredient in load_ingredients() if not ingredient.end
 
 @pytest.fixture
 def bench_with(_benches: Benches) -> Callable[[float], Bench]:
-    """Gives a sandbox for cells of so many seconds, without libraries: its sessions start at once."""
+    """A function that returns a sandbox with a time limit for cells and without preloaded libraries."""
     level: Any = level_taken().value
 
     def bench(cell_seconds: float) -> Bench:
@@ -48,13 +49,13 @@ def bench_with(_benches: Benches) -> Callable[[float], Bench]:
 
 
 async def played(bench: Bench, entry: Entry) -> list[str]:
-    """What was wrong with an entry, in a session of its own."""
+    """Run an entry in a new session. Returns what was wrong."""
     async with await bench.sandbox.open(1) as session:
         return await play(session, entry, semaphores=bench.sandbox.level is Level.NAMESPACES)
 
 
 def wrong_among(bench: Bench, some: list[Entry]) -> list[tuple[Entry, list[str]]]:
-    """The entries that were not answered as they should be, and what was wrong; some are played at the same time."""
+    """Run entries, several at the same time. Returns those that failed, with what was wrong."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(entry: Entry) -> tuple[Entry, list[str]]:
@@ -67,16 +68,16 @@ def wrong_among(bench: Bench, some: list[Entry]) -> list[tuple[Entry, list[str]]
     return bench.loop.run_until_complete(all_of_them())
 
 
-def test_cells_that_end_by_themselves(bench_with: Callable[[float], Bench]) -> None:
+def test_next_cell_after_cells_that_end(bench_with: Callable[[float], Bench]) -> None:
     wrong = wrong_among(bench_with(PATIENT_SECONDS), [entry for entry in SAMPLE if not entry.endless])
     assert not wrong, "\n\n".join(in_words(*each) for each in wrong)
 
 
-def test_cells_of_which_some_run_out_of_time(bench_with: Callable[[float], Bench]) -> None:
+def test_next_cell_after_cells_that_time_out(bench_with: Callable[[float], Bench]) -> None:
     doubtful = wrong_among(bench_with(ENDLESS_SECONDS), [entry for entry in SAMPLE if entry.endless])
     if not doubtful:
         return
-    # On a busy machine half a second may be too little for a cell that ends by itself.
+    # On a busy machine half a second may be too short for a cell that ends by itself.
     wrong = wrong_among(bench_with(SECOND_TRY_SECONDS), [entry for entry, _ in doubtful])
     assert not wrong, "\n\n".join(in_words(*each) for each in wrong)
 
@@ -90,7 +91,9 @@ def test_cells_of_which_some_run_out_of_time(bench_with: Callable[[float], Bench
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
-def test_any_mixture_in_one_cell(bench_with: Callable[[float], Bench], ingredients: list[Ingredient], seed: int) -> None:
+def test_next_cell_after_random_mixtures_in_one_cell(
+    bench_with: Callable[[float], Bench], ingredients: list[Ingredient], seed: int
+) -> None:
     entry = compose(tuple(ingredients), random.Random(seed), "together")
     assume(entry is not None)
     assert entry is not None
@@ -99,5 +102,5 @@ def test_any_mixture_in_one_cell(bench_with: Callable[[float], Bench], ingredien
     assert not wrong, in_words(entry, wrong)
 
 
-def test_the_stored_cells_are_those_of_the_generator() -> None:
+def test_stored_cells_match_the_generator() -> None:
     assert FILE.read_text("utf-8") == "".join(f"{entry.to_json()}\n" for entry in entries())

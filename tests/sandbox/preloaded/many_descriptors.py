@@ -1,4 +1,4 @@
-"""A package for ``sandbox.preload``: the warm parent holds so many descriptors as it does with hundreds of sessions."""
+"""A package for ``sandbox.preload`` that opens as many descriptors in the zygote as hundreds of sessions do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A package for ``sandbox.preload``: forks fail as if processes were short, as often as a file beside the zygote's log says."""
+"""A package for ``sandbox.preload`` that makes forks fail with EAGAIN, as often as a file beside the zygote's log says."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import os
 from pathlib import Path
 
 TICKETS = Path(os.environ["HOME"]) / "failures"
-"""One byte a failure that is still to come."""
+"""One byte for each failure that is still to come."""
 
 _fork = os.fork
 
 
 def _take_ticket() -> bool:
-    """Whether this fork shall fail. Several processes fork at once, and only one of them may have a byte."""
+    """Whether this fork should fail. Takes one byte off the file, locked, because several processes fork at once."""
     if not TICKETS.exists():
         return False
     with TICKETS.open("r+b") as file:

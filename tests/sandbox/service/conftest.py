@@ -1,4 +1,4 @@
-"""One roomy service and one tight one for all tests of the service."""
+"""Two shared services: ``service`` with generous limits, ``tight`` with small ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def tight() -> Iterator[Service]:
-    """Two clients; of each two sessions, one cell that runs and one that waits; bodies of 1 MiB; 3 sessions in all."""
+    """Two clients, each with 2 sessions, 1 running and 1 waiting cell; bodies of 1 MiB; 3 sessions in all."""
     limits = [
         "--client-sessions",
         "2",
@@ -42,11 +42,11 @@ def tight() -> Iterator[Service]:
 
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx2.Client]:
-    """Alice, at the roomy service. Her sessions are closed afterwards."""
+    """Alice's HTTP client for ``service``. Her sessions are closed afterwards."""
     yield from as_alice(service)
 
 
 @pytest.fixture
 def narrow(tight: Service) -> Iterator[httpx2.Client]:
-    """Alice, at the tight service."""
+    """Alice's HTTP client for ``tight``. Her sessions are closed afterwards."""
     yield from as_alice(tight)

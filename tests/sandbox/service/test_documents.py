@@ -1,4 +1,4 @@
-"""The examples of docs/sandbox.md, run."""
+"""Run the examples of docs/sandbox.md."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PAGE = (Path(__file__).parents[3] / "docs" / "sandbox.md").read_text(encoding="u
 
 
 def block(language: str, marker: str) -> str:
-    """The code block of a language that holds a text."""
+    """The first code block in a language that contains a text."""
     return next(text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if marker in text)
 
 
-def test_the_environment_for_trl(service: Service) -> None:
+def test_trl_example(service: Service) -> None:
     code = block("python", "class PythonTool").replace("http://10.0.0.5:8080", service.url).replace('"TOKEN"', repr(ALICE))
     names: dict[str, Any] = {}
     exec(code, names)
@@ -36,7 +36,7 @@ def test_the_environment_for_trl(service: Service) -> None:
         names["loop"].call_soon_threadsafe(names["loop"].stop)
 
 
-def test_the_address_for_verl(service: Service) -> None:
+def test_verl_example(service: Service) -> None:
     tool = yaml.safe_load(block("yaml", "sandbox_fusion_url"))["tools"][0]
     url = tool["config"]["sandbox_fusion_url"].replace("10.0.0.5:8080", f"127.0.0.1:{service.port}").replace("TOKEN", ALICE)
     body = {
@@ -48,7 +48,7 @@ def test_the_address_for_verl(service: Service) -> None:
     assert (reply["status"], reply["run_result"]["stdout"]) == ("Success", "42\n")
 
 
-def test_every_metric_of_the_page_is_there(service: Service) -> None:
+def test_documented_metrics_exist(service: Service) -> None:
     paragraph = PAGE[PAGE.index("Metrics, all with the prefix") : PAGE.index("`process_*`")]
     with service.client(ALICE) as http:
         text = http.get("/metrics").text

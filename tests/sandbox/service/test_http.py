@@ -1,4 +1,4 @@
-"""The service's own requests, over real connections: sessions, tokens, exactly once, limits, bad company, its end."""
+"""The service's own requests over real connections: sessions, tokens, repeated requests, limits, bad clients, shutdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.sandbox.service.services import ALICE, BOB, Service, counter, eventua
 from tests.sandbox.test_isolation import all_dead, descendants
 
 
-def test_a_session_keeps_its_state_and_ends(http: httpx2.Client) -> None:
+def test_session_keeps_its_state_and_can_be_ended(http: httpx2.Client) -> None:
     opened = http.post("/v1/sessions", json={"seed": 7, "setup": "def ask(x): return 2 * x + 1"})
     assert opened.status_code == 201
     session = opened.json()["id"]
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_numbers(http: httpx2.Client) -> None:
     assert numbers[0] == numbers[1] != numbers[2]
 
 
-def test_a_fork_has_the_state_and_goes_its_own_way(http: httpx2.Client) -> None:
+def test_fork_has_the_state_and_is_independent(http: httpx2.Client) -> None:
     http.post("/v1/sessions", json={"id": "trunk"})
     run(http, "trunk", "x = [1]")
     assert http.post("/v1/sessions/trunk/fork", json={"id": "twig"}).status_code == 201
@@ -53,11 +53,11 @@ def test_a_fork_has_the_state_and_goes_its_own_way(http: httpx2.Client) -> None:
     assert run(http, "trunk", "x")["output"] == "[1]"
     assert http.post("/v1/sessions/nowhere/fork", json={}).status_code == 404
     http.delete("/v1/sessions/trunk")
-    assert http.post("/v1/sessions/trunk/fork", json={"id": "twig"}).status_code == 200  # again, when the parent is gone
+    assert http.post("/v1/sessions/trunk/fork", json={"id": "twig"}).status_code == 200  # repeated after the parent ended
     assert http.post("/v1/sessions/trunk/fork", json={"id": "another"}).status_code == 404
 
 
-def test_a_fork_and_a_session_can_be_given_other_random_numbers(http: httpx2.Client) -> None:
+def test_forks_and_sessions_can_be_reseeded(http: httpx2.Client) -> None:
     draw = "import random\nrandom.random()"
     http.post("/v1/sessions", json={"id": "trunk", "seed": 3})
     forks = {"like": {}, "one": {"seed": 1}, "two": {"seed": 2}, "again": {"seed": 1}}
@@ -68,7 +68,7 @@ def test_a_fork_and_a_session_can_be_given_other_random_numbers(http: httpx2.Cli
     assert drawn["like"] == drawn["trunk"]
     assert drawn["one"] == drawn["again"]
     assert len(set(drawn.values())) == 3
-    for _ in range(2):  # the second is the first one's repetition
+    for _ in range(2):  # the second request repeats the first
         assert http.post("/v1/sessions/trunk/seed", json={"seed": 1, "request_id": "r"}).status_code == 204
         first = run(http, "trunk", draw, "d")["output"]
     assert first == drawn["one"]
@@ -87,7 +87,7 @@ def test_without_a_body_there_are_defaults(http: httpx2.Client) -> None:
     assert len({run(http, session, draw)["output"] for session in (name, forked.json()["id"], "zero")}) == 1
 
 
-def test_a_session_that_is_still_opening_can_be_forked_and_closed(http: httpx2.Client) -> None:
+def test_session_that_is_still_opening_can_be_forked_and_closed(http: httpx2.Client) -> None:
     slow = {"setup": "import time\ntime.sleep(0.4)\nx = 5"}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         opening = [pool.submit(http.post, "/v1/sessions", json={"id": name, **slow}) for name in ("early", "never")]
@@ -99,7 +99,7 @@ def test_a_session_that_is_still_opening_can_be_forked_and_closed(http: httpx2.C
     assert {entry["id"] for entry in http.get("/v1/sessions").json()["sessions"]} == {"early", "child"}
 
 
-def test_a_lone_surrogate_in_code_is_the_cells_error(http: httpx2.Client) -> None:
+def test_lone_surrogate_in_code_is_accepted(http: httpx2.Client) -> None:
     http.post("/v1/sessions", json={"id": "odd"})
     headers = {"Content-Type": "application/json"}
     response = http.post("/v1/sessions/odd/run", content=b'{"code": "x = \'\\ud800\'\\nlen(x)"}', headers=headers)
@@ -113,7 +113,7 @@ def test_a_lone_surrogate_in_code_is_the_cells_error(http: httpx2.Client) -> Non
     "headers",
     [{}, {"Authorization": "Bearer wrong-wrong-wrong"}, {"Authorization": f"Bearer {ALICE}x"}, {"Authorization": "Basic ?"}],
 )
-def test_without_a_right_token_nothing_is_served(service: Service, path: str, headers: dict[str, str]) -> None:
+def test_requests_without_a_valid_token_are_refused(service: Service, path: str, headers: dict[str, str]) -> None:
     with service.client() as stranger:
         response = stranger.get(path, headers=headers)
         assert response.status_code == 401
@@ -121,20 +121,20 @@ def test_without_a_right_token_nothing_is_served(service: Service, path: str, he
         assert stranger.post("/run_code", json={"code": "1"}, headers=headers).status_code == 401
 
 
-def test_health_and_the_page_are_open(service: Service) -> None:
+def test_health_and_docs_need_no_token(service: Service) -> None:
     with service.client() as stranger:
         assert stranger.get("/health").json()["status"] == "ok"
         assert "swagger" in stranger.get("/docs").text
         assert "/v1/sessions/{session_id}/run" in stranger.get("/openapi.json").json()["paths"]
 
 
-def test_the_token_may_be_in_the_url(service: Service) -> None:
+def test_token_may_be_in_the_url(service: Service) -> None:
     secret = base64.b64encode(f"any:{ALICE}".encode()).decode()
     with service.client() as client:
         assert client.get("/v1/sessions", headers={"Authorization": f"Basic {secret}"}).status_code == 200
 
 
-def test_a_client_does_not_see_anothers_sessions(service: Service, http: httpx2.Client) -> None:
+def test_client_does_not_see_other_clients_sessions(service: Service, http: httpx2.Client) -> None:
     http.post("/v1/sessions", json={"id": "mine"})
     run(http, "mine", "x = 1")
     with service.client(BOB) as other:
@@ -146,7 +146,7 @@ def test_a_client_does_not_see_anothers_sessions(service: Service, http: httpx2.
     assert run(http, "mine", "x")["output"] == "1"
 
 
-def test_a_request_that_comes_twice_runs_once(http: httpx2.Client) -> None:
+def test_request_sent_twice_runs_once(http: httpx2.Client) -> None:
     http.post("/v1/sessions", json={"id": "once"})
     run(http, "once", "n = 0")
     first = run(http, "once", "n += 1\nn", "r1")
@@ -157,7 +157,7 @@ def test_a_request_that_comes_twice_runs_once(http: httpx2.Client) -> None:
     assert other.status_code == 409
 
 
-def test_two_at_the_same_time_run_once(http: httpx2.Client) -> None:
+def test_simultaneous_identical_requests_run_once(http: httpx2.Client) -> None:
     http.post("/v1/sessions", json={"id": "twice"})
     run(http, "twice", "n = 0")
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -166,7 +166,7 @@ def test_two_at_the_same_time_run_once(http: httpx2.Client) -> None:
     assert [reply["output"] for reply in replies] == ["1"] * 4
 
 
-def test_an_old_request_is_not_run_again_though_its_reply_is_gone(http: httpx2.Client) -> None:
+def test_old_request_is_not_run_again(http: httpx2.Client) -> None:
     http.post("/v1/sessions", json={"id": "old"})
     run(http, "old", "n = 0")
     for number in range(20):
@@ -176,7 +176,7 @@ def test_an_old_request_is_not_run_again_though_its_reply_is_gone(http: httpx2.C
     assert run(http, "old", "n")["output"] == "20"
 
 
-def test_opening_twice_under_one_id_opens_once(http: httpx2.Client) -> None:
+def test_opening_twice_with_one_id_opens_once(http: httpx2.Client) -> None:
     assert http.post("/v1/sessions", json={"id": "same", "seed": 1}).status_code == 201
     run(http, "same", "x = 5")
     assert http.post("/v1/sessions", json={"id": "same", "seed": 1}).status_code == 200
@@ -184,7 +184,7 @@ def test_opening_twice_under_one_id_opens_once(http: httpx2.Client) -> None:
     assert http.post("/v1/sessions", json={"id": "same", "seed": 2}).status_code == 409
 
 
-def test_a_setup_that_raises_is_told(http: httpx2.Client) -> None:
+def test_setup_that_raises_is_reported(http: httpx2.Client) -> None:
     response = http.post("/v1/sessions", json={"id": "broken", "setup": "1 / 0"})
     assert response.status_code == 424
     assert "ZeroDivisionError" in response.json()["detail"]
@@ -197,13 +197,13 @@ def test_a_setup_that_raises_is_told(http: httpx2.Client) -> None:
     [
         (b"no json", 422, "JSON"),
         (b'{"cod": "1"}', 422, "code"),
-        (b'{"code": 1}', 422, "body.code: Value error, must be a string"),
+        (b'{"code": 1}', 422, "body.code: "),
         (b'{"code": "1", "request_id": "a b"}', 422, "request_id"),
         (b"[" * 100_000, 400, "body"),
         (b'{"code": "1", "\\ud800": 2}', 422, "unicode"),
     ],
 )
-def test_bodies_that_do_not_fit_are_refused(http: httpx2.Client, content: bytes, status: int, detail: str) -> None:
+def test_invalid_bodies_are_refused(http: httpx2.Client, content: bytes, status: int, detail: str) -> None:
     http.post("/v1/sessions", json={"id": "fit"})
     headers = {"Content-Type": "application/json"}
     response = http.post("/v1/sessions/fit/run", content=content, headers=headers)
@@ -213,14 +213,14 @@ def test_bodies_that_do_not_fit_are_refused(http: httpx2.Client, content: bytes,
 
 @pytest.mark.parametrize("path", ["/v1/sessions", "/v1/sessions/s/run", "/run_code", "/run_stateful_code", "/run_jupyter"])
 @pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
-def test_a_missing_json_header_is_said(http: httpx2.Client, path: str, kind: str | None) -> None:
+def test_missing_json_header_is_reported(http: httpx2.Client, path: str, kind: str | None) -> None:
     http.post("/v1/sessions", json={"id": "s"})
     response = http.post(path, content=b'{"code": "1"}', headers={} if kind is None else {"Content-Type": kind})
     assert response.status_code == 422
-    assert "send the header Content-Type: application/json" in response.json()["detail"]
+    assert "Content-Type: application/json" in response.json()["detail"]
     response = http.post(path, content=b'{"code": 1}', headers={"Content-Type": "application/json; charset=utf-8"})
     assert response.status_code == 422
-    assert "header" not in response.json()["detail"]
+    assert "Content-Type" not in response.json()["detail"]
 
 
 def test_metrics_count_what_happens(http: httpx2.Client) -> None:
@@ -237,7 +237,7 @@ def test_metrics_count_what_happens(http: httpx2.Client) -> None:
     assert ALICE not in http.get("/metrics").text
 
 
-def test_a_client_has_so_many_sessions_and_the_service_so_many_in_all(tight: Service, narrow: httpx2.Client) -> None:
+def test_limits_of_sessions_per_client_and_in_all(tight: Service, narrow: httpx2.Client) -> None:
     with tight.client(BOB) as bob:
         for name in ("a", "b"):
             assert narrow.post("/v1/sessions", json={"id": name}).status_code == 201
@@ -273,25 +273,25 @@ def test_cells_beyond_the_queue_are_refused_and_do_not_run(narrow: httpx2.Client
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) > 0
         assert [future.result().status_code for future in (running, waiting)] == [200, 200]
-    # The refused request is no reply that is kept: sent again, it runs.
+    # A refused request is not kept as a reply: sent again, it runs.
     assert run(narrow, "b", "y = 1", "again")["status"] == "ok"
 
 
-def test_a_session_that_nobody_uses_is_closed() -> None:
+def test_idle_session_is_closed() -> None:
     service = Service("--idle-seconds", "2", "sandbox.cell_seconds=20")
     with service.client() as http:
         http.post("/v1/sessions", json={"id": "idle"})
-        # One that is in use is not idle, however long its cell takes.
+        # A session is not idle while its cell runs, however long.
         assert run(http, "idle", "import time\ntime.sleep(2.6)\n'done'")["output"] == "'done'"
         assert eventually(lambda: http.get("/v1/sessions").json() == {"sessions": []})
         assert http.post("/v1/sessions/idle/run", json={"code": "x"}).status_code == 404
-        # The session is out of the list first, and counted when it has ended.
+        # The session leaves the list first and is counted after it has ended.
         assert eventually(lambda: counter(http, 'aster_sandbox_sessions_closed_total{why="idle"}') == 1)
     service.stop()
 
 
 def _raw(service: Service, head: str, token: str = ALICE) -> socket.socket:
-    """A connection on which a request has begun."""
+    """A connection on which the head of a request has been sent."""
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=60)
     lines = [head, "Host: x", f"Authorization: Bearer {token}", "Content-Type: application/json"]
     connection.sendall("\r\n".join(lines).encode())
@@ -305,7 +305,7 @@ def _status(connection: socket.socket) -> int:
 
 @pytest.mark.parametrize("token", [ALICE, "wrong-wrong-wrong-wrong"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_of_100_mb_is_refused_and_not_held(tight: Service, chunked: bool, token: str) -> None:
+def test_body_of_100_mb_is_refused_and_not_kept_in_memory(tight: Service, chunked: bool, token: str) -> None:
     before = tight.peak_mb()
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {100 << 20}"
     with _raw(tight, f"POST /v1/sessions HTTP/1.1\r\n{length}", token) as connection:
@@ -319,14 +319,14 @@ def test_a_body_of_100_mb_is_refused_and_not_held(tight: Service, chunked: bool,
     assert tight.peak_mb() < before + 20
 
 
-def test_a_client_that_asks_first_is_refused_before_it_sends(tight: Service) -> None:
+def test_expect_continue_is_refused_before_the_body(tight: Service) -> None:
     head = f"POST /v1/sessions HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: {100 << 20}"
     with _raw(tight, head) as connection:
         connection.sendall(b"\r\n\r\n")
         assert _status(connection) == 413
 
 
-def test_a_client_that_vanishes_loses_no_reply(service: Service, http: httpx2.Client) -> None:
+def test_reply_is_kept_for_a_client_that_disconnected(service: Service, http: httpx2.Client) -> None:
     http.post("/v1/sessions", json={"id": "left"})
     run(http, "left", "n = 0")
     body = json.dumps({"code": "import time\ntime.sleep(0.4)\nn += 1\nn", "request_id": "left-1"}).encode()
@@ -334,13 +334,13 @@ def test_a_client_that_vanishes_loses_no_reply(service: Service, http: httpx2.Cl
     connection.sendall(b"\r\n\r\n" + body)
     assert eventually(lambda: counter(http, "aster_sandbox_cells_running") == 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-    connection.close()  # with a reset
+    connection.close()  # sends a reset
     assert run(http, "left", "import time\ntime.sleep(0.4)\nn += 1\nn", "left-1")["output"] == "1"
     assert run(http, "left", "n")["output"] == "1"
 
 
 @pytest.mark.parametrize("sent", [b"", b'{"seed": 1'])
-def test_half_a_request_does_nothing(service: Service, http: httpx2.Client, sent: bytes) -> None:
+def test_incomplete_request_does_nothing(service: Service, http: httpx2.Client, sent: bytes) -> None:
     http.post("/v1/sessions", json={"id": "whole"})
     http.put("/v1/sessions/whole/files/f", content=b"whole", headers={"Content-Type": "application/octet-stream"})
     before = counter(http, 'aster_sandbox_refused_total{status="499"}')
@@ -352,8 +352,8 @@ def test_half_a_request_does_nothing(service: Service, http: httpx2.Client, sent
     assert http.get("/v1/sessions/whole/files/f").content == b"whole"
 
 
-def test_100_clients_at_once_with_some_that_vanish(service: Service, http: httpx2.Client) -> None:
-    """Each of 80 clients counts its cells in a session of its own, while 20 others go away in the middle of requests."""
+def test_100_clients_at_once_while_some_disconnect(service: Service, http: httpx2.Client) -> None:
+    """Each of 80 clients counts its cells in its own session, while 20 others disconnect in the middle of requests."""
 
     async def steady(client: httpx2.AsyncClient, name: str) -> list[str]:
         await client.post("/v1/sessions", json={"id": name, "setup": "n = 0"})
@@ -386,8 +386,8 @@ def test_100_clients_at_once_with_some_that_vanish(service: Service, http: httpx
     assert http.get("/health").json()["status"] == "ok"
 
 
-def test_slow_readers_and_slow_writers_hold_up_nobody(service: Service, http: httpx2.Client) -> None:
-    """Connections that send half a request, or ask for much and read nothing, cost the others nothing."""
+def test_slow_readers_and_writers_do_not_block_others(service: Service, http: httpx2.Client) -> None:
+    """Clients that send half a request, or send many and read no reply, do not slow down others."""
     http.post("/v1/sessions", json={"id": "big"})
     run(http, "big", "text = 'x' * 1900")
     body = json.dumps({"code": "print(text)"}).encode()
@@ -401,7 +401,7 @@ def test_slow_readers_and_slow_writers_hold_up_nobody(service: Service, http: ht
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(0.05)
         connection.connect(("127.0.0.1", service.port))
-        # Half of them stop within a request; the others send many and never read, until the service stops reading from them.
+        # Half of them stop in the middle of a request; the others send many and read nothing until the service stops reading.
         with contextlib.suppress(TimeoutError):
             connection.sendall(request[: len(request) // 2] if number % 2 else request * 50)
         connections.append(connection)
@@ -412,13 +412,13 @@ def test_slow_readers_and_slow_writers_hold_up_nobody(service: Service, http: ht
         connection.close()
 
 
-def test_sigterm_lets_a_cell_end_and_leaves_nothing() -> None:
+def test_sigterm_lets_running_cells_end_and_leaves_no_process() -> None:
     service = Service("sandbox.cell_seconds=20")
     with service.client() as http, concurrent.futures.ThreadPoolExecutor(1) as pool:
         http.post("/v1/sessions", json={"id": "last"})
         run(http, "last", "import subprocess\nsleeper = subprocess.Popen(['sleep', '600'])")
         below = descendants(service.process.pid)
-        assert len(below) >= 3  # the zygote, the session, what it started
+        assert len(below) >= 3  # the zygote, the session, and the process that it started
         cell = pool.submit(run, http, "last", "import time\ntime.sleep(1)\n'done'")
         assert eventually(lambda: counter(http, "aster_sandbox_cells_running") == 1)
         status, errors = service.stop()
@@ -427,27 +427,27 @@ def test_sigterm_lets_a_cell_end_and_leaves_nothing() -> None:
     assert eventually(lambda: all_dead(below))
 
 
-def test_sigint_ends_it_too() -> None:
+def test_sigint_ends_the_service() -> None:
     service = Service()
     service.process.send_signal(signal.SIGINT)
     assert service.stop() == (0, level_line())
 
 
-def test_what_the_user_can_mend_is_one_line(service: Service, tmp_path: Path) -> None:
+def test_user_errors_are_one_line(service: Service, tmp_path: Path) -> None:
     (tmp_path / "short").write_text("abc\n")
     (tmp_path / "double").write_text(f"a {ALICE}\na {BOB}\n")
     (tmp_path / "empty").write_text("# none\n")
     for arguments, message in [
-        (["--port", str(service.port)], f"127.0.0.1:{service.port}: cannot listen here: Address already in use"),
-        (["--host", "0.0.0.0"], "--host 0.0.0.0: others can reach this"),
+        (["--port", str(service.port)], f"127.0.0.1:{service.port}: Address already in use"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: "),
         (["--host", "no-such-host.invalid"], "--host no-such-host.invalid"),
-        (["--token-file", str(tmp_path / "none")], "the tokens cannot be read"),
-        (["--token-file", str(tmp_path / "short")], "entry 1: a token has at least 16 characters"),
-        (["--token-file", str(tmp_path / "double")], "entry 2: this name or token is there twice"),
-        (["--token-file", str(tmp_path / "empty")], "holds no token"),
-        (["sandbox.sesions=3"], "unknown field 'sandbox.sesions'"),
-        (["sandbox.output_characters=3"], "the service needs at least 200"),
-        (["sandbox.addresses=['http://x']"], "a service runs its sessions itself"),
+        (["--token-file", str(tmp_path / "none")], f"{tmp_path / 'none'}: "),
+        (["--token-file", str(tmp_path / "short")], f"{tmp_path / 'short'}: entry 1: "),
+        (["--token-file", str(tmp_path / "double")], f"{tmp_path / 'double'}: entry 2: "),
+        (["--token-file", str(tmp_path / "empty")], f"{tmp_path / 'empty'}: "),
+        (["sandbox.sesions=3"], "'sandbox.sesions'"),
+        (["sandbox.output_characters=3"], "sandbox.output_characters"),
+        (["sandbox.addresses=['http://x']"], "sandbox.addresses"),
     ]:
         if arguments[0] == "--host" and arguments[1].startswith("no"):
             arguments = [*arguments, "--no-tokens"]

@@ -1,4 +1,4 @@
-"""``/run_jupyter``: cells as a notebook runs them."""
+"""``/run_jupyter``: running cells as a notebook does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 def notebook(http: httpx2.Client, *cells: str, **more: Any) -> dict[str, Any]:
-    """What ``/run_jupyter`` says, asked as its client asks."""
+    """The reply of ``/run_jupyter`` to a request as its client sends it."""
     body = {"cells": list(cells), "cell_timeout": 0, "total_timeout": 45, "kernel": "python3", "files": {}, "fetch_files": []}
     response = http.post("/run_jupyter", json={**body, **more})
     assert response.status_code == 200, response.text
@@ -22,7 +22,7 @@ def notebook(http: httpx2.Client, *cells: str, **more: Any) -> dict[str, Any]:
 
 
 def cells(http: httpx2.Client, *codes: str, **more: Any) -> list[dict[str, Any]]:
-    """The cells of a notebook that came to its end."""
+    """Run a notebook, which must succeed, and return its cells."""
     reply = notebook(http, *codes, **more)
     assert (reply["status"], reply["message"], reply["driver"]["status"]) == ("Success", "", "Finished")
     assert len(reply["cells"]) == len(codes)
@@ -30,7 +30,7 @@ def cells(http: httpx2.Client, *codes: str, **more: Any) -> list[dict[str, Any]]
     return found
 
 
-def test_what_is_printed_shown_and_raised_is_apart(http: httpx2.Client) -> None:
+def test_stdout_stderr_display_and_error_are_separate(http: httpx2.Client) -> None:
     found = cells(
         http, "a = 'hello'", "a", "print(a)", "import sys\n_ = sys.stderr.write('careful\\n')", "print(1)\nassert a == ''"
     )
@@ -63,7 +63,7 @@ def test_what_is_printed_shown_and_raised_is_apart(http: httpx2.Client) -> None:
         ("x = bytearray(3 << 30)", "MemoryError", ""),
     ],
 )
-def test_a_cell_that_fails_does_not_keep_the_next_from_running(http: httpx2.Client, code: str, name: str, value: str) -> None:
+def test_next_cell_runs_after_a_failing_one(http: httpx2.Client, code: str, name: str, value: str) -> None:
     first, failed, last = cells(http, "import sys\nx = 1", code, "x += 1\nx")
     (error,) = failed["error"]
     assert (error["ename"], error["evalue"]) == (name, value)
@@ -71,7 +71,7 @@ def test_a_cell_that_fails_does_not_keep_the_next_from_running(http: httpx2.Clie
     assert last["display"] == [{"text/plain": "2"}]
 
 
-def test_values_show_the_forms_that_they_have(http: httpx2.Client) -> None:
+def test_values_are_shown_in_all_their_forms(http: httpx2.Client) -> None:
     code = """
 class Shown:
     def __repr__(self): return "plain"
@@ -99,7 +99,7 @@ Shown
     ]
 
 
-def test_figures_are_among_what_is_shown(http: httpx2.Client) -> None:
+def test_figures_are_displayed(http: httpx2.Client) -> None:
     plot = "plt.plot([1, 2])\nplt.title('T')"
     found = cells(
         http,
@@ -122,7 +122,7 @@ def test_figures_are_among_what_is_shown(http: httpx2.Client) -> None:
     assert [error["ename"] for error in found[5]["error"]] == ["ValueError"]
 
 
-def test_cells_are_as_in_a_notebook(http: httpx2.Client) -> None:
+def test_cells_work_as_in_a_notebook(http: httpx2.Client) -> None:
     found = cells(
         http,
         "import asyncio\nqueue = asyncio.Queue()\ntask = asyncio.ensure_future(queue.get())\nawait asyncio.sleep(0)",
@@ -145,25 +145,25 @@ def test_cells_are_as_in_a_notebook(http: httpx2.Client) -> None:
     assert [[forms["text/plain"] for forms in cell["display"]] for cell in found[6:]] == [["'shown'"], [], ["'shown'"]]
 
 
-def test_a_cell_beyond_its_limit_is_ended_and_the_next_runs(http: httpx2.Client) -> None:
+def test_cell_timeout_ends_one_cell(http: httpx2.Client) -> None:
     code = "import time\nx = 2\nprint('before')\ntime.sleep(3)\nx = 3"
     _, late, last = cells(http, "x = 1", code, "x", cell_timeout=0.3)
     assert (late["stdout"], [error["ename"] for error in late["error"]]) == ("before\n", ["CellTimeout"])
     assert last["display"] == [{"text/plain": "2"}]
 
 
-def test_no_limit_of_a_cell_goes_beyond_the_sessions_own(narrow: httpx2.Client) -> None:
+def test_cell_timeout_is_capped_by_cell_seconds(narrow: httpx2.Client) -> None:
     late, last = cells(narrow, "import time\nprint('before')\ntime.sleep(60)", "1", total_timeout=60)
     assert (late["stdout"], [error["ename"] for error in late["error"]]) == ("before\n", ["CellTimeout"])
     assert last["display"] == [{"text/plain": "1"}]
-    # One that takes no interrupt is killed, and says so.
+    # A cell that cannot be interrupted is killed.
     _, late, last = cells(narrow, "x = 1", "print('before')\nsum(range(10**13))", "x", total_timeout=60)
     assert (late["stdout"], [error["ename"] for error in late["error"]]) == ("before\n", ["CellTimeout"])
     assert "so it was killed" in late["error"][0]["evalue"]
     assert last["display"] == [{"text/plain": "1"}]
 
 
-def test_all_cells_together_have_a_limit(http: httpx2.Client) -> None:
+def test_total_timeout(http: httpx2.Client) -> None:
     reply = notebook(http, "print(1)", "print(2)\nwhile True: pass", "print(3)", total_timeout=0.5)
     assert (reply["status"], reply["driver"]["status"], reply["driver"]["return_code"]) == ("Failed", "TimeLimitExceeded", None)
     assert [cell["stdout"] for cell in reply["cells"]] == ["1\n", "2\n"]
@@ -171,7 +171,7 @@ def test_all_cells_together_have_a_limit(http: httpx2.Client) -> None:
     assert (reply["status"], reply["cells"]) == ("Failed", [])
 
 
-def test_a_cell_that_ends_the_interpreter_costs_no_earlier_state(http: httpx2.Client) -> None:
+def test_crash_of_a_cell_keeps_earlier_state(http: httpx2.Client) -> None:
     _, dead, last = cells(http, "x = [1]", "x.append(2)\nprint('last words')\nimport os\nos._exit(3)", "display(len(x))")
     (error,) = dead["error"]
     assert (dead["stdout"], error["ename"]) == ("last words\n", "DeadKernelError")
@@ -179,7 +179,7 @@ def test_a_cell_that_ends_the_interpreter_costs_no_earlier_state(http: httpx2.Cl
     assert last["display"] == [{"text/plain": "1"}]
 
 
-def test_files_go_in_and_come_back(http: httpx2.Client) -> None:
+def test_files_of_a_notebook(http: httpx2.Client) -> None:
     files = {"data/in.csv": base64.b64encode(b"1,2").decode(), "left_out": None}
     reply = notebook(
         http, "text = open('data/in.csv').read()", "open('out', 'w').write(text[::-1])", files=files, fetch_files=["out", "no"]
@@ -190,14 +190,14 @@ def test_files_go_in_and_come_back(http: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     "more", [{"files": {"../x": ""}}, {"files": {"x": "?"}}, {"fetch_files": ["/etc/passwd"]}, {"fetch_files": ["big"]}]
 )
-def test_what_cannot_be_done_is_an_error_in_their_form(http: httpx2.Client, more: dict[str, Any]) -> None:
+def test_invalid_requests_get_a_sandbox_error(http: httpx2.Client, more: dict[str, Any]) -> None:
     reply = notebook(http, "_ = open('big', 'wb').write(bytes(5 << 20))", **more)
     assert (reply["status"], reply["driver"], reply["cells"]) == ("SandboxError", None, [])
     assert len(reply["message"].splitlines()) == 1
     assert reply["message"].startswith(next(iter(more)))
 
 
-def test_what_has_no_room_in_the_answer_is_named_in_its_place(http: httpx2.Client) -> None:
+def test_display_beyond_the_size_limit_is_replaced_by_a_note(http: httpx2.Client) -> None:
     code = "'a' * (5 << 20)"
     shown = [cell["display"][0]["text/plain"] for cell in cells(http, *[code] * 4, "1")]
     assert [len(text) for text in shown[:3]] == [(5 << 20) + 2] * 3
@@ -214,5 +214,5 @@ def test_notebooks_share_nothing_and_leave_nothing(http: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     "body", [{}, {"cells": "1"}, {"cells": [1]}, {"cells": [], "kernel": "R"}, {"cells": [], "total_timeout": -1}]
 )
-def test_requests_that_do_not_fit_are_refused(http: httpx2.Client, body: dict[str, Any]) -> None:
+def test_invalid_bodies_are_refused(http: httpx2.Client, body: dict[str, Any]) -> None:
     assert http.post("/run_jupyter", json=body).status_code == 422

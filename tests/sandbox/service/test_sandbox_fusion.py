@@ -1,4 +1,4 @@
-"""The service as SandboxFusion's own client sees it, the package ``sandbox-fusion``."""
+"""SandboxFusion's own client, the package ``sandbox-fusion``, works with the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.sandbox.service.services import ALICE, Service
 
 
 def address(service: Service) -> str:
-    """With a token, as their client takes it."""
+    """The service's address with a token, as the client accepts it."""
     return service.url.replace("http://", f"http://any:{ALICE}@")
 
 
@@ -46,7 +46,7 @@ def test_scripts(service: Service) -> None:
         assert base64.b64decode(reply.files["out"]) == b"o"
 
 
-def test_how_scripts_end(service: Service) -> None:
+def test_status_of_scripts(service: Service) -> None:
     mapping = SummaryMapping(RunFailed="failed", RunTimeout="late")
     codes = {"print(1)": RunStatus.Success, "1 / 0": "failed", "while True: pass": "late"}
     requests = [{"request": RunCodeRequest(code=code, language="python", run_timeout=1)} for code in codes]
@@ -78,16 +78,16 @@ def test_notebooks(service: Service) -> None:
         assert [error["ename"] for error in reply.cells[4].error] == ["RuntimeError"]
 
 
-def test_what_cannot_be_done_is_an_exception_there(service: Service) -> None:
-    with pytest.raises(Exception, match="language 'cpp' is not available"):
+def test_invalid_requests_raise_in_the_client(service: Service) -> None:
+    with pytest.raises(Exception, match="'cpp'"):
         run_code(RunCodeRequest(code="1", language="cpp"), address(service), max_attempts=1)
-    with pytest.raises(Exception, match=r"files: '\.\./x' is not a path"):
+    with pytest.raises(Exception, match=r"files: '\.\./x'"):
         run_jupyter(RunJupyterRequest(cells=[], files={"../x": ""}), address(service), max_attempts=1)
     with pytest.raises(Exception, match="code 401"):
         run_code(RunCodeRequest(code="1", language="python"), service.url, max_attempts=1)
 
 
-def test_it_repeats_what_an_overloaded_service_refuses(tight: Service, narrow: httpx2.Client) -> None:
+def test_overload_status_is_one_that_the_client_repeats(tight: Service, narrow: httpx2.Client) -> None:
     for name in ("a", "b"):
         assert narrow.post("/v1/sessions", json={"id": name}).status_code == 201
     request = RunCodeRequest(code="print(1)", language="python", run_timeout=0, compile_timeout=0)

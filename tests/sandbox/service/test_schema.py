@@ -1,4 +1,4 @@
-"""Schemathesis against the OpenAPI page: requests of the right form and of wrong ones, and what it promises of replies."""
+"""Schemathesis checks the service against its OpenAPI document, with valid and invalid requests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from tests.sandbox.service.services import ALICE, Service
 
 EXAMPLES = int(os.environ.get("ASTER_TEST_EXAMPLES", "0"))
-"""For each operation. 0: a few, and without the phase that goes through every constraint, which takes ten seconds."""
+"""Examples for each operation. 0: a few, without the phase that tries every constraint, which takes ten seconds."""
 
 
-def test_the_service_keeps_what_its_page_promises(service: Service, tmp_path: Path) -> None:
+def test_service_matches_its_openapi_document(service: Service, tmp_path: Path) -> None:
     phases = "coverage,fuzzing,stateful" if EXAMPLES else "fuzzing,stateful"
     arguments = [
         "--max-examples",

@@ -1,4 +1,4 @@
-"""The service's tokens: where they come from, and that cells do not get at them."""
+"""The service's tokens: where they come from, and that cells cannot read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sandbox without the rest: in an environment that has neither torch nor transformers nor ``aster``."""
+"""The sandbox alone, in an environment without torch, transformers and ``aster``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of a virtual environment with this one's packages but those, and with a copy of ``aster_sandbox``."""
+    """The interpreter of a virtual environment with a copy of ``aster_sandbox`` and this environment's packages except
+    MISSING."""
     folder = tmp_path_factory.mktemp("alone") / "env"
     venv.create(folder, symlinks=True)
     there = Path(sysconfig.get_path("purelib", "venv", vars={"base": str(folder)}))
@@ -58,7 +59,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(python: str, *arguments: str, given: str = "") -> str:
-    """What a command prints."""
+    """Run a command that must succeed, and return what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [python, *arguments], input=given, capture_output=True, text=True, check=False, env=environment, cwd="/", timeout=120
@@ -67,35 +68,35 @@ def run(python: str, *arguments: str, given: str = "") -> str:
     return done.stdout
 
 
-def test_nothing_else_is_there(python: str) -> None:
+def test_environment_lacks_the_other_packages(python: str) -> None:
     code = f"from importlib.util import find_spec\nprint(list(filter(find_spec, {MISSING})), find_spec('aster_sandbox').origin)"
     missing, _, place = run(python, "-c", code).strip().partition(" ")
     assert missing == "[]"
     assert Path(place).is_relative_to(Path(python).parents[1])
 
 
-def test_a_program_of_ten_lines(python: str) -> None:
+def test_ten_line_program(python: str) -> None:
     program = PROGRAM.format(isolation=ISOLATION)
     assert len(program.splitlines()) == 10
     assert run(python, "-c", program) == "42\n"
 
 
-def test_a_pipe(python: str) -> None:
+def test_piped_prompt(python: str) -> None:
     command = ["-m", "aster_sandbox", "run", "preload=[]", f"isolation={ISOLATION}"]
     assert run(python, *command, given="x = 41\nx + 1\n") == "42\n"
 
 
 @pytest.fixture
 def served(python: str) -> Iterator[str]:
-    """The address of a service that runs there."""
+    """The address of a service that runs in that environment."""
     service = Listening([python, "-m", "aster_sandbox", "serve", "--port", "0", "preload=[]", f"isolation={ISOLATION}"])
     yield service.url
     assert service.stop()[0] == 0
 
 
-def test_a_service_and_its_client(python: str, served: str) -> None:
+def test_service_and_client(python: str, served: str) -> None:
     assert run(python, "-c", REMOTE, served) == "('42', 'from here')\n"
-    # And the client that everybody's own programs have.
+    # A plain HTTP client works too.
     assert '"status":"ok"' in run(
         sys.executable, "-c", f"import httpx2; print(httpx2.get('{served}/health', trust_env=False).text)"
     )
