@@ -150,7 +150,7 @@ def test_damaged_models_are_refused(damage: str, message: str, tiny: Tiny, copie
     [
         ({"model.path": "package:no.such-package"}, "package:no.such-package: no such package"),
         ({"model.device": "abacus"}, "model.device: abacus: must be cpu"),
-        ({"sandbox.preload": ["no_such_package"]}, "no package 'no_such_package' is installed"),
+        ({"sandbox.preload": ["no_such_package"]}, "sandbox.preload: 'no_such_package'"),
     ],
 )
 def test_other_wrong_fields_are_refused(changes: dict[str, Any], message: str, tiny: Tiny, tmp_path: Path) -> None:
