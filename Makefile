@@ -2,7 +2,7 @@
 #
 #   make demo      the whole method on CPU: the recipe lab, then its report
 #   make test      the test suite
-#   make test-pythons   the test suite on every other Python from 3.11 on that is here, each in an environment of its own (.venv-3.12)
+#   make test-pythons   the test suite on every other supported Python that is here, each in an environment of its own (.venv-3.12)
 #   make smoke     the command line, the verifier and the sandbox on those Pythons, without torch: seconds each
 #   make test-engines   the tests of vLLM for real, on a CPU, from an environment of its own (.venv-vllm, 3 GB)
 #   make test-cluster   the tests against SkyRL's server on the CPU; the server gets an environment of its own (7 GB)
@@ -26,10 +26,10 @@ JOBS ?= 2
 SERVER_PYTHON ?= $(shell for each in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python python3.13 $(PYTHON); do \
 	"$$each" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo "$$each" && break; done)
 
-# Python 3.11 and newer, one of each version, but for that of $(PYTHON).
+# One of each version that ASTER supports, but for that of $(PYTHON).
 PYTHONS ?= $(shell $(PYTHON) .ci/pythons.py)
 
-VENV ?= .venv
+VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 BENCH_STAMP := $(VENV)/.set-up-bench

@@ -1,20 +1,22 @@
-"""Prints the interpreters of this machine that ASTER supports: Python 3.11 and newer, one path for each version.
+"""Prints the interpreters of this machine that ASTER supports, one path for each version that pyproject.toml names.
 
 The version that runs this is left out. Looked for on PATH, and among those of pyenv.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-OLDEST, NEWEST = 11, 14
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def main() -> None:
     """Print them, in one line."""
-    print(*(path for minor in range(OLDEST, NEWEST + 1) if minor != sys.version_info.minor and (path := find(minor))))
+    minors = map(int, re.findall(r"Programming Language :: Python :: 3\.(\d+)", PROJECT.read_text()))
+    print(*(path for minor in minors if minor != sys.version_info.minor and (path := find(minor))))
 
 
 def find(minor: int) -> str | None:

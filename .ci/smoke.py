@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("interpreters", nargs="*")
     arguments = parser.parse_args()
     if not arguments.interpreters:
-        print("no other Python from 3.11 on is here")
+        print("no other supported Python is here")
     constraints = () if arguments.constraints is None else ("-c", str(arguments.constraints.absolute()))
     with ThreadPoolExecutor(2) as threads:
         complaints = list(threads.map(lambda each: complaint(each, constraints), arguments.interpreters))
