@@ -426,7 +426,7 @@ def test_the_extra_is_not_installed(fake: FakeTinkerServer, lab_folder: Path, mo
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"policy": {"sampler": "vllm"}}, "sampler: a Tinker server samples by itself, so vllm"),
+        ({"policy": {"sampler": "vllm"}}, "policy': sampler: "),
         ({"policy": {"base_url": ""}}, "base_url: kind tinker needs the server's address"),
         ({"policy": {"base_url": "10.0.0.5:8000"}}, "base_url: kind tinker needs the server's address"),
         ({"policy": {"lora_alpha": 16.0}}, "lora_alpha: Tinker servers fix it at 32"),

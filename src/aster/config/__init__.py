@@ -1,7 +1,7 @@
 """The recipe: everything a run is, as typed YAML.
 
-Every field has its meaning, unit and, where the paper or its community reproduction fixes one, their value in the string
-below it. ``aster recipe`` prints them. :mod:`aster.config.file` reads them.
+The string below each field gives its meaning, its unit and, where the paper or its community reproduction fixes a value, that
+value. ``aster recipe`` prints these strings. :mod:`aster.config.file` reads recipes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What may change when a run or an evaluation goes on: declared at each field, compared here.
+"""Which fields of a recipe may change when a run or an evaluation is continued. Each field declares it; this module compares.
 
-A field decides the numbers unless it is marked ``Annotated[..., FREE]`` (it says where or how fast things run) or
-``Annotated[..., RAISED]`` (a higher value only adds to what was made).
+A field affects the results unless it is marked ``Annotated[..., FREE]`` (it says where or how fast things run) or
+``Annotated[..., Raised(...)]`` (a higher value only adds to the results that exist).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aster.config.section import Free, Raised, Section
 
 
 def deciding(section: Section) -> dict[str, Any]:
-    """The fields that decide the numbers, as JSON values."""
+    """The fields that affect the results, as JSON values."""
     found: dict[str, Any] = {}
     dumped = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
@@ -25,12 +25,12 @@ def deciding(section: Section) -> dict[str, Any]:
 
 
 def first_change(old: Section, new: Section) -> str | None:
-    """The dotted path of the first field that decides the numbers and differs."""
+    """The dotted path of the first field that affects the results and differs, or None."""
     return first_difference(deciding(old), deciding(new))
 
 
 def first_lowered(old: Section, new: Section) -> tuple[str, Any, Any] | None:
-    """The first field that may only be raised and was lowered: its dotted path, its old and its new value."""
+    """The first field that was lowered although it may only be raised, or None: its dotted path, its old and its new value."""
     return next(_lowered(old, new, ""), None)
 
 
@@ -44,7 +44,7 @@ def _lowered(old: Section, new: Section, prefix: str) -> Iterator[tuple[str, Any
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """The dotted path of the first field in which two JSON values differ."""
+    """The dotted path of the first field in which two JSON values differ, or None."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
             found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))

@@ -1,6 +1,6 @@
-"""The comments of a YAML file, each with the field it stands at: PyYAML drops them.
+"""Reads the comments of a YAML file, each with the field it belongs to. PyYAML drops comments.
 
-Lines that begin with ``##`` are what ASTER itself writes into recipes (:mod:`aster.config.describe`), and are left out.
+Lines that begin with ``##`` are written by ASTER itself (:mod:`aster.config.describe`) and are skipped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 OURS = "##"
-"""Begins a comment that ASTER writes."""
+"""The start of a comment that ASTER writes."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Comments:
     above: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """The lines directly above a field."""
     beside: dict[str, str] = field(default_factory=dict)
-    """What stands in a field's line, after its value."""
+    """The comment on a field's own line, after its value."""
     foot: list[str] = field(default_factory=list)
     """The lines below the last field."""
 
     def without(self, changed: list[str]) -> Comments:
-        """Those that still hold where the ``changed`` fields have other values: none of these fields, of what is in them, or of
-        what they are in."""
+        """The comments that still hold after the ``changed`` fields got other values. It drops the comments at these fields, at
+        fields inside them and at sections around them."""
 
         def holds(path: str) -> bool:
             return not any(f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.") for other in changed)
@@ -41,7 +41,7 @@ class Comments:
 
 
 def read_comments(text: str) -> Comments:
-    """The comments of a text that is valid YAML."""
+    """The comments of a text, which must be valid YAML."""
     found = Comments()
     starts = dict(_starts(yaml.compose(text, yaml.SafeLoader), ""))
     ends, inside = _tokens(text)
@@ -65,8 +65,8 @@ def read_comments(text: str) -> Comments:
 
 
 def _starts(node: Any, path: str) -> Iterator[tuple[int, str]]:
-    """For each line in which a field or an item begins, its dotted path. The outermost comes last, and so is the one that
-    stays in a dictionary."""
+    """For each line in which a field or an item begins, the line's number and the dotted path. Where several begin in one line,
+    the outermost comes last, so a dictionary keeps that one."""
     if isinstance(node, yaml.MappingNode):
         parts = [(str(key.value), key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
@@ -80,7 +80,7 @@ def _starts(node: Any, path: str) -> Iterator[tuple[int, str]]:
 
 
 def _tokens(text: str) -> tuple[dict[int, int], set[int]]:
-    """For each line the column at which its last token ends, and the lines that end inside a token: a ``#`` there is text."""
+    """For each line, the column at which its last token ends; and the lines that end inside a token, where a ``#`` is text."""
     ends: dict[int, int] = {}
     inside: set[int] = set()
     for token in yaml.scan(text, yaml.SafeLoader):

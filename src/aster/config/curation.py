@@ -1,4 +1,4 @@
-"""The sections of the cold start itself: which one, and the choice among the teacher's trajectories."""
+"""The sections of the cold start: which one to use, and how to choose among the teacher's trajectories."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from aster.config.section import Positive, Section, Share
 
 
 class ColdStart(StrEnum):
-    """Where RL starts from: the five of the paper, and one rival of ours."""
+    """Where RL starts from: the paper's five cold starts, and one of our own."""
 
     ZERO = "zero"
     """No SFT: RL straight from the base model."""
     ZERO_FORCE_TOOL = "zero_force_tool"
-    """No SFT, and a text in every prompt that demands the tool (``rollout.force_tool``)."""
+    """No SFT. Every prompt contains a text that demands the tool (``rollout.force_tool``)."""
     RETOOL = "retool"
-    """SFT on reasoning in text in which one or two calculations are done by code. Stands for ReTool's set."""
+    """SFT on reasoning in text, with one or two calculations done by code. It represents ReTool's data set."""
     DEMYAGENT = "demyagent"
-    """SFT on one or two larger cells that do the computation. Stands for DemyAgent's set."""
+    """SFT on one or two larger cells that do the computation. It represents DemyAgent's data set."""
     ASTER = "aster"
-    """SFT on interaction-dense trajectories."""
+    """SFT on interaction-dense trajectories: many small tool calls each."""
     PROGRAM = "program"
     """SFT on trajectories that write the whole computation as one program, in one call. Not in the paper."""
 
 
 WITHOUT_SFT = frozenset({ColdStart.ZERO, ColdStart.ZERO_FORCE_TOOL})
 FORMER_NAMES = {"dense": "aster", "sparse": "retool or demyagent"}
-"""What recipes of earlier versions call them."""
+"""Names in recipes of earlier versions, and the names they have now."""
 
 
 def read_cold_start(value: object) -> ColdStart | str:
-    """A preset, or the path of a set; pydantic's error otherwise."""
+    """A preset, or the path of a data set. Raises pydantic's error where it is neither."""
     text = str(value)
     if text in list(ColdStart):
         return ColdStart(text)
     if "/" in text or text.endswith((".jsonl", ".jsonl.gz")):
         return text
     renamed = f"; {text!r} is now {FORMER_NAMES[text]}" if text in FORMER_NAMES else ""
-    message = "must be {names}, or a set: a path ending in .jsonl or .jsonl.gz, or the path of a run folder with a / in it"
+    message = "must be {names}, or a data set: a path ending in .jsonl or .jsonl.gz, or the path of a run folder with a / in it"
     raise PydanticCustomError("cold_start", message + renamed, {"names": ", ".join(ColdStart)})
 
 
 ColdStartOrSet = Annotated[ColdStart | str, BeforeValidator(read_cold_start)]
-"""A preset's name, or the path of a set of trajectories."""
+"""A preset's name, or the path of a data set of trajectories."""
 
 
 def cold_start_name(value: ColdStart | str) -> str:
-    """What a cold start is called in names of folders and tables: a set goes by its file's name without endings."""
+    """The name of a cold start in folder names and tables. For a data set: its file's name without its endings."""
     if isinstance(value, ColdStart):
         return value.value
     stem = PurePath(value).name.removesuffix(".gz").removesuffix(".jsonl")
@@ -63,9 +63,9 @@ class Band(Section):
     """A range of whole numbers, both ends included."""
 
     min: Annotated[int, Field(ge=0)] | None = None
-    """The least that is kept. None: no limit."""
+    """Lowest value that is kept. None: no limit."""
     max: Annotated[int, Field(ge=0)] | None = None
-    """The most that is kept. None: no limit."""
+    """Highest value that is kept. None: no limit."""
 
     @model_validator(mode="after")
     def _check(self) -> Band:
@@ -74,12 +74,12 @@ class Band(Section):
         return self
 
     def holds(self, value: float) -> bool:
-        """Whether a value lies in it."""
+        """Whether a value is in the range."""
         return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
 
     @property
     def open(self) -> bool:
-        """Whether it keeps everything."""
+        """Whether the range has no limits and keeps everything."""
         return self.min is None and self.max is None
 
     def __str__(self) -> str:
@@ -89,53 +89,56 @@ class Band(Section):
 
 
 class Density(Band):
-    """A band of tool calls per trajectory, with its limits left to the cold start by default."""
+    """A range of tool calls per trajectory. By default the cold start sets its limits."""
 
     min: Annotated[int, Field(ge=0)] | None = None
-    """At least so many tool calls. None, and no max either: by cold start (aster ``dense_calls``, the sparse ones 1)."""
+    """Fewest tool calls that are kept. With min and max both None, the cold start sets it: ``dense_calls`` for aster, 1 for the
+    other presets."""
     max: Annotated[int, Field(ge=0)] | None = None
-    """At most so many tool calls. None, and no min either: by cold start (the sparse ones 2, else no limit)."""
+    """Most tool calls that are kept. With min and max both None, the cold start sets it: no limit for aster, 2 for the other
+    presets."""
 
 
 class Curate(Section):
-    """The chain of filters, in the order in which they are applied. The default is the paper's."""
+    """The chain of filters, in the order in which they are applied. The default is the paper's chain."""
 
     verified: bool | None = None
-    """Keep only trajectories whose answer was verified as right. None: yes, but a set that is the cold start is taken as it
-    is."""
+    """Keep only trajectories whose answer was verified as right. None: yes for a preset, no where ``cold_start`` is a data
+    set."""
     succeeded: bool | None = None
-    """Keep only trajectories in which every call ran without an error. None: as for ``verified``."""
+    """Keep only trajectories in which every call ran without an error. None: as in ``verified``."""
     density: Density = Density()
-    """Tool calls of a trajectory whose code ran: the interaction density. A set given as the cold start: any number."""
+    """How many tool calls with code that ran a trajectory has: the interaction density. The default has no limit where
+    ``cold_start`` is a data set."""
     dense_calls: Annotated[int, Field(ge=0)] = 10
-    """Fewest calls of the cold start ``aster``, where ``density`` says nothing. Paper: more than nine."""
+    """Fewest calls for the cold start ``aster`` where ``density`` has no limits. Paper: more than nine."""
     tokens: Band = Band()
-    """Tokens written in the whole trajectory, where its author counted them; else words."""
+    """How many tokens the model wrote in the whole trajectory. Words, where the author of the data did not count tokens."""
     thinking_per_call: Band = Band()
-    """Tokens of thinking (or words, see ``tokens``) for each tool call. One without a call counts as if it had one."""
+    """Tokens of thinking (or words, see ``tokens``) per tool call. A trajectory without a call counts as if it had one."""
     repeated_cells: Share = 1.0
-    """At most this share of the calls is code that an earlier call has run already, but for spacing. 1: off."""
+    """Highest share of calls that repeat the code of an earlier call; differences in spacing are ignored. 1: off."""
     repeated_text: Share = 1.0
-    """At most this share of the eight-word sequences of the thinking is there for a second time: loops. 1: off."""
+    """Highest share of eight-word sequences in the thinking that occurred before: text in loops. 1: off."""
     rechecks: Share = 1.0
-    """At most this share of the calls comes after the answer is known: post-hoc verification. 1: off."""
+    """Highest share of calls made after the answer is known: post-hoc verification. 1: off."""
     causal: Share = 0.0
-    """At least this share of the calls after the first uses what an earlier call left: a name it bound, a number it printed.
-    0: off."""
+    """Lowest share of the calls after the first that use a result of an earlier call: a name it bound, or a number it
+    printed. 0: off."""
     unique: bool | None = None
-    """Of trajectories that are the same (the same problem, and the same turns to the character) keep one. None: yes, where
-    several sets are read, for they may overlap."""
+    """Keep only one of several identical trajectories (the same problem, and the same turns to the character). None: yes where
+    several data sets are read, because they may overlap; otherwise no."""
     per_problem: Positive | None = None
-    """Keep at most so many trajectories of a problem, chosen by the seed. None: all."""
+    """Most trajectories to keep of one problem. The seed chooses them. None: all."""
     size: Positive | None = None
-    """Keep at most so many, chosen by the seed. Paper: 4,000. None: all."""
+    """Most trajectories to keep in total. The seed chooses them. Paper: 4,000. None: all."""
     balance: list[Literal["difficulty", "topic"]] = ["difficulty", "topic"]
-    """What ``size`` is shared out over: each kind of problem gets an equal part, as far as it has so many. Empty: over
-    nothing."""
+    """Divide ``size`` over these properties: each kind of problem gets an equal part, as far as it has enough trajectories.
+    Empty: choose without regard to kind."""
 
     def resolved(self, cold_start: ColdStart | str, sources: int = 1) -> Curate:
-        """The chain in force for a cold start and so many sets: every None that stands for "by cold start" or "by the number of
-        sets" filled in."""
+        """The chain for this cold start and this number of data sets (``sources``): each None whose meaning depends on them is
+        replaced by its value."""
         is_set = not isinstance(cold_start, ColdStart)
         density = self.density
         if density.open and not is_set:

@@ -1,4 +1,4 @@
-"""The sections of what is asked, and of what an attempt may spend."""
+"""The sections for the problems, and for the limits of an attempt."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Problems(Section):
     """Problems to train on: ``lab``, a file (.jsonl or .parquet), or a data set of the Hugging Face hub:
     ``hf:OWNER/NAME[@CONFIG][:SPLIT]``."""
     teach: str = ""
-    """Problems for the teacher; empty: those of ``train``. The scripted experts can teach ``lab`` problems alone."""
+    """Problems for the teacher. Empty: those of ``train``. The scripted experts can teach only ``lab`` problems."""
     evaluate: str = "lab"
-    """Held-out problems: ``lab`` (its test split), or as ``train``."""
+    """Held-out problems: ``lab`` (its test split), or a file or data set as in ``train``."""
     families: dict[str, PositiveFloat] = {"chain": 1.0}
-    """Lab alone: families and their weights in the mixture."""
+    """Only for ``lab``: the families (``chain``, ``hunt``) and their weights in the mixture."""
     levels: list[int] = [6, 10]
-    """Lab alone: fewest and most steps of a problem."""
+    """Only for ``lab``: fewest and most steps of a problem, between 1 and 20."""
     columns: dict[Literal["prompt", "answer", "id", "source", "difficulty", "topic"], str] = {}
-    """Files and data sets: the names of columns, dotted where they are in another, for instance ``{answer: meta.final}``. Those
-    of the layouts that the field uses are known."""
+    """Only for files and data sets: which column holds what, for instance ``{answer: solution}``. A dotted name is a column
+    inside another: ``{answer: meta.final}``. ASTER knows the columns of common layouts."""
     prompt_suffix: str = ""
     """Text appended to every prompt of a file, for instance a request for ``\\boxed{}``."""
 
@@ -39,19 +39,19 @@ class Problems(Section):
 
 
 class Limits(Section):
-    """What one trajectory may spend; see ``core.types.Budget``."""
+    """What one trajectory may spend; see ``aster.types.Budget``."""
 
     context_tokens: Positive = 16384
-    """Prompt, sampled and tool tokens together."""
+    """Most tokens of a trajectory: prompt, sampled and tool tokens together."""
     turn_tokens: Positive = 16384
-    """Tokens sampled in one assistant turn."""
+    """Most tokens sampled in one assistant turn."""
     tool_calls: Annotated[int, Field(ge=0)] = 50
-    """Tool calls of the trajectory. Paper: 50 in RL."""
+    """Most tool calls of a trajectory. Paper: 50 in RL."""
     turns: Positive = 64
-    """Assistant turns of the trajectory."""
+    """Most assistant turns of a trajectory."""
     wall_seconds: PositiveFloat = 3600.0
-    """Seconds from the first sampling to the end; checked between turns."""
+    """Most seconds from the first sampling to the end of a trajectory; checked between turns."""
 
     def budget(self) -> Budget:
-        """The limits as the core's Budget."""
+        """The limits as a :class:`aster.types.Budget`."""
         return Budget(self.context_tokens, self.turn_tokens, self.tool_calls, self.turns, self.wall_seconds)

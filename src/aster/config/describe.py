@@ -1,4 +1,4 @@
-"""A recipe for people: every field with its type, value, default and meaning; as a list, or as YAML that can be run."""
+"""Prints a recipe: every field with its type, value, default and meaning, as a list or as YAML that can be run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = 110
 
 
 def describe(recipe: Recipe) -> str:
-    """Every field as ``path = value (type; default where the value is another)`` and below it its meaning."""
+    """Every field as ``path = value (type; default where it differs from the value)``, with its meaning below it."""
     return "\n".join(_section(recipe, Recipe(), ""))
 
 
@@ -37,7 +37,7 @@ def _section(section: Section, default: Section | None, prefix: str) -> Iterator
         elif isinstance(value, list) and value and isinstance(value[0], Section):
             yield f"\n{path}: a list, {len(value)} long. {meaning}"
             for index, item in enumerate(value):
-                # An item's defaults are its type's: those of the default list are of other stages.
+                # Compare an item with the defaults of its type. The items of the default list are for other stages.
                 yield from _section(item, None, f"{path}.{index}.")
             yield ""
         else:
@@ -46,8 +46,8 @@ def _section(section: Section, default: Section | None, prefix: str) -> Iterator
 
 
 def to_yaml(recipe: Recipe, comments: Comments | None = None) -> str:
-    """A recipe as YAML that holds every field. Above each stand its meaning, its type, and the default where the value is
-    another, in lines that begin with ``##``; ``comments`` are put back where they stood."""
+    """A recipe as YAML with every field. Lines that begin with ``##`` above each field give its meaning, its type, and its
+    default where it differs from the value. ``comments`` are put back at their fields."""
     comments = comments or Comments()
     lines = [*comments.head, f"{OURS} Every field, with its meaning and its type above it."]
     lines += _yaml_section(recipe, Recipe(), recipe.model_dump(mode="json"), "", comments, meanings=True)
@@ -57,8 +57,8 @@ def to_yaml(recipe: Recipe, comments: Comments | None = None) -> str:
 def _yaml_section(
     section: Section, default: Section | None, data: dict[str, Any], prefix: str, comments: Comments, *, meanings: bool
 ) -> Iterator[str]:
-    """The lines of a section, at no indentation. ``data``: its fields as YAML has them; ``prefix``: what stands before their
-    names in a dotted path."""
+    """The lines of a section, without indentation. ``data``: its fields as YAML values. ``prefix``: the part of their dotted
+    paths before their names."""
     for name, field in type(section).model_fields.items():
         path, value = prefix + name, getattr(section, name)
         usual = getattr(default, name) if default is not None else field.get_default(call_default_factory=True)
@@ -86,7 +86,7 @@ def _yaml_section(
                 notes = [*comments.above.get(place, []), *([comments.beside[place]] if place in comments.beside else [])]
                 yield from _item([*notes, *inner])
         else:
-            # What stands in a value of several lines has no other place than the value's.
+            # The value is written on one line, so comments inside a value of several lines go to that line.
             below = [each for each in (*comments.above, *comments.beside) if each == path or each.startswith(f"{path}.")]
             for each in dict.fromkeys(below):
                 yield from comments.above.get(each, [])
@@ -95,7 +95,7 @@ def _yaml_section(
 
 
 def _item(lines: list[str]) -> list[str]:
-    """The lines of a list's item: the dash stands before the first field, the comments above it keep their place."""
+    """The lines of a list's item. The dash goes before the first field; comments above that field stay above it."""
     first = next(index for index, line in enumerate(lines) if not line.startswith("#"))
     return [f"  {'- ' if index == first else '' if index < first else '  '}{line}" for index, line in enumerate(lines)]
 
@@ -105,17 +105,17 @@ def _with(line: str, comment: str | None) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A value without sections, in one line of YAML."""
+    """A value without sections, as one line of YAML."""
 
     def dump(style: str | None) -> str:
-        # In a list, because a document that is a scalar only ends with dots.
+        # Inside a list, because YAML ends a document that is only a scalar with dots.
         text = yaml.safe_dump(
             [value], default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False, default_style=style
         )
         return text.strip()[1:-1]
 
     text = dump(None)
-    return text if len(text.splitlines()) <= 1 else dump('"')  # a text with line breaks, which are escaped there
+    return text if len(text.splitlines()) <= 1 else dump('"')  # a text with line breaks: double quotes escape them
 
 
 def _meaning(field: FieldInfo) -> str:
@@ -123,7 +123,7 @@ def _meaning(field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo, value: Any, usual: Any) -> str:
-    """The type, and the default where the value is another."""
+    """The type, and the default where it differs from the value."""
     return _type(field) if value == usual else f"{_type(field)}; default {_value(usual)}"
 
 

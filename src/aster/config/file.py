@@ -1,7 +1,7 @@
-"""Reading a recipe: YAML, dotted overrides, and one clear line where something is wrong.
+"""Reads a recipe: YAML, dotted overrides, and a one-line error where something is wrong.
 
-Overrides (``rl.steps=20``, ``sft.stages.0.epochs=2``) are applied before
-validation, so an override can do whatever the file can.
+Overrides (``rl.steps=20``, ``sft.stages.0.epochs=2``) are applied before validation, so an override can set whatever the file
+can set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_recipe(path: Path) -> str:
-    """The text of a recipe's file. UserError where it cannot be read."""
+    """The text of a recipe's file. Raises UserError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -41,7 +41,7 @@ def read_recipe(path: Path) -> str:
 
 
 def parse_recipe(text: str, path: Path) -> dict[str, Any]:
-    """The fields in a recipe's text, as they stand there. UserError, which names ``path``, where it is no mapping in YAML."""
+    """The fields in a recipe's text, not validated. Raises UserError, which names ``path``, where it is not a YAML mapping."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -53,12 +53,12 @@ def parse_recipe(text: str, path: Path) -> dict[str, Any]:
     if data is None:
         data = {}
     if not isinstance(data, dict):
-        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(data).__name__}")
+        raise UserError(f"{path}: a recipe must be a mapping of fields, but this is a {type(data).__name__}")
     return data
 
 
 def validate_recipe(data: dict[str, Any], where: str) -> Recipe:
-    """Validate already-parsed recipe data; ``where`` names its origin in the error."""
+    """Validate parsed recipe data. Raises UserError, which begins with ``where``, the origin of the data."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -66,8 +66,8 @@ def validate_recipe(data: dict[str, Any], where: str) -> Recipe:
 
 
 def apply_override(data: dict[str, Any], text: str) -> None:
-    """Set ``a.b.0.c=VALUE`` (VALUE in YAML) in place. A list item must exist; in sections, mappings and lists that the file
-    leaves to their default, the default is filled in first."""
+    """Set ``a.b.0.c=VALUE`` (VALUE in YAML) in ``data``. A list item must exist. Sections, mappings and lists that the file
+    does not set get their defaults first. Raises UserError where the override cannot be applied."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"override {text!r}: write it as field=value, for instance rl.steps=20")
@@ -120,16 +120,16 @@ def _explain(error: ValidationError) -> str:
         return f"unknown field {path!r}{hint}"
     if not path:
         return message
-    if first["type"] == "value_error":  # of a whole section: its own message names the field
+    if first["type"] == "value_error":  # from a section's own check: its message names the field
         return f"section {path!r}: {message}"
     return f"field {path!r}: {message} (got {_short(first.get('input'))})"
 
 
 def _field_of(error: ValidationError) -> str:
-    """The field that :func:`_explain` writes about, dotted."""
+    """The dotted path of the field in the message of :func:`_explain`."""
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
-    if first["type"] == "value_error":  # of a whole section
+    if first["type"] == "value_error":  # from a section's own check
         parts.append(first["msg"].removeprefix("Value error, ").partition(": ")[0])
     return ".".join(parts)
 

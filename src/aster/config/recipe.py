@@ -1,4 +1,4 @@
-"""The whole recipe. The pipeline, the stages and the command line see it; rooms below take their own sections."""
+"""The whole recipe. Only the pipeline, the stages and the command line use it; the packages below take their own sections."""
 
 from __future__ import annotations
 
@@ -20,68 +20,69 @@ COLD_START_STAGES = ("synthesize", "curate", "sft")
 
 
 class Recipe(Section):
-    """One run of the method."""
+    """The settings of one run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Names the run folder: ``runs/NAME-COLD_START-sSEED`` unless ``--run`` says otherwise.
-    Letters, digits, dots, underscores and hyphens."""
+    """The run's name, a part of its folder's name: ``runs/NAME-COLD_START-sSEED`` unless ``--run`` gives another folder.
+    Letters, digits, dots, underscores and hyphens; it begins with a letter or digit."""
     seed: int = 1
-    """Every random choice of the run derives from it."""
+    """The seed of every random choice of the run."""
     cold_start: ColdStartOrSet = ColdStart.ASTER
-    """Where RL starts from: one of the paper's five, our rival ``program``, or a set of trajectories by its path: a file of
-    transcripts, or a run folder."""
+    """Where RL starts from: one of the paper's five cold starts, our own ``program``, or the path of a data set of trajectories
+    (a file of transcripts, or a run folder)."""
     beside: list[ColdStart] = []
-    """Cold starts to run beside this one, each in a process and folder of its own, where a core is free for it."""
+    """Other cold starts to run at the same time, each in its own process and folder, as far as cores are free."""
     model: Model = Model()
     """The base model."""
     policy: Policy = Policy()
-    """The engine that samples and trains it."""
+    """The engine that samples and trains the model."""
     problems: Problems = Problems()
-    """What is asked in training and in evaluation."""
+    """The problems for training and for evaluation."""
     environment: Environment = Environment()
-    """What an attempt is worth, and how it is asked for."""
+    """How problems are posed and how attempts are rewarded."""
     tools: list[Tool] = [Tool()]
-    """What the model may call."""
+    """The tools that the model may call."""
     sandbox: Sandbox = Sandbox()
-    """Where the Python tool runs."""
+    """The sandbox in which the Python tool runs."""
     rollout: Rollout = Rollout()
     """How trajectories are sampled."""
     synthesize: Synthesize = Synthesize()
-    """The teacher's trajectories."""
+    """How the teacher writes trajectories."""
     curate: Curate = Curate()
-    """The choice among them."""
+    """Which of the teacher's trajectories are kept."""
     sft: Sft = Sft()
     """Supervised fine-tuning on the chosen trajectories: the cold start."""
     rl: Rl = Rl()
-    """GRPO from the cold start."""
+    """Reinforcement learning (GRPO by default) from the cold start."""
     evaluate: Evaluate = Evaluate()
-    """avg@k on held-out problems."""
+    """Evaluation: avg@k on held-out problems."""
 
     @property
     def has_sft(self) -> bool:
-        """Whether there is a cold start to train on."""
+        """Whether the cold start has an SFT stage."""
         return self.cold_start not in WITHOUT_SFT
 
     @property
     def stages(self) -> list[str]:
-        """The stages of a run, in order: no cold start without SFT, and nothing to synthesize where a set is given."""
+        """The names of the run's stages, in order. Cold starts without SFT skip synthesize, curate and sft; a data set given as
+        the cold start skips synthesize."""
         if self.cold_start_set is not None:
             return [name for name in STAGES if name != "synthesize"]
         return [name for name in STAGES if self.has_sft or name not in COLD_START_STAGES]
 
     @property
     def cold_start_set(self) -> str | None:
-        """The path of the set that is the cold start; None for a preset."""
+        """The path of the data set given as the cold start; None for a preset."""
         return None if isinstance(self.cold_start, ColdStart) else self.cold_start
 
     @property
     def engine(self) -> EngineConfig:
-        """What opening an engine takes of the recipe."""
+        """The settings for opening an engine."""
         return EngineConfig(model=self.model, policy=self.policy, rollout=self.rollout, seed=self.seed)
 
     @property
     def demand(self) -> ForceTool:
-        """The texts that demand the tool in every prompt of RL and evaluation: empty but for ``zero_force_tool``."""
+        """The texts that demand the tool in every prompt of RL and evaluation. Empty except for ``zero_force_tool``."""
         return self.rollout.force_tool if self.cold_start is ColdStart.ZERO_FORCE_TOOL else ForceTool(system="")
 
     @model_validator(mode="after")
@@ -89,12 +90,12 @@ class Recipe(Section):
         if self.policy.kind == "tinker" and self.rollout.deterministic:
             raise ValueError(
                 "rollout.deterministic: a Tinker server decides which sequences it decodes together, so a run cannot "
-                "repeat to the bit; leave it at false, or use policy.kind=local"
+                "repeat exactly; leave it at false, or use policy.kind=local"
             )
         if self.rollout.deterministic and self.policy.sampler != "local":
             raise ValueError(
                 f"rollout.deterministic: with policy.sampler={self.policy.sampler} the server decides which sequences it "
-                "decodes together, so a run cannot repeat to the bit; leave it at false, or use sampler=local"
+                "decodes together, so a run cannot repeat exactly; leave it at false, or use sampler=local"
             )
         others = [name for name in self.beside if name != self.cold_start]
         if others and self.policy.sampler == "vllm":
@@ -107,6 +108,6 @@ class Recipe(Section):
             )
         if self.rollout.deterministic and (self.rl.max_staleness or self.rl.batch_seconds is not None):
             raise ValueError(
-                "rollout.deterministic: a fixed schedule has neither rl.max_staleness nor rl.batch_seconds; take them away"
+                "rollout.deterministic: it cannot be combined with rl.max_staleness or rl.batch_seconds; leave them out"
             )
         return self

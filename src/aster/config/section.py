@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of."""
+"""The base class of a recipe's sections, and the types and marks of their fields."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 @dataclass(frozen=True)
 class Free:
-    """Marks a field that does not decide the numbers: it may change when a run goes on."""
+    """Marks a field that does not affect the results: it may change when a run is continued."""
 
     when: Callable[[Any], bool] = lambda _: True
-    """Of the section: whether the mark holds."""
+    """Given the section, whether the mark applies."""
 
     def holds(self, section: Any) -> bool:
-        """Whether the field is free in this section."""
+        """Whether the mark applies in this section."""
         return self.when(section)
 
 
 @dataclass(frozen=True)
 class Raised(Free):
-    """Marks a field that may only be raised when a run goes on: more adds to what was made, and changes nothing of it."""
+    """Marks a field that may only be raised when a run is continued: a higher value adds results and does not change those that
+    exist."""
 
 
 FREE = Free()
