@@ -96,7 +96,7 @@ def test_the_policy_can_be_its_own_teacher(tiny: Tiny, coin_problems: Path, tmp_
 def test_a_stage_in_which_every_attempt_fails_ends_with_the_reason(tiny: Tiny, tmp_path: Path) -> None:
     """The experts cannot read an output that is cut to one character."""
     recipe = tiny.recipe({"sandbox.output_characters": 1, "synthesize.problems": 3, "problems.levels": [8, 9]})
-    message = "synthesize: every one of 3 attempts failed, the first with engine_error: ValueError"
+    message = r"^synthesize: .*engine_error: ValueError"
     with RunFolder.open(tmp_path / "run", recipe, []) as run, pytest.raises(UserError, match=message):
         pipeline.run_stage("synthesize", recipe, run)
     assert not (tmp_path / "run" / "synthesize" / "summary.json").exists()
