@@ -164,7 +164,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path, recipe: Section, command: list[str] | None = None) -> RunFolder:
-        """Create the folder, or open it to resume its run. Raises UserError where another recipe or another process has it."""
+        """Create the folder, or open it to resume its run. Raises UserError where another recipe or process has it."""
         path = Path(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -196,8 +196,7 @@ class RunFolder:
         return run
 
     def begin(self) -> None:
-        """Write the command, versions and machine to run.json. It is called only before work, so a finished run is not
-        changed."""
+        """Write the command, versions and machine to run.json. Called only before work: a finished run is not changed."""
         if self._command is None:
             return
         path = self.path / "run.json"
@@ -392,8 +391,8 @@ def _check_same(path: Path, stored: dict[str, Any], recipe: Section) -> None:
     if lowered is not None:
         field, before, now = lowered
         raise UserError(
-            f"{field}: {now} is less than the {before} that {path} began with; this field can only be raised; give at least "
-            f"{before}, or choose another --run"
+            f"{field}: {now} is less than the {before} that {path} began with, but can only be raised; give at least that, or "
+            "choose another --run"
         )
     changed = first_change(old, recipe)
     if changed:

@@ -55,7 +55,7 @@ def make_request(
     parse_shard(given["shard"])
     if kind == "chat" and given["check_budget"]:
         raise UserError(
-            f"--check-budget: {given['policy']} gives only text, so the numbers of tokens are not known and there is no curve to check"
+            f"--check-budget: {given['policy']} gives only text: without numbers of tokens there is no curve to check"
         )
     if suffix is not None:
         settings["prompt_suffix"] = suffix
@@ -86,8 +86,8 @@ def _sections(overrides: tuple[str, ...], path: str | None, concurrency: int, co
         section = text.partition("=")[0].split(".")[0]
         if section not in SECTIONS:
             raise UserError(
-                f"override {text!r}: with --policy, only fields of {', '.join(SECTIONS)} can be changed; the other settings have options "
-                "(aster evaluate --help)"
+                f"override {text!r}: with --policy, only fields of {', '.join(SECTIONS)} can be changed; other settings have "
+                "options (aster evaluate --help)"
             )
         apply_override(data, text)
     if path is not None:
