@@ -126,7 +126,7 @@ def test_shards_are_the_whole(whole: Ended, evaluations: Evaluations) -> None:
     for shards, message in (
         ([folders[0]], "shards 2/2 are missing; name all 2"),
         ([folders[0], folders[1], folders[1]], "is shard 2/2 too; leave one out"),
-        ([folders[0], evaluations.folder / "whole"], "whole: is shard 1/1, and "),
+        ([folders[0], evaluations.folder / "whole"], "whole: it is shard 1/1, but "),
     ):
         refused = evaluations.commands.run("merge", evaluations.folder / "other", *shards)
         assert (refused.code, len(refused.err.splitlines())) == (2, 1)
