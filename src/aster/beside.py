@@ -19,7 +19,8 @@ from aster.terminal import say
 
 
 class Beside:
-    """The runs of ``recipe.beside``, as a context manager: started where cores are free, interrupted when the main run ends."""
+    """The runs of ``recipe.beside``. As a context manager it starts them as far as cores are free, and interrupts those that
+    still run when the main run ends."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe, self.folder = recipe, folder

@@ -1,5 +1,4 @@
-"""Where a stage begins again: its newest checkpoint, after an interrupt or where the engine was lost; and what failed is
-said."""
+"""Finds the checkpoint from which a stage resumes, after an interrupt or a lost engine, and reports failed attempts."""
 
 from __future__ import annotations
 
@@ -13,12 +12,12 @@ from aster.terminal import say
 from aster.types import FAULTS, Trajectory
 
 ENGINE_LOSSES = 3
-"""Times the engine may be lost at one step before the stage gives up."""
+"""How often the engine may be lost at the same step before the stage ends with an error."""
 
 
 def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
-    """Report how many attempts failed because of an engine, a sandbox or an environment. UserError where all did: results would
-    mean nothing."""
+    """Report how many attempts failed because of an engine, a sandbox or an environment. Raises UserError where all of them
+    failed, because the results would mean nothing."""
     faulty = [t for t in trajectories if t.stop_reason in FAULTS]
     if not faulty:
         return
@@ -29,10 +28,11 @@ def note_faults(stage: str, trajectories: list[Trajectory]) -> None:
 
 
 async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Awaitable[None]]) -> None:
-    """Run a stage; where the engine loses the policy, run it again: it resumes at its newest checkpoint or file of attempts.
+    """Run a stage. Where the engine loses the policy, run the stage again; it resumes at its newest checkpoint or file of
+    attempts.
 
-    UserError where the engine is lost time and again without progress between: neither a new checkpoint nor a new file of
-    attempts, which is all that synthesis and evaluation have."""
+    Raises UserError where the engine is lost :data:`ENGINE_LOSSES` times without progress between: no new checkpoint, and no
+    new file of attempts (synthesis and evaluation have only those)."""
     losses: list[tuple[Path | None, int]] = []
     while True:
         try:
@@ -41,7 +41,7 @@ async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Aw
             lost = error
         say(f"{stage}: {lost}")
         newest = folder.checkpoints(stage)
-        # A file of attempts appears when it is whole, so the number of files is that of the attempts made, in files.
+        # A file of attempts appears only when it is complete, so the number of files measures progress.
         files = sum(1 for _ in (folder.path / stage).glob("*/*.jsonl.gz"))
         losses.append((newest[-1][1] if newest else None, files))
         if losses.count(losses[-1]) == ENGINE_LOSSES:
@@ -51,7 +51,7 @@ async def until_finished(folder: RunFolder, stage: str, attempt: Callable[[], Aw
 
 
 def final_checkpoint(folder: RunFolder, stage: str) -> Path | None:
-    """The newest checkpoint of a finished stage, or None where the stage was skipped or has not finished."""
+    """The newest checkpoint of a finished stage. None where the stage was skipped or has not finished."""
     if folder.summary(stage) is None:
         return None
     checkpoints = folder.checkpoints(stage)
@@ -59,18 +59,19 @@ def final_checkpoint(folder: RunFolder, stage: str) -> Path | None:
 
 
 def starting_point(folder: RunFolder) -> Path | None:
-    """Where RL starts: the SFT checkpoint, or None for the base model (a cold start without SFT)."""
+    """The checkpoint from which RL starts: that of SFT. None for the base model (a cold start without SFT)."""
     return final_checkpoint(folder, "sft")
 
 
 def resume_point(folder: RunFolder, stage: str) -> tuple[int, Path | None]:
-    """How many steps of a stage are done and the checkpoint to go on from; says so, and drops what is past it."""
+    """The number of finished steps of a stage, and the checkpoint to resume from. Reports it, and deletes metrics and
+    checkpoints of later steps."""
     logged = {line["step"] for line in folder.metrics(stage)}
     done: int = 0
     path: Path | None = None
     for step, checkpoint in folder.checkpoints(stage):
-        # A line is written before its checkpoint. Where one is missing all the same, the steps are done again: what comes later
-        # (which problems are solved) reads the lines.
+        # A step's metrics are written before its checkpoint. If a line is missing nevertheless, repeat the steps, because later
+        # code reads the lines (to know which problems are solved).
         if logged.issuperset(range(1, step + 1)):
             done, path = step, checkpoint
     folder.forget_checkpoints(stage, done)

@@ -1,4 +1,4 @@
-"""Curate: the recipe's chain of filters on the teacher's trajectories, or on the set that is given as the cold start."""
+"""The stage curate: the recipe's filters on the teacher's trajectories, or on the data set given as the cold start."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt as text and as tokens, each made when it is asked for."""
+    """An attempt as text and as tokens. Each is made only when it is called for."""
 
     text: Callable[[], Transcript]
     tokens: Callable[[], Trajectory]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
-    """Filter the synthesized trajectories, or render the given set."""
+    """Filter the synthesized trajectories, or those of the given data set, and write the ones that are kept. Raises UserError
+    where none is left."""
     tokenizer = load_tokenizer(resolve(recipe.model.path, weights=recipe.policy.needs_weights))
     tools = make_environment(recipe.environment, recipe.tools, recipe.sandbox).schemas
     attempts = functools.partial(_attempts, recipe, folder, make_dialect(tokenizer).with_tools(tools))
@@ -49,13 +50,13 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         say(f"curate: {line}")
     if not selection.kept:
         counts = ", ".join(f"{step.filter}: {step.kept}" for step in selection.funnel)
-        raise UserError(f"curate: no trajectory is left ({counts}); synthesize more, or widen the recipe's section curate")
+        raise UserError(f"curate: no trajectory is left ({counts}); synthesize more, or relax the recipe's section curate")
     write_dropped(folder.path / "curate" / "dropped.jsonl", dropped)
     totals = {"tool_calls": 0, "trained_tokens": 0}
     known: dict[str, Problem] = {}
 
     def kept() -> Iterator[Trajectory]:
-        """A second pass over the same attempts, not all of which need fit into memory."""
+        """Reads the attempts a second time, so that they need not all fit into memory."""
         places = set(selection.kept)
         for place, attempt in enumerate(attempts()):
             if place not in places:
@@ -64,9 +65,9 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
                 problem = _problem(attempt.text())
                 first = known.setdefault(problem.id, problem)
                 if (first.prompt, first.answer) != (problem.prompt, problem.answer):
-                    # The run knows problems by their ids: one attempt would stand beside the other's prompt and answer.
+                    # A run identifies problems by their ids, so an attempt would be shown with the prompt of the other problem.
                     raise UserError(
-                        f"cold_start: {recipe.cold_start_set}: the id {problem.id!r} stands for two problems or answers; "
+                        f"cold_start: {recipe.cold_start_set}: the id {problem.id!r} is used for two problems or answers; "
                         "give them different ids"
                     )
                 folder.remember_problems([problem])
@@ -88,12 +89,12 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _attempts(recipe: Recipe, folder: RunFolder, dialect: Qwen3Dialect) -> Iterator[Attempt]:
-    """The attempts of the set that is the cold start, or of the run's synthesis, in order."""
+    """The attempts of the data set given as the cold start, or else of the run's synthesis, in order."""
     if recipe.cold_start_set is not None:
         for transcript in Source(Path(recipe.cold_start_set)):
             yield Attempt(functools.partial(_itself, transcript), functools.partial(render, transcript, dialect))
         return
-    # As they were asked: the file they came from may have changed since.
+    # Use the problems as they were asked: their file may have changed since.
     problems = folder.problems()
     author = author_of(folder, "synthesize")
     for file in sorted((folder.path / "synthesize" / "trajectories").glob("chunk_*.jsonl.gz")):
@@ -107,7 +108,7 @@ def _itself(value: Value) -> Value:
 
 
 def write_dropped(path: Path, dropped: list[Dropped]) -> None:
-    """Write who was dropped by which filter, one a line."""
+    """Write the dropped attempts and the filter that dropped each, one per line."""
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as stream:
         for each in dropped:
             stream.write(json.dumps(dataclasses.asdict(each)) + "\n")

@@ -1,4 +1,4 @@
-"""The order of the stages, and what is done already."""
+"""Runs the stages of a recipe in order, and skips those that are finished."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NEEDS = {"curate": "synthesize", "sft": "curate", "rl": "sft", "evaluate": "rl"}
 
 
 def run_all(recipe: Recipe, folder: RunFolder) -> None:
-    """Every stage that is not finished, then the table."""
+    """Run every stage that is not finished, then print the table of results."""
     reopen_synthesis(recipe, folder)
     pending = [name for name in recipe.stages if folder.summary(name) is None]
     if pending and pending[-1] != "report":
-        pending.append("report")  # one was written before the run had ended
+        pending.append("report")  # an existing report was written before the run had ended
     if not pending:
         say(f"{folder.path}: this run is finished; nothing to do (delete the folder or choose another --run to run it again)")
     else:
@@ -43,14 +43,14 @@ def run_all(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
-    """One stage alone. UserError where the one before it has not finished."""
+    """Run one stage. Raises UserError where a stage that it needs has not finished."""
     if name not in recipe.stages:
         raise UserError(f"{name}: cold start {cold_start_name(recipe.cold_start)} has no such stage")
     needed = NEEDS.get(name)
     if needed in recipe.stages and folder.summary(str(needed)) is None:
         if name != "evaluate":
             raise UserError(f"{name}: the stage {needed} has not finished in {folder.path}; run it first (aster {needed} ...)")
-        say(f"evaluate: {needed} has not finished; evaluating what there is")
+        say(f"evaluate: {needed} has not finished; evaluating the checkpoints that exist")
     if name == "synthesize":
         reopen_synthesis(recipe, folder)
     if folder.summary(name) is not None and name != "report":
@@ -64,22 +64,24 @@ def run_stage(name: str, recipe: Recipe, folder: RunFolder) -> None:
 
 
 def reopen_synthesis(recipe: Recipe, folder: RunFolder) -> None:
-    """Where more is asked of an endpoint than a finished synthesis made, and nothing was made of it yet: go on with it."""
+    """Reopen a finished synthesis where the recipe now asks an endpoint for more attempts. Once curation has used the attempts,
+    only report it."""
     settings, summary = recipe.synthesize, folder.summary("synthesize")
     if settings.teacher != "endpoint" or summary is None:
         return
     more = _asks_for_more(settings, summary, folder.recipe["synthesize"])
     if folder.summary("curate") is not None:
         if more:
-            say(f"synthesize.{more}: more than synthesis had, but its attempts are curated; choose another --run to use it")
+            say(
+                f"synthesize.{more}: it was raised after curation and has no effect in this run; choose another --run to use it"
+            )
     elif more or (settings.retry_failed and summary["failures"] and _has_faults(folder)):
         folder.reopen("synthesize")
 
 
 def _asks_for_more(settings: Synthesize, summary: dict[str, Any], first: dict[str, Any]) -> str:
-    """The field that asks for more than a finished synthesis had: problems, attempts at each, or money where that had run out.
-
-    ``first``: what the run began with."""
+    """The name of the field that asks for more than a finished synthesis had, or "": ``problems``, ``attempts``, or
+    ``max_cost`` where synthesis had stopped at that limit. ``first``: the recipe's section at the start of the run."""
     ended_at = summary.get("stopped_at_cost")
     if ended_at is not None and (settings.max_cost is None or settings.max_cost > ended_at):
         return "max_cost"
@@ -89,13 +91,14 @@ def _asks_for_more(settings: Synthesize, summary: dict[str, Any], first: dict[st
 
 
 def _has_faults(folder: RunFolder) -> bool:
-    """Whether attempts failed that may not fail again. A dialogue that outgrew the server's context would."""
+    """Whether some attempts failed in a way that may succeed when repeated. A dialogue longer than the server's context would
+    fail again."""
     made = iterate_set(folder.path / "synthesize" / "transcripts.jsonl")
     return any(transcript.stop_reason in FAULTS for transcript in made)
 
 
 def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:
-    """Run a stage, importing it only now (torch comes with it)."""
+    """Run a stage. Its module is imported only here, because it imports torch."""
     if name == "report":
         from aster.report import write_report
 
@@ -114,7 +117,8 @@ def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:
 
 
 def check_inputs(recipe: Recipe, stages: list[str]) -> None:
-    """UserError now for what some of the stages would find wrong hours later: problems, and contexts beyond the cache."""
+    """Check problems, context lengths and packages now. Raises UserError for faults that a stage would find only hours
+    later."""
     if recipe.policy.sampler == "endpoint":
         refuse_training(recipe, stages)
     if recipe.policy.kind == "local" and recipe.policy.sampler == "vllm":
@@ -147,7 +151,7 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
         if recipe.policy.samples_here and tokens > recipe.rollout.cache_tokens:
             raise UserError(
                 f"{section}.context_tokens: a context of {tokens} tokens does not fit in rollout.cache_tokens "
-                f"({recipe.rollout.cache_tokens}); lower the one or raise the other"
+                f"({recipe.rollout.cache_tokens}); lower {section}.context_tokens, or raise rollout.cache_tokens"
             )
     if contexts and recipe.policy.needs_weights:
         from aster.engines.local.loading import context_in, require_context, resolve
@@ -158,7 +162,7 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
 
 
 def refuse_training(recipe: Recipe, stages: list[str]) -> None:
-    """UserError where a stage would train an endpoint, or evaluate a checkpoint that it does not serve."""
+    """Raise UserError where a stage would train an endpoint, or evaluate a checkpoint that the endpoint does not serve."""
     trained = [name for name in ("sft", "rl") if name in stages]
     if trained:
         raise UserError(
@@ -172,7 +176,7 @@ def refuse_training(recipe: Recipe, stages: list[str]) -> None:
 
 
 def keep_tokenizer(recipe: Recipe, folder: RunFolder) -> None:
-    """Copy the model's tokenizer into the run folder: whoever reads the trajectories needs it for their text."""
+    """Copy the model's tokenizer into the run folder. It is needed to turn trajectories back into text."""
     path = folder.path / "tokenizer"
     if path.exists():
         return
@@ -184,7 +188,7 @@ def keep_tokenizer(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def print_results(recipe: Recipe, folder: RunFolder) -> None:
-    """The table of this run and of those beside it, and where the report is; to stdout."""
+    """Print to stdout: the results of this run and of the runs in ``beside``, and the path of the report."""
     from aster.report import render_table
 
     shown = [(cold_start_name(recipe.cold_start), folder.path), *Beside.folders(recipe, folder)]

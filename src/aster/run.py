@@ -1,16 +1,16 @@
-"""The run folder: what a run leaves behind, enough to resume, report and replay.
+"""The run folder. It holds everything needed to resume, report and replay a run.
 
-    recipe.yaml                     the resolved recipe
-    run.json                        versions, machine, the commands that did something
-    metrics.jsonl                   one line an optimizer step: {"stage": ..., "step": ..., ...}
-    problems.jsonl                  every problem a trajectory belongs to: id, prompt, answer, source, ...
-    STAGE/summary.json              written last: its presence means that the stage is finished
+    recipe.yaml                     the recipe, with all defaults and overrides
+    run.json                        versions, machine, and the commands that did work
+    metrics.jsonl                   one line per step: {"stage": ..., "step": ..., ...}
+    problems.jsonl                  every problem that has a trajectory: id, prompt, answer, source, ...
+    STAGE/summary.json              written last; if it exists, the stage is finished
     STAGE/trajectories/NAME.jsonl.gz   every trajectory
-    STAGE/checkpoints/step_000010/  a transformers folder with optimizer state
-    summary.json                    base / sft / rl side by side
+    STAGE/checkpoints/step_000010/  a transformers folder with the optimizer's state
+    summary.json                    the results of base, sft and rl
     report.html
 
-Files are written beside their place and renamed, so that a killed run leaves whole files alone.
+Files are written under a temporary name and renamed, so that a killed run leaves only whole files.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from aster.jsonl import json_line_rows, lines_of, parse_row, unbroken
 from aster.types import Problem, Trajectory
 
 PRELIMINARY = ("run.json", "problems.jsonl", "tokenizer")
-"""What a run writes before it does anything that takes time."""
+"""The files that a run writes before any work that takes time."""
 TAIL = 1 << 16
-"""Bytes read at once in search of a file's last line."""
+"""Bytes read at once when searching for a file's last line."""
 VERSIONED = ("aster-tir", "torch", "transformers", "tokenizers", "numpy", "sympy", "math-verify")
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError under it into a UserError that names ``path`` and says that the run resumes."""
+    """Turn an OSError in the with block into a UserError that names ``path`` and says that the run can be resumed."""
     try:
         yield
     except OSError as error:
@@ -58,7 +58,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path``; on success it replaces ``path`` in one step."""
+    """Yield a temporary path next to ``path``. If the with block succeeds, it replaces ``path`` in one step."""
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write a JSON file. A failed or killed write leaves the old file as it was."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; UserError where it is missing or broken."""
+    """Read a JSON file. Raises UserError where it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -87,14 +87,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All of :func:`iterate_json_lines`."""
+    """The lines of :func:`iterate_json_lines` as a list."""
     return list(iterate_json_lines(path))
 
 
 def iterate_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSON-lines file that grows; a last line cut short by a kill is left out. Missing file: no lines.
-
-    UserError where a whole line is broken."""
+    """The records of a JSON-lines file. An incomplete last line, which a killed run leaves, is skipped. A missing file has no
+    records. Raises UserError where a complete line is broken."""
     if not path.exists():
         return
     whole = ((f"line {number}", parse_row(line)) for number, line in lines_of(path) if line.endswith(b"\n"))
@@ -103,7 +102,7 @@ def iterate_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line; it is on disk when this returns. After a kill :func:`drop_torn_line` takes away what is left of one."""
+    """Append a line; it is on disk when this returns. After a kill, :func:`drop_torn_line` removes an incomplete line."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab") as stream:
@@ -113,11 +112,11 @@ def append_line(path: Path, line: str) -> None:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off a last line without its newline, so that the next line appended does not continue it."""
+    """Remove a last line that has no newline, so that the next line appended does not continue it."""
     if not path.exists():
         return
     with open(path, "rb") as stream:
-        # From the end, for the file may be large.
+        # Search from the end, because the file may be large.
         position = size = stream.seek(0, os.SEEK_END)
         whole = 0
         while position and not whole:
@@ -131,15 +130,15 @@ def drop_torn_line(path: Path) -> None:
 
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
-    """Write a ``.jsonl.gz`` of trajectories, whole or not at all."""
+    """Write trajectories to a ``.jsonl.gz`` file. A failed or killed write leaves no partial file under that name."""
     with replacing(path) as partial, gzip.open(partial, "wt", compresslevel=1, encoding="utf-8") as stream:
         for trajectory in trajectories:
-            # ASCII: a policy or a cell may produce lone surrogates, which UTF-8 cannot hold.
+            # ASCII, because a policy or a cell may produce lone surrogates, which UTF-8 cannot encode.
             stream.write(json.dumps(trajectory.to_json(), separators=(",", ":")) + "\n")
 
 
 def iterate_trajectories(path: Path) -> Iterator[Trajectory]:
-    """Read what :func:`write_trajectories` wrote, one by one. UserError where the file is missing or broken."""
+    """Read the trajectories of a ``.jsonl.gz`` file, one by one. Raises UserError where it is missing or broken."""
     for place, record in unbroken(path, json_line_rows(path)):
         try:
             yield Trajectory.from_json(record)
@@ -148,15 +147,15 @@ def iterate_trajectories(path: Path) -> Iterator[Trajectory]:
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """All of :func:`iterate_trajectories`."""
+    """The trajectories of :func:`iterate_trajectories` as a list."""
     return list(iterate_trajectories(path))
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time."""
+    """The folder of one run. Only one process at a time can have it open for writing."""
 
     def __init__(self, path: Path, recipe: dict[str, Any], lock: IO[str] | None) -> None:
-        """``recipe``: as the folder keeps it."""
+        """``recipe``: the recipe stored in the folder. ``lock``: the locked file, or None for reading."""
         self.path = path
         self.recipe = recipe
         self._lock = lock
@@ -165,7 +164,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path, recipe: Section, command: list[str] | None = None) -> RunFolder:
-        """Create the folder or go on with it. UserError where it belongs to another recipe or another process."""
+        """Create the folder, or open it to resume its run. Raises UserError where another recipe or process has it."""
         path = Path(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -178,7 +177,7 @@ class RunFolder:
         try:
             stored = path / "recipe.yaml"
             if _is_blank(path) and _stored(stored) != recipe.model_dump(mode="json"):
-                # A first attempt that failed at once, on a wrong path say: the mended recipe may have its folder.
+                # The first attempt failed at once, for instance on a wrong path. The corrected recipe may use its folder.
                 _clear(path)
             if stored.exists():
                 _check_same(path, _stored(stored), recipe)
@@ -197,7 +196,7 @@ class RunFolder:
         return run
 
     def begin(self) -> None:
-        """Keep the command in run.json, with versions and machine. Called before work: a finished run stays as it is."""
+        """Write the command, versions and machine to run.json. Called only before work: a finished run is not changed."""
         if self._command is None:
             return
         path = self.path / "run.json"
@@ -209,7 +208,8 @@ class RunFolder:
 
     @classmethod
     def load(cls, path: str | Path, recipe: Section | None = None) -> RunFolder:
-        """An existing folder, to read. UserError where it is none, or does not belong to ``recipe``."""
+        """Open an existing folder for reading. Raises UserError where it is not a run folder, or does not belong to
+        ``recipe``."""
         path = Path(path)
         if not (path / "recipe.yaml").exists():
             raise UserError(f"{path}: not a run folder (it has no recipe.yaml)")
@@ -219,7 +219,7 @@ class RunFolder:
         return cls(path, stored, None)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder's lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -242,7 +242,7 @@ class RunFolder:
         write_json(self.path / stage / "summary.json", summary)
 
     def reopen(self, stage: str) -> None:
-        """Take the mark of :meth:`finish` away: the stage goes on from what it left."""
+        """Remove the mark of :meth:`finish`, so that the stage continues from its last state."""
         path = self.path / stage / "summary.json"
         with writing(path):
             path.unlink(missing_ok=True)
@@ -256,12 +256,12 @@ class RunFolder:
             stream.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """The logged lines, of one stage or all."""
+        """The lines of metrics.jsonl, for one stage or for all."""
         lines = read_json_lines(self.path / "metrics.jsonl")
         return [line for line in lines if stage is None or line["stage"] == stage]
 
     def forget_metrics(self, stage: str, after_step: int) -> None:
-        """Drop a stage's lines past a step: a resumed run writes them again."""
+        """Delete a stage's lines after a step, because a resumed run writes them again."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
@@ -272,11 +272,11 @@ class RunFolder:
     # -- trajectories and problems
 
     def trajectory_file(self, stage: str, name: str) -> Path:
-        """Where a stage keeps the trajectories of a step or set."""
+        """The path of a stage's trajectories; ``name`` is a step or a set."""
         return self.path / stage / "trajectories" / f"{name}.jsonl.gz"
 
     def remember_problems(self, problems: Iterable[Problem]) -> None:
-        """Keep the text of problems that trajectories refer to."""
+        """Add the problems that are not in problems.jsonl yet."""
         path = self.path / "problems.jsonl"
         with writing(path), open(path, "a", encoding="utf-8") as stream:
             for problem in problems:
@@ -296,28 +296,28 @@ class RunFolder:
                 stream.write(json.dumps(record) + "\n")
 
     def problems(self) -> dict[str, dict[str, Any]]:
-        """Remembered problems by id."""
+        """The problems of problems.jsonl by id."""
         return {record["id"]: record for record in read_json_lines(self.path / "problems.jsonl")}
 
     # -- checkpoints
 
     def checkpoints(self, stage: str) -> list[tuple[int, Path]]:
-        """The whole checkpoints of a stage as (step, folder), oldest first."""
+        """The complete checkpoints of a stage as (step, folder), oldest first."""
         folder = self.path / stage / "checkpoints"
         found = [(int(path.name.removeprefix("step_")), path) for path in folder.glob("step_*") if path.is_dir()]
         return sorted(found)
 
     def checkpoint_path(self, stage: str, step: int) -> Path:
-        """Where the checkpoint of a step goes."""
+        """The folder for the checkpoint of a step."""
         return self.path / stage / "checkpoints" / f"step_{step:06d}"
 
     def prune_checkpoints(self, stage: str, keep: int = 2) -> None:
-        """Delete all but the newest checkpoints."""
+        """Delete all checkpoints of a stage except the newest ``keep``."""
         for _, path in self.checkpoints(stage)[:-keep]:
             _remove(path)
 
     def forget_checkpoints(self, stage: str, after_step: int) -> None:
-        """Delete a stage's checkpoints past a step, and what a kill left of unfinished ones."""
+        """Delete a stage's checkpoints after a step, and incomplete ones that a killed run left."""
         for step, path in self.checkpoints(stage):
             if step > after_step:
                 _remove(path)
@@ -326,7 +326,7 @@ class RunFolder:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what decides a run's numbers, without importing it."""
+    """Installed versions of Python and of the packages that affect a run's results. Does not import the packages."""
     found = {"python": platform.python_version()}
     for name in VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -335,7 +335,7 @@ def versions() -> dict[str, str]:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder; a kill on the way does not leave half of it under its name."""
+    """Delete a folder. It is renamed first, so that a kill never leaves half of it under its own name."""
     doomed = path.with_name(f".{path.name}.doomed.partial")
     with writing(path):
         if doomed.exists():
@@ -349,16 +349,16 @@ def _dump(recipe: dict[str, Any]) -> str:
 
 
 def _is_blank(path: Path) -> bool:
-    """Whether this is a run folder in which nothing has been done yet."""
+    """Whether this is a run folder in which no work has been done yet."""
     stored = path / "recipe.yaml"
     if not stored.exists() or not {entry.name for entry in path.iterdir()} <= {".lock", "recipe.yaml", *PRELIMINARY}:
         return False
-    # A recipe that somebody wrote by hand, in a folder that is not ours alone, is never replaced.
+    # Never replace a recipe that somebody wrote by hand: it differs from what _dump writes.
     return stored.read_text(encoding="utf-8") == _dump(_stored(stored))
 
 
 def _clear(path: Path) -> None:
-    """Make a blank run folder an empty one."""
+    """Delete the files of a blank run folder."""
     with writing(path):
         for name in PRELIMINARY:
             entry = path / name
@@ -367,18 +367,18 @@ def _clear(path: Path) -> None:
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """The recipe that a run folder keeps. UserError where it cannot be read."""
+    """The recipe stored in a run folder. Raises UserError where it cannot be read."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(found).__name__}")
+        raise UserError(f"{path}: a recipe must be a mapping of fields, but this is a {type(found).__name__}")
     return found
 
 
 def _check_same(path: Path, stored: dict[str, Any], recipe: Section) -> None:
-    """UserError where a folder's stored recipe is not the given one, but for fields that may change."""
+    """Raise UserError where the stored recipe differs from the given one in a field that may not change."""
     try:
         old = type(recipe).model_validate(stored)
     except ValidationError as error:
@@ -391,9 +391,11 @@ def _check_same(path: Path, stored: dict[str, Any], recipe: Section) -> None:
     if lowered is not None:
         field, before, now = lowered
         raise UserError(
-            f"{field}: {now} is less than the {before} with which {path} began; it can only be raised: give at least that, or "
+            f"{field}: {now} is less than the {before} that {path} began with, but can only be raised; give at least that, or "
             "choose another --run"
         )
     changed = first_change(old, recipe)
     if changed:
-        raise UserError(f"{path}: holds a run of another recipe (they differ in {changed}); choose another --run or delete it")
+        raise UserError(
+            f"{path}: holds a run of another recipe (they differ in {changed}); choose another --run, or delete the folder"
+        )

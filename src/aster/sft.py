@@ -1,7 +1,7 @@
-"""SFT: the cold start, in stages. All assistant turns are trained, tool output is masked.
+"""The stage sft: supervised fine-tuning on the curated trajectories. All assistant turns are trained; tool output is masked.
 
-The whole plan (which trajectories in which optimizer step, at which rate) is a function of the recipe and the curated set, so a
-resumed run goes on exactly where the checkpoint stands.
+The plan (the trajectories and the learning rate of each optimizer step) depends only on the recipe and the curated set, so a
+resumed run continues exactly from its checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Step:
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
-    """Train on the curated set; resumes at the newest checkpoint."""
+    """Train on the curated trajectories. Resumes at the newest checkpoint."""
     asyncio.run(until_finished(folder, "sft", lambda: _run(recipe, folder)))
 
 
@@ -52,7 +52,7 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
                 seconds = time.monotonic() - began
                 losses.append(metrics["loss"])
                 tokens = sum(len(sample.token_ids) for sample in samples)
-                # Only an engine that sees whole logits knows the entropy on a teacher's text.
+                # Only an engine that computes all logits knows the entropy on a teacher's text.
                 entropy = {"entropy": metrics["entropy_sum"] / metrics["tokens"]} if "entropy_sum" in metrics else {}
                 folder.log(
                     "sft",
@@ -87,7 +87,8 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def make_plan(recipe: Recipe, kept: list[Trajectory]) -> tuple[list[Step], int]:
-    """The optimizer steps of all stages, and how many trajectories were too long for one."""
+    """The optimizer steps of all stages, and the number of trajectories left out because they were too long. Raises UserError
+    where a stage has no trajectory."""
     plan: list[Step] = []
     too_long = 0
     for index, stage in enumerate(recipe.sft.stages):
@@ -106,7 +107,7 @@ def make_plan(recipe: Recipe, kept: list[Trajectory]) -> tuple[list[Step], int]:
 
 
 def _batches(stage: SftStage, usable: list[Trajectory], seed: int) -> list[list[Trajectory]]:
-    """Shuffled epochs in batches; with ``trained_tokens``, until so many are reached."""
+    """Shuffled epochs in batches. With ``trained_tokens``, batches until that number of sampled tokens is reached."""
     found: list[list[Trajectory]] = []
     tokens = 0
     epoch = 0

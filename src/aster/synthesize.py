@@ -1,4 +1,4 @@
-"""Synthesize: a teacher attempts problems with the tool; every attempt is kept, good or bad."""
+"""The stage synthesize: a teacher attempts problems with the tool. Every attempt is kept, right or wrong."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from aster.teacher.attempts import teach
 from aster.teacher.lab_experts import EXPERTS
 
 CHUNK = 64
-"""Attempts a file, in the order of the jobs."""
+"""Attempts per file, in the order of the jobs."""
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
-    """Attempt every problem; resumes after the last whole chunk."""
+    """Let the teacher attempt every problem. Resumes after the last complete file."""
     asyncio.run(until_finished(folder, "synthesize", lambda: _run(recipe, folder)))
 
 
@@ -64,7 +64,8 @@ async def _run(recipe: Recipe, folder: RunFolder) -> None:
 
 @asynccontextmanager
 async def _teacher(recipe: Recipe, tools: ToolSchemas) -> AsyncIterator[tuple[Callable[[Job], Sampler], Qwen3Dialect]]:
-    """Who writes the turns of a job, and in which dialect."""
+    """The sampler that writes the turns of a job, and its dialect. Raises UserError where there is no expert for the
+    problems."""
     if recipe.synthesize.teacher == "policy":
         async with open_engine(recipe.engine, capacity=recipe.synthesize.limits.context_tokens) as policy:
             yield (lambda _: policy), policy.dialect
@@ -72,7 +73,7 @@ async def _teacher(recipe: Recipe, tools: ToolSchemas) -> AsyncIterator[tuple[Ca
     source = recipe.problems.teach or recipe.problems.train
     if source != LAB:
         raise UserError(
-            f"problems.teach: the scripted experts can teach lab problems alone, not {source}; set problems.teach=lab, "
+            f"problems.teach: the scripted experts can teach only lab problems, not {source}; set problems.teach=lab, "
             "synthesize.teacher=endpoint or synthesize.teacher=policy"
         )
     expert = EXPERTS[ColdStart(recipe.cold_start)]

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from aster.cli import main
+from aster.config import Rl
 from aster.config.comments import read_comments
 from aster.config.describe import describe, to_yaml
 from aster.config.file import load_recipe
@@ -104,7 +105,7 @@ def test_a_recipe_written_out_is_the_same_recipe_with_its_comments(name: str) ->
 
 def test_every_field_is_there_with_its_meaning_and_type() -> None:
     text = written("lab")
-    assert "\nrl:\n  ## Steps of each stage that names none of its own. (int > 0)\n  steps: 30\n" in text
+    assert f"\nrl:\n  ## {Rl.model_fields['steps'].description} (int > 0)\n  steps: 30\n" in text
     assert "  ## Problems per step. Reproduction: 128. (int > 0; default 128)\n  prompts: 12\n" in text
     assert "  learning_rate: 0.0002  # 3e-4 and 5e-4 lost accuracy at once\n" in text
     assert "  prompts: 128\n" in written()

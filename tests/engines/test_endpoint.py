@@ -253,14 +253,14 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_model(engine: FakeEngine) -> None:
     engine.models = {"one": 4096, "two": 4096}
     refused(recipe_for(engine, model_name="three"), f"policy.model_name: three: {engine.address} serves one, two")
-    refused(recipe_for(engine), f"policy.model_name: name one of the models that {engine.address} serves: one, two")
+    refused(recipe_for(engine), f"policy.model_name: choose one of the models that {engine.address} serves: one, two")
     assert one(engine, PARAMS, model_name="two").token_ids == CALL
     assert engine.asked[-1]["model"] == "two"
 
 
 def test_a_context_longer_than_the_server_s(engine: FakeEngine) -> None:
     engine.models = {"tiny": 1000}
-    refused(recipe_for(engine), "its context is 1000 tokens, and limits.context_tokens asks for 1024")
+    refused(recipe_for(engine), "its context is 1000 tokens, but limits.context_tokens is 1024")
 
 
 def test_no_token_ids(engine: FakeEngine) -> None:

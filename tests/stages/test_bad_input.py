@@ -60,7 +60,7 @@ def test_broken_problems_are_refused_before_any_work(role: str, content: str, me
 
 
 def test_experts_cannot_teach_other_problems(tiny: Tiny, coin_problems: Path, tmp_path: Path) -> None:
-    refuse(tiny, tmp_path, {"problems.teach": str(coin_problems)}, "the scripted experts can teach lab problems alone")
+    refuse(tiny, tmp_path, {"problems.teach": str(coin_problems)}, "problems.teach: ")
 
 
 ENDPOINT = {"rollout.deterministic": False, "policy.sampler": "endpoint", "policy.base_url": "http://127.0.0.1:9"}

@@ -1,4 +1,4 @@
-"""The command line. Imports of weight happen inside the commands: ``aster --help`` answers at once and without torch."""
+"""The command line. Slow imports happen inside the commands, so that ``aster --help`` answers at once and without torch."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from aster_sandbox import SettingsError
 
 STAGES = {
     "synthesize": "Have the teacher write trajectories for training problems.",
-    "curate": "Keep the trajectories that pass the recipe's chain of filters.",
+    "curate": "Keep the trajectories that pass the recipe's filters.",
     "sft": "Fine-tune the base model on the curated trajectories.",
-    "rl": "Train with GRPO from the cold start.",
+    "rl": "Train with RL (GRPO by default) from the cold start.",
     "evaluate": "Measure avg@k.",
 }
 
 
 class Commands(click.Group):
-    """A group that answers the user's errors, missing packages and Ctrl-C with one line; every other exception is a bug and
-    stays visible."""
+    """A group that reports user errors, missing packages and Ctrl-C in one line. Every other exception is a bug and shows its
+    traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """In the order of definition, which is that of the pipeline."""
+        """The commands in the order of their definition, which is that of the pipeline."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -71,8 +71,8 @@ class Commands(click.Group):
 def main() -> None:
     """Train a small language model to reason with a stateful Python tool.
 
-    A run is a recipe and a folder. FIELD=VALUE arguments override the recipe's fields, for instance rl.steps=20.
-    Given again, a command goes on where the run stopped.
+    A run has a recipe and a folder. FIELD=VALUE arguments override the recipe's fields, for instance rl.steps=20.
+    To resume a stopped run, give the same command again.
     """
 
 
@@ -117,21 +117,21 @@ for _command in (compare_command, budgets_command, merge_command, benchmarks_com
 @click.argument("arguments", nargs=-1, metavar="[RECIPE] [FIELD=VALUE ...]")
 @folder_option
 def report_command(arguments: tuple[str, ...], folder: Path | None) -> None:
-    """Write report.html of a run, finished or not.
+    """Write the report.html of a run, finished or not.
 
-    RECIPE may be left out where --run is given.
+    RECIPE may be left out if --run is given.
     """
     from aster.config.file import load_recipe
     from aster.run import RunFolder
 
     path, overrides = split_arguments(arguments)
     if path is None and (folder is None or overrides):
-        raise click.UsageError("give a RECIPE, or --run DIR alone")
+        raise click.UsageError("give a RECIPE, or only --run DIR")
     recipe = load_recipe(path, overrides) if path is not None else None
     if folder is None:
         assert recipe is not None
         folder = default_folder(recipe)
-    # Reading takes no lock: a report can be written while the run goes on.
+    # Reading needs no lock, so a report can be written during the run.
     run = RunFolder.load(folder, recipe)
     from aster.pipeline import run_stage
 
@@ -140,12 +140,12 @@ def report_command(arguments: tuple[str, ...], folder: Path | None) -> None:
 
 @main.command("recipe", epilog=RECIPES_HELP)
 @click.argument("arguments", nargs=-1, metavar="[RECIPE] [FIELD=VALUE ...]")
-@click.option("--yaml", "as_yaml", is_flag=True, help="As a file that can be edited and run, with the meanings as comments.")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print a file that can be edited and run, with the meanings as comments.")
 def recipe_command(arguments: tuple[str, ...], as_yaml: bool) -> None:
     """Print a recipe's fields: value, type, default, meaning.
 
-    Without RECIPE: the defaults. `aster recipe lab --yaml > my.yaml` writes a recipe of your own; `aster run my.yaml` runs it.
-    """
+    Without RECIPE it prints the defaults. `aster recipe lab --yaml > my.yaml` writes your own recipe; `aster run my.yaml` runs
+    it."""
     from aster.config.describe import describe, to_yaml
 
     recipe = recipe_or_defaults(arguments)
@@ -157,12 +157,14 @@ def recipe_command(arguments: tuple[str, ...], as_yaml: bool) -> None:
 @click.option(
     "--stage", default="rl", show_default=True, help="synthesize, curate, rl, evaluate/base, evaluate/sft, evaluate/rl."
 )
-@click.option("--name", help="The file of trajectories, for instance step_000001. Default: the stage's last.")
-@click.option("--index", default=0, show_default=True, type=click.IntRange(min=0), help="Which trajectory of the file.")
+@click.option("--name", help="A file of trajectories, for instance step_000001. Default: the stage's last file.")
+@click.option(
+    "--index", default=0, show_default=True, type=click.IntRange(min=0), help="Number of the trajectory in the file, from 0."
+)
 def show_command(folder: Path, stage: str, name: str | None, index: int) -> None:
     """Print one trajectory of a run or an evaluation.
 
-    Its turns, calls and outputs, stop reason and reward.
+    It shows turns, calls, outputs, stop reason and reward.
     """
     from aster.evaluation.folder import EvaluationFolder
     from aster.report.show import show
@@ -178,9 +180,9 @@ def show_command(folder: Path, stage: str, name: str | None, index: int) -> None
 
 @main.command("doctor")
 def doctor_command() -> None:
-    """Say how well this machine can shut in what models write.
+    """Show how well this machine can isolate code that models write.
 
-    Every mechanism, the isolation level that follows, what is missing and what the level does not cover.
+    It lists every mechanism, the isolation level they give, what is missing, and what the level does not cover.
     """
     from aster_sandbox import describe_machine
 
@@ -194,7 +196,7 @@ main.add_command(sandbox_group)
 
 @main.group("lab")
 def lab_group() -> None:
-    """The embedded default: its problems and its base model."""
+    """The lab: its problems and its base model, which ASTER includes."""
 
 
 @lab_group.command("problems")
@@ -216,7 +218,7 @@ def problems_command(family: str, split: Literal["train", "validation", "test"],
 
 
 @lab_group.command("build-base")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the model's folder goes.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to write the model to.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--tokens", type=click.IntRange(min=1), default=5_000_000, show_default=True, help="Tokens to train on.")
 def build_base_command(out: Path, seed: int, tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""What commands share that take ``[RECIPE] [FIELD=VALUE ...]``."""
+"""Shared code of the commands that take ``[RECIPE] [FIELD=VALUE ...]``."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ FOLDER_HELP = "The run folder. Default: runs/NAME-COLD_START-sSEED, from the rec
 
 
 def folder_option(command: Command) -> Command:
-    """--run DIR."""
+    """Add the option ``--run DIR`` to a command."""
     return click.option("--run", "folder", type=click.Path(path_type=Path), metavar="DIR", help=FOLDER_HELP)(command)
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """Where a recipe's run goes."""
+    """The default run folder of a recipe."""
     from aster.config import cold_start_name
 
     return Path("runs") / f"{recipe.name}-{cold_start_name(recipe.cold_start)}-s{recipe.seed}"
 
 
 def run_one_stage(name: str, recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
-    """One stage of a recipe's run."""
+    """Run one stage of a recipe."""
     from aster.config.file import load_recipe
     from aster.run import RunFolder
 
@@ -46,15 +46,15 @@ def run_one_stage(name: str, recipe: str, overrides: tuple[str, ...], folder: Pa
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """[RECIPE] [FIELD=VALUE ...] as (recipe or None, overrides)."""
+    """Split ``[RECIPE] [FIELD=VALUE ...]`` into (recipe or None, overrides)."""
     if arguments and "=" not in arguments[0]:
         return arguments[0], arguments[1:]
     return None, arguments
 
 
 def recipe_or_defaults(arguments: tuple[str, ...], base: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of [RECIPE] [FIELD=VALUE ...]; without RECIPE, the overrides over ``base``, or the defaults. May raise
-    UserError."""
+    """The recipe of ``[RECIPE] [FIELD=VALUE ...]``. Without RECIPE, the overrides are applied to ``base``, or to the defaults.
+    Raises UserError."""
     from aster.config.file import apply_override, load_recipe, validate_recipe
 
     path, overrides = split_arguments(arguments)
@@ -67,7 +67,7 @@ def recipe_or_defaults(arguments: tuple[str, ...], base: dict[str, Any] | None =
 
 
 def recipe_comments(arguments: tuple[str, ...]) -> Comments:
-    """The comments in the file of [RECIPE] [FIELD=VALUE ...], without those at fields that the overrides change. May raise
+    """The comments in the file of ``[RECIPE] [FIELD=VALUE ...]``, without those at fields that the overrides change. Raises
     UserError."""
     from aster.config.comments import Comments, read_comments
     from aster.config.file import read_recipe

@@ -1,4 +1,4 @@
-"""What is said of several evaluations: a curve beside a direct run, two compared, many as a grid."""
+"""Commands on several evaluations: check a budget curve with a direct run, compare two, show many as a grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from aster.types import Problem
 
 
 def check_budget(settings: Settings, problems: Sequence[Problem], request: Request, tokens: int) -> str:
-    """Run a smaller token budget directly, in a folder below the evaluation's, and say how it agrees with the cut-off one."""
+    """Run a smaller token budget directly, in a subfolder of the evaluation, and report how it agrees with the cut-off
+    attempts."""
     whole = EvaluationFolder.load(request.folder).outcomes()
     left = under(whole, context_tokens=tokens)
     smaller = settings.model_copy(update={"context_tokens": tokens})
@@ -34,15 +35,15 @@ def check_budget(settings: Settings, problems: Sequence[Problem], request: Reque
     )
     cut, run = (accuracy(each, settings.seed) for each in (left, direct))
     within = run["low"] <= cut["accuracy"] <= run["high"]
-    verdict = "all attempts end alike" if not differing else f"{differing} of {len(left)} attempts end otherwise"
+    verdict = "all attempts end the same way" if not differing else f"{differing} of {len(left)} attempts end differently"
     return (
         f"budget {tokens:,}: cut off {percent(cut['accuracy'])}, run directly {percent(run['accuracy'])} {interval(run)}; "
-        f"{verdict}; the cut-off one is {'within' if within else 'OUTSIDE'} the direct one's interval"
+        f"{verdict}; the cut-off accuracy is {'within' if within else 'OUTSIDE'} the direct run's interval"
     )
 
 
 def compare_folders(first: Path, second: Path) -> str:
-    """Two finished evaluations compared. UserError where they are not of the same problems."""
+    """Compare two finished evaluations. Raises UserError where they have different problems."""
     folders = [EvaluationFolder.load(path) for path in (first, second)]
     outcomes = [folder.outcomes() for folder in folders]
     one, two = (folder.settings for folder in folders)
@@ -58,7 +59,7 @@ def compare_folders(first: Path, second: Path) -> str:
 
 
 def grid(folders: Sequence[Path], at: str | None, calls: str | None) -> str:
-    """Accuracy of each evaluation at each budget, from its attempts. A budget above an evaluation's own has no cell."""
+    """The accuracy of each evaluation at each budget, from its attempts. Cells above an evaluation's own budget stay empty."""
     loaded = [EvaluationFolder.load(path) for path in folders]
     most = max(folder.settings.context_tokens for folder in loaded)
     if calls:
@@ -72,7 +73,7 @@ def grid(folders: Sequence[Path], at: str | None, calls: str | None) -> str:
         outcomes, settings = folder.outcomes(), folder.settings
         own = settings.tool_calls if calls else settings.context_tokens
         if not calls and any(each.prompt_tokens is None for each in outcomes):
-            raise UserError(f"{folder.path}: its server gave text alone, so tokens are not known; use --calls")
+            raise UserError(f"{folder.path}: its server gave only text, so the numbers of tokens are not known; use --calls")
         kept = [budget for budget in budgets if budget <= own]
         points = curve(outcomes, settings.seed, **{"calls" if calls else "tokens": kept})
         cells = [points[kept.index(budget)] if budget in kept else None for budget in budgets]
@@ -91,7 +92,7 @@ def _name(folder: EvaluationFolder) -> str:
 
 
 def _trained(notes: dict[str, Any]) -> str:
-    """The training budget, as the policy's run folder has it."""
+    """The training budget stored in the policy's run folder, as text."""
     training = notes.get("training")
     if not training:
         return "-"
@@ -101,6 +102,6 @@ def _trained(notes: dict[str, Any]) -> str:
 
 
 def _differing(one: Settings, two: Settings) -> list[str]:
-    """Settings, by name, in which two evaluations differ."""
+    """The names of the settings in which two evaluations differ."""
     first, second = one.identity(), two.identity()
     return [name for name in first if first[name] != second[name]]

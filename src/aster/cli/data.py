@@ -1,4 +1,4 @@
-"""``aster data``: the commands on problems and sets of trajectories."""
+"""``aster data``: the commands on problems and on data sets of trajectories."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aster.cli.data_sets import curate_command, stats_command
 
 @click.group("data")
 def data_group() -> None:
-    """Problems and sets of trajectories: what a cold start is made of."""
+    """Filter, compare, import and export the problems and trajectories of a cold start."""
 
 
 data_group.add_command(problems_command)

@@ -1,4 +1,4 @@
-"""``aster data problems``: what the teacher and RL ask, filtered."""
+"""``aster data problems``: filters the problems for the teacher and for RL."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ import click
 
 @click.command("problems")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where the problems go (.jsonl).")
 @click.option(
-    "--against", multiple=True, metavar="BENCHMARKS", help="Drop problems of these: names, files or all, with commas."
+    "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The file to write the problems to (.jsonl)."
 )
-@click.option("--columns", multiple=True, metavar="FIELD=COLUMN", help="Where a layout of your own has prompt, answer, ...")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="BENCHMARKS",
+    help="Drop problems of these benchmarks: names or files with commas between, or all.",
+)
+@click.option(
+    "--columns", multiple=True, metavar="FIELD=COLUMN", help="Columns of your own layout, for instance answer=final_answer."
+)
 @click.option("--prompt-suffix", default="", help="Text to append to every prompt.")
-@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many problems.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many problems.")
 @click.option("--any-language", is_flag=True, help="Keep problems that are not in English.")
-@click.option("--keep-duplicates", type=click.Choice(["near", "all"]), help="Keep near duplicates, or exact ones too.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write funnel and pairs as JSON.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the funnel as a page.")
+@click.option(
+    "--keep-duplicates", type=click.Choice(["near", "all"]), help="near: keep near duplicates. all: keep exact ones too."
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the counts and the pairs as JSON."
+)
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the counts as an HTML page.")
 def problems_command(
     sources: tuple[str, ...],
     out: Path,
@@ -32,10 +43,11 @@ def problems_command(
     json_path: Path | None,
     html: Path | None,
 ) -> None:
-    """Read problems, filter them, write JSON lines.
+    """Filter problems and write them as JSON lines.
 
-    SOURCE is a .jsonl or .parquet file or a data set of the Hugging Face hub, hf:OWNER/NAME[@CONFIG][:SPLIT]. Dropped are
-    problems that are not in English, duplicates, and problems of the benchmarks in --against. Prints the funnel and the pairs.
+    SOURCE is a .jsonl or .parquet file or a data set of the Hugging Face hub, hf:OWNER/NAME[@CONFIG][:SPLIT]. The
+    command drops problems that are not in English, duplicates, and problems of the benchmarks in --against. It prints how many
+    problems each filter keeps, and the pairs of problems that match a benchmark.
     """
     import dataclasses
     import itertools
@@ -57,8 +69,8 @@ def problems_command(
         mapped[name] = column
     names = [name.strip() for text in against for name in text.split(",") if name.strip()]
     if against and not names:
-        # An unset variable of a script, say: unfiltered problems would look filtered.
-        raise UserError("--against: names no benchmark; write names or files with commas between, or all")
+        # For instance an unset variable in a script. Unfiltered problems would look filtered.
+        raise UserError("--against: it names no benchmark; write names or files with commas between, or all")
     questions = Questions(
         english=not any_language,
         duplicates=None if keep_duplicates == "all" else Duplicates(near=keep_duplicates is None),
@@ -83,12 +95,12 @@ def problems_command(
         write_sets_page(html, f"Problems of {', '.join(sources)}", funnel=questions.funnel)
     click.echo(funnel_table(questions.funnel))
     if questions.answers_differ:
-        click.echo(f"\n{questions.answers_differ} duplicates have another answer than the problem that was kept")
+        click.echo(f"\n{questions.answers_differ} duplicates have a different answer from the problem that was kept")
     if questions.faults:
-        click.echo(f"\n{questions.unreadable} rows without a problem or an answer, the first: {questions.faults[0]}")
+        click.echo(f"\n{questions.unreadable} rows have no problem or no answer; the first: {questions.faults[0]}")
     if questions.hits:
         click.echo(f"\n{contamination_table(questions.hits)}")
     if first is None:
-        # A file that is there already is not replaced by nothing.
+        # An existing file is not replaced by an empty one.
         raise UserError(f"{', '.join(sources)}: no problem is left, and {out} was not written")
     click.echo(f"\nproblems: {out}")

@@ -1,4 +1,4 @@
-"""``aster data curate`` and ``aster data stats``: sets of trajectories filtered, and compared."""
+"""``aster data curate`` and ``aster data stats``: filter and compare data sets of trajectories."""
 
 from __future__ import annotations
 
@@ -14,11 +14,22 @@ if TYPE_CHECKING:
 
 @click.command("curate")
 @click.argument("arguments", nargs=-1, required=True, metavar="SET... [FIELD=VALUE ...]")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="SET", help="Where the kept ones go.")
-@click.option("--recipe", metavar="RECIPE", help="Take its section curate. A file, or the name of one that comes with ASTER.")
-@click.option("--dropped", type=click.Path(path_type=Path), metavar="FILE", help="List (.jsonl) who was dropped by what.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the funnel as a page.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the funnel as JSON.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="SET", help="The file to write the kept trajectories to."
+)
+@click.option(
+    "--recipe",
+    metavar="RECIPE",
+    help="Use this recipe's section curate: a file, or the name of a recipe that comes with ASTER.",
+)
+@click.option(
+    "--dropped",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a list (.jsonl) of the dropped trajectories and the filter of each.",
+)
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the counts as an HTML page.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the counts as JSON.")
 def curate_command(
     arguments: tuple[str, ...],
     out: Path,
@@ -27,11 +38,11 @@ def curate_command(
     html: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Filter sets and choose from them.
+    """Filter data sets of trajectories and choose from them.
 
-    SET is a .jsonl or .jsonl.gz file of transcripts, a run folder or a stage's folder in one. FIELD=VALUE are fields of the
-    recipe's section curate, for instance density.min=10 or size=4000, and seed. Of several sets, trajectories that are the same
-    are kept once. Prints the funnel.
+    SET is a .jsonl or .jsonl.gz file of transcripts, a run folder, or a stage's folder in it. FIELD=VALUE sets seed or a field
+    of the recipe's section curate, for instance density.min=10 or size=4000. A trajectory that is in several sets is kept once.
+    The command prints how many trajectories each filter keeps.
     """
     import contextlib
     import dataclasses
@@ -78,21 +89,23 @@ def curate_command(
         write_sets_page(html, title, funnel=selection.funnel, notes=copies_lines(copies))
     click.echo("\n".join([funnel_table(selection.funnel), *copies_lines(copies)]))
     if not kept:
-        # A set that is there already is not replaced by nothing.
-        raise UserError(f"no trajectory is left, and {out} was not written; widen the filters, or give more trajectories")
+        # An existing set is not replaced by an empty one.
+        raise UserError(f"no trajectory is left, and {out} was not written; relax the filters, or give more trajectories")
     click.echo(f"\nset: {out}")
 
 
 @click.command("stats")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SET...")
-@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="DIR", help="Count tokens with it (a folder or file).")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), metavar="DIR", help="Count tokens with this tokenizer (a folder or file)."
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the numbers as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with charts.")
 def stats_command(paths: tuple[Path, ...], tokenizer: Path | None, json_path: Path | None, html: Path | None) -> None:
-    """Compare sets: how they use the tool.
+    """Compare how data sets use the tool.
 
-    SET is a .jsonl or .jsonl.gz file of transcripts, a run folder or a stage's folder in one. Lengths are tokens where the set
-    has its author's counts or --tokenizer is given, else words.
+    SET is a .jsonl or .jsonl.gz file of transcripts, a run folder, or a stage's folder in it. Lengths are in tokens where the
+    set contains token counts or --tokenizer is given, and in words otherwise.
     """
     from aster.data.curation.copies import Contents
     from aster.data.curation.sources import Source
@@ -113,7 +126,7 @@ def stats_command(paths: tuple[Path, ...], tokenizer: Path | None, json_path: Pa
 
 
 def _split(arguments: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """SET... [FIELD=VALUE ...]; a file may have a ``=`` in its name."""
+    """Split ``SET... [FIELD=VALUE ...]`` into paths and overrides. The name of an existing file may contain ``=``."""
     paths = [Path(text) for text in arguments if "=" not in text or Path(text).exists()]
     overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
     if not paths:
@@ -122,7 +135,7 @@ def _split(arguments: tuple[str, ...]) -> tuple[list[Path], list[str]]:
 
 
 def _recipe(recipe: str | None, overrides: list[str]) -> Recipe:
-    """The recipe, with overrides of its seed and of its section curate alone."""
+    """The recipe with overrides, which may set only its seed, its cold_start and its section curate."""
     from aster.cli.arguments import recipe_or_defaults
 
     full = tuple(text if text.startswith(("seed=", "curate.", "cold_start=")) else f"curate.{text}" for text in overrides)
@@ -130,7 +143,7 @@ def _recipe(recipe: str | None, overrides: list[str]) -> Recipe:
 
 
 def _counter(path: Path) -> CountTokens:
-    """Counts tokens with a ``tokenizer.json``, or the one in a folder."""
+    """A function that counts tokens with a ``tokenizer.json``; ``path`` is the file or its folder."""
     from aster.data.text import load_tokenizer_file
 
     tokenizer = load_tokenizer_file(path / "tokenizer.json" if path.is_dir() else path)

@@ -1,4 +1,4 @@
-"""``aster evaluate`` and what goes with it: ``compare``, ``budgets``, ``merge``, ``benchmarks``."""
+"""``aster evaluate`` and the commands on its results: ``compare``, ``budgets``, ``merge``, ``benchmarks``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from aster.cli.arguments import Command, folder_option, run_one_stage, split_arguments
 
 FOLDER = click.Path(path_type=Path)
-DATA_HELP = "Folder with local copies of benchmarks. Default: the environment variable ASTER_BENCHMARKS."
+DATA_HELP = "Folder of local benchmark copies. Default: the environment variable ASTER_BENCHMARKS."
 DEFAULTS: dict[str, Any] = {
     "k": 16,
     "budget": "30k",
@@ -22,50 +22,64 @@ DEFAULTS: dict[str, Any] = {
     "shard": "1/1",
     "wall_seconds": 3600.0,
 }
-"""The paper's preset, and ours where it has none. Here, because the settings' own module takes a second to import."""
+"""The paper's settings, and our own where the paper gives none. They are repeated here because the module of the settings takes
+a second to import."""
 
 
 def _options(command: Command) -> Command:
-    """The options of an evaluation by benchmark, in the order of the help."""
+    """Add the options of ``aster evaluate --policy``, in the order of the help."""
     for option in reversed(
         (
-            click.option("--policy", help="A model (as model.path has it), http://, chat:http:// or tinker:http:// address."),
+            click.option("--policy", help="A model as in model.path, or an http://, chat:http:// or tinker:http:// address."),
             click.option("--benchmark", help="A name that `aster benchmarks` lists, a .parquet or .jsonl file, or lab."),
-            click.option("--k", type=click.IntRange(min=1), default=DEFAULTS["k"], help="Samples a problem. [16]"),
-            click.option("--budget", default=DEFAULTS["budget"], help="Tokens: prompt, sampled, tool. k is 1,024. [30k]"),
-            click.option("--max-calls", type=click.IntRange(min=0), default=DEFAULTS["max_calls"], help="Tool calls. [256]"),
+            click.option("--k", type=click.IntRange(min=1), default=DEFAULTS["k"], help="Samples per problem. [16]"),
+            click.option("--budget", default=DEFAULTS["budget"], help="Most tokens (prompt, sampled, tool); k is 1,024. [30k]"),
+            click.option(
+                "--max-calls", type=click.IntRange(min=0), default=DEFAULTS["max_calls"], help="Most tool calls. [256]"
+            ),
             click.option(
                 "--temperature", type=click.FloatRange(min=0), default=DEFAULTS["temperature"], help="0: greedy. [0.6]"
             ),
             click.option(
                 "--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=DEFAULTS["top_p"], help="[0.95]"
             ),
-            click.option("--no-tools", is_flag=True, help="No tool: neither in the prompt nor to run."),
+            click.option("--no-tools", is_flag=True, help="Offer no tool to the policy."),
             click.option("--out", type=FOLDER, metavar="DIR", help="Default: runs/evaluate/BENCHMARK-POLICY-BUDGET."),
             click.option("--seed", type=int, default=DEFAULTS["seed"], help="[1]"),
-            click.option("--problems", type=click.IntRange(min=1), help="A seeded choice of so many problems. Default: all."),
+            click.option(
+                "--problems", type=click.IntRange(min=1), help="Use this many problems, chosen by the seed. Default: all."
+            ),
             click.option("--data", metavar="DIR", help=DATA_HELP),
-            click.option("--model", "model_name", default="", help="The name under which a server serves the model."),
+            click.option("--model", "model_name", default="", help="The model's name on the server."),
             click.option("--tokenizer", default="", help="The tokenizer's folder, for a server that takes token ids."),
             click.option("--checkpoint", default="", metavar="DIR", help="A run's checkpoint of the policy (LoRA, Tinker)."),
-            click.option("--turn-budget", default="", help="Tokens of one turn. Default: what the budget leaves."),
+            click.option("--turn-budget", default="", help="Most tokens of a turn. Default: the rest of the budget."),
             click.option(
                 "--wall-seconds",
                 type=click.FloatRange(min=0, min_open=True),
                 default=DEFAULTS["wall_seconds"],
-                help="Time of one attempt. [3600]",
+                help="Most seconds of an attempt. [3600]",
             ),
             click.option(
-                "--concurrency", type=click.IntRange(min=1), default=DEFAULTS["concurrency"], help="Attempts under way. [32]"
+                "--concurrency",
+                type=click.IntRange(min=1),
+                default=DEFAULTS["concurrency"],
+                help="Attempts at the same time. [32]",
             ),
-            click.option("--shard", default=DEFAULTS["shard"], metavar="I/N", help="This part of the problems alone."),
-            click.option("--check-budget", default="", help="Also run this smaller budget, and say whether the curve agrees."),
-            click.option("--price-in", type=click.FloatRange(min=0), help="Money per million tokens read."),
-            click.option("--price-out", type=click.FloatRange(min=0), help="Money per million tokens written."),
-            click.option("--label", help="A name for tables, for instance the training budget."),
-            click.option("--prompt-suffix", help="Text after each problem. Default: the request for a box."),
-            click.option("--changed-benchmark", is_flag=True, help="Go on where a copy is not the benchmark on record."),
-            click.option("--retry-faults", is_flag=True, help="Make the faulty attempts of a finished evaluation anew."),
+            click.option(
+                "--shard", default=DEFAULTS["shard"], metavar="I/N", help="Evaluate only part I of N of the problems."
+            ),
+            click.option(
+                "--check-budget", default="", help="Also run this smaller budget, and report whether the curve agrees."
+            ),
+            click.option("--price-in", type=click.FloatRange(min=0), help="Price per million tokens read."),
+            click.option("--price-out", type=click.FloatRange(min=0), help="Price per million tokens written."),
+            click.option("--label", help="A name for this evaluation in tables, for instance the training budget."),
+            click.option("--prompt-suffix", help="Text after each problem. Default: a request for \\boxed{}."),
+            click.option(
+                "--changed-benchmark", is_flag=True, help="Accept a benchmark copy that differs from the recorded one."
+            ),
+            click.option("--retry-faults", is_flag=True, help="Repeat the faulty attempts of a finished evaluation."),
         )
     ):
         command = option(command)
@@ -80,10 +94,10 @@ def _options(command: Command) -> Command:
 def evaluate_command(ctx: click.Context, arguments: tuple[str, ...], folder: Path | None, **given: Any) -> None:
     """Measure avg@k.
 
-    With RECIPE: the pipeline's stage, which measures the base, SFT and RL policies of a run.
+    With RECIPE it runs the pipeline's stage, which measures the base, SFT and RL policies of a run.
 
-    With --policy and --benchmark: any policy on any benchmark, under the paper's preset. FIELD=VALUE then changes fields of the
-    sections model, policy, sandbox and rollout. Interrupted, the same command goes on.
+    With --policy and --benchmark it measures any policy on any benchmark, with the paper's settings. FIELD=VALUE then changes
+    fields of the sections model, policy, environment, tools, sandbox and rollout. To resume, give the same command again.
     """
     recipe, overrides = split_arguments(arguments)
     named = [
@@ -93,15 +107,15 @@ def evaluate_command(ctx: click.Context, arguments: tuple[str, ...], folder: Pat
     ]
     if recipe is not None:
         if named:
-            raise click.UsageError(f"RECIPE goes with FIELD=VALUE and --run alone, not with {', '.join(named)}")
+            raise click.UsageError(f"RECIPE can be combined only with FIELD=VALUE and --run, not with {', '.join(named)}")
         run_one_stage("evaluate", recipe, overrides, folder)
         return
     if folder is not None:
-        raise click.UsageError("--run goes with RECIPE; with --policy the folder is --out")
+        raise click.UsageError("--run needs a RECIPE; with --policy, give the folder as --out")
     if given["policy"] is None or given["benchmark"] is None:
         raise click.UsageError("give a RECIPE, or --policy and --benchmark")
     if (given["price_in"] is None) != (given["price_out"] is None):
-        raise click.UsageError("--price-in and --price-out go together")
+        raise click.UsageError("--price-in and --price-out: give both or neither")
     _evaluate(overrides, given)
 
 
@@ -134,7 +148,7 @@ def _evaluate(overrides: tuple[str, ...], given: dict[str, Any]) -> None:
 def compare_command(first: Path, second: Path) -> None:
     """Compare two evaluations on the same problems.
 
-    A paired permutation test over problems, with the interval of the difference.
+    It runs a paired permutation test over problems, and prints the interval of the difference.
     """
     from aster.cli.compare import compare_folders
 
@@ -143,17 +157,19 @@ def compare_command(first: Path, second: Path) -> None:
 
 @click.command("budgets")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
-@click.option("--at", "at", metavar="TOKENS,...", help="Token budgets, for instance 8k,16k,30k. Default: quarters.")
-@click.option("--calls", metavar="CALLS,...", help="Call budgets instead, for instance 0,8,64.")
+@click.option(
+    "--at", "at", metavar="TOKENS,...", help="Token budgets, for instance 8k,16k,30k. Default: quarters of the largest."
+)
+@click.option("--calls", metavar="CALLS,...", help="Budgets of tool calls instead, for instance 0,8,64.")
 def budgets_command(folders: tuple[Path, ...], at: str | None, calls: str | None) -> None:
-    """Show training budget against inference budget.
+    """Show the accuracy of evaluations under smaller budgets.
 
-    One row an evaluation, one column a budget, all from attempts that are there.
+    The table has a row per evaluation and a column per budget. It uses the existing attempts; nothing is sampled.
     """
     from aster.cli.compare import grid
 
     if at and calls:
-        raise click.UsageError("--at and --calls do not go together")
+        raise click.UsageError("--at and --calls: give only one of them")
     click.echo(grid(folders, at, calls))
 
 
@@ -163,7 +179,7 @@ def budgets_command(folders: tuple[Path, ...], at: str | None, calls: str | None
 def merge_command(target: Path, shards: tuple[Path, ...]) -> None:
     """Join the shards of an evaluation.
 
-    Overlaps, gaps and differing settings are refused.
+    It refuses shards that overlap, are incomplete or have different settings.
     """
     from aster.evaluation.folder import EvaluationFolder
     from aster.evaluation.merging import merge
@@ -177,9 +193,9 @@ def merge_command(target: Path, shards: tuple[Path, ...]) -> None:
 @click.command("benchmarks")
 @click.option("--data", metavar="DIR", help=DATA_HELP)
 def benchmarks_command(data: str | None) -> None:
-    """List the benchmarks, and where copies of them are.
+    """List the benchmarks, and where their local copies are.
 
-    A copy is read and compared with the record.
+    It reads each copy and compares it with the recorded checksum.
     """
     from aster.data.benchmarks import describe
 

@@ -1,4 +1,4 @@
-"""The commands that bring sets in and out, and run their calls again."""
+"""The commands that import and export data sets, and run their tool calls again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PATH = click.Path(path_type=Path)
 @click.argument("source", type=PATH, metavar="SOURCE")
 @click.option("--layout", required=True, help="messages, llamafactory, retool, tora or verl_rollout.")
 @click.option("--out", type=PATH, required=True, metavar="SET", help="The set to write (.jsonl or .jsonl.gz).")
-@click.option("--problems", type=PATH, metavar="FILE", help="Problems with answers, joined by id or prompt.")
+@click.option("--problems", type=PATH, metavar="FILE", help="Problems with answers, matched by id or prompt.")
 @click.argument("arguments", nargs=-1, metavar="[RECIPE] [FIELD=VALUE ...]")
 def import_command(source: Path, layout: str, out: Path, problems: Path | None, arguments: tuple[str, ...]) -> None:
-    """Read a set of another project (.jsonl, .json, .parquet).
+    """Import a data set of another project (.jsonl, .json, .parquet).
 
-    Every attempt is checked and scored by the environment of RECIPE; FIELD=VALUE changes it. What could not be read is counted
-    by its reason.
+    The environment of RECIPE checks and scores every attempt; FIELD=VALUE changes the recipe. The command prints how many rows
+    could not be read, by reason.
     """
     from aster.data.formats.importing import describe, import_set
     from aster.environments import EnvironmentFailure, transcript_scorer
@@ -43,9 +43,9 @@ def import_command(source: Path, layout: str, out: Path, problems: Path | None, 
 @click.option("--layout", required=True, help="messages, llamafactory or verl_prompts.")
 @click.option("--out", type=PATH, required=True, metavar="FILE", help="The file to write (.parquet, .jsonl or .json).")
 def export_command(source: Path, layout: str, out: Path) -> None:
-    """Write a set, or a run folder's trajectories, for another trainer.
+    """Export a data set, or a run folder's trajectories, for another trainer.
 
-    A column `aster` keeps what the layout lacks, so that `aster data import` reads the set back as it was.
+    The column `aster` holds the data that the layout has no place for, so that `aster data import` restores the set exactly.
     """
     from aster.data.curation.sources import Source
     from aster.data.formats.exporting import export_set
@@ -57,12 +57,12 @@ def export_command(source: Path, layout: str, out: Path) -> None:
 @click.command("replay")
 @click.argument("source", type=PATH, metavar="SET")
 @click.argument("arguments", nargs=-1, metavar="[RECIPE] [FIELD=VALUE ...]")
-@click.option("--out", type=PATH, metavar="JSON", help="Write the report here too.")
+@click.option("--out", type=PATH, metavar="JSON", help="Write the report as JSON too.")
 def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -> None:
-    """Run a set's tool calls again and compare their outputs.
+    """Run a data set's tool calls again and compare their outputs.
 
-    SET is a set, a run folder or a stage's folder in one. The sandbox is that of RECIPE, or the run's own; FIELD=VALUE changes
-    it. Exit code 1 where an output did not come back.
+    SET is a data set, a run folder, or a stage's folder in it. The sandbox is that of RECIPE, or else the run's own;
+    FIELD=VALUE changes it. The exit code is 1 if an output differs.
     """
     import asyncio
 
@@ -79,7 +79,7 @@ def replay_command(source: Path, arguments: tuple[str, ...], out: Path | None) -
 
     total = sum(1 for file in found.files or [source] for _ in read_lines(file))
     if not total:
-        raise UserError(f"{source}: no trajectory in it, so nothing to run again")
+        raise UserError(f"{source}: it contains no trajectory, so there is nothing to run again")
 
     async def run() -> Replayed:
         with Progress("replay", total, "trajectory") as progress:

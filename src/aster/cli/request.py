@@ -1,4 +1,4 @@
-"""From what was typed to settings, problems and a folder."""
+"""Turns the arguments of ``aster evaluate --policy`` into settings, problems and a folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from aster.terminal import say
 from aster.types import Problem
 
 SECTIONS = ("model", "policy", "environment", "tools", "sandbox", "rollout")
-"""What FIELD=VALUE may change; the rest has options."""
+"""The sections that FIELD=VALUE may change. The other settings have options."""
 
 
 def make_request(
     overrides: tuple[str, ...], given: dict[str, Any], prices: Prices | None
 ) -> tuple[Settings, list[Problem], Request]:
-    """Settings, problems and folder of ``aster evaluate --policy``. ``given`` are its options by name. May raise UserError."""
+    """Settings, problems and folder of ``aster evaluate --policy``. ``given``: its options by name. Raises UserError."""
     kind, _ = policy_kind(given["policy"])
     context = parse_tokens(given["budget"])
     recipe = _sections(overrides, given["policy"] if kind == "local" else None, given["concurrency"], context)
@@ -55,7 +55,7 @@ def make_request(
     parse_shard(given["shard"])
     if kind == "chat" and given["check_budget"]:
         raise UserError(
-            f"--check-budget: {given['policy']} gives text alone, so tokens are not known and there is no curve to check"
+            f"--check-budget: {given['policy']} gives only text: without numbers of tokens there is no curve to check"
         )
     if suffix is not None:
         settings["prompt_suffix"] = suffix
@@ -73,37 +73,37 @@ def make_request(
         raise UserError(f"--{name} {fault['input']}: {fault['msg']}") from None
     entry = REGISTRY.get(given["benchmark"])
     if entry is not None and entry.checksum is None:
-        say(f"{entry.name}: no checksum is on record; of the problems asked it is {found.checksum}")
+        say(f"{entry.name}: no checksum is recorded for it; the checksum of these problems is {found.checksum}")
     folder = given["out"] or _default_folder(found)
     request = Request(folder, recipe.rollout, given["label"], prices, given["retry_faults"])
     return found, problems, request
 
 
 def _sections(overrides: tuple[str, ...], path: str | None, concurrency: int, context: int) -> Recipe:
-    """The recipe's sections with what was typed; UserError for fields of others."""
+    """The recipe's sections with the overrides. Raises UserError for fields of other sections."""
     data: dict[str, Any] = {}
     for text in overrides:
         section = text.partition("=")[0].split(".")[0]
         if section not in SECTIONS:
             raise UserError(
-                f"override {text!r}: with --policy, fields of {', '.join(SECTIONS)} can be changed; the rest has options "
-                "(aster evaluate --help)"
+                f"override {text!r}: with --policy, only fields of {', '.join(SECTIONS)} can be changed; other settings have "
+                "options (aster evaluate --help)"
             )
         apply_override(data, text)
     if path is not None:
         data.setdefault("model", {})["path"] = path
-    # The lab's model is slower on two threads.
+    # The lab's model is slower with two threads.
     if path == "lab":
         data["model"].setdefault("threads", 1)
     rollout = data.setdefault("rollout", {})
     rollout.setdefault("slots", concurrency)
-    # One context must fit, whatever the budget.
+    # The cache must hold at least one context of this budget.
     rollout.setdefault("cache_tokens", max(context, Recipe().rollout.cache_tokens))
     return validate_recipe(data, "overrides")
 
 
 def _default_folder(settings: Settings) -> Path:
-    """``runs/evaluate/BENCHMARK-POLICY-BUDGET``; shards and runs without the tool have folders of their own."""
+    """``runs/evaluate/BENCHMARK-POLICY-BUDGET``, with a suffix for shards and for evaluations without tools."""
     policy = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.policy.rstrip("/").split("//")[-1]).strip("-.")[-60:]
     parts = [Path(settings.benchmark).stem, policy or "policy", str(settings.context_tokens)]
     if not settings.tools:

@@ -1,4 +1,4 @@
-"""``aster sandbox``: the sandbox by itself, for other programs and for a person."""
+"""``aster sandbox``: the sandbox without the rest of ASTER, as a service and as a prompt."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from aster_sandbox import make_commands
 
 @click.group("sandbox")
 def sandbox_group() -> None:
-    """The Python sandbox by itself: a service, a prompt."""
+    """Use the Python sandbox without training: as a service, or at a prompt."""
 
 
 for _command in make_commands(
     lambda arguments: recipe_or_defaults(arguments).sandbox,
     "[RECIPE] [FIELD=VALUE ...]",
-    "The recipe's section `sandbox` says what a session may do.",
+    "The recipe's section `sandbox` sets what a session may do.",
 ):
     sandbox_group.add_command(_command)

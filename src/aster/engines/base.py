@@ -1,13 +1,13 @@
-"""The primitives that every algorithm is written against, after the Tinker API.
+"""The operations of an engine, which every algorithm uses. They follow the Tinker API.
 
-    sampler.sample(token_ids, params)        -> Completion          one call an assistant turn; many in flight
-    policy.forward(samples)                  -> logprobs            no gradient
-    policy.forward_backward(samples, loss)   -> metrics             gradients add up until optim_step
+    sampler.sample(token_ids, params)        -> Completion          one call per assistant turn; many run at once
+    policy.forward(samples)                  -> logprobs            without gradient
+    policy.forward_backward(samples, loss)   -> metrics             gradients accumulate until optim_step
     policy.optim_step(adam)                  -> metrics
     policy.save(path) / load(path); policy.refresh_sampler(); policy.close()
 
-Losses are sums. The mean over the tokens of the global batch comes from the caller: it divides every sample's weights by the
-number of trained tokens in the batch, and no engine has to know.
+Losses are sums. For the mean over the tokens of the whole batch, the caller divides every sample's weights by the number of
+trained tokens in the batch. Engines do not need to know this number.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 class EngineLost(Exception):
-    """The engine has lost the policy that was trained in it, as when its server was started again. The stage opens the policy
-    again and goes on from its last checkpoint."""
+    """The engine has lost the policy that it trained, for instance because its server was restarted. The stage opens the policy
+    again and resumes from its last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,14 @@ class SamplingParams:
 
     max_tokens: int
     temperature: float = 1.0
-    """0 is greedy."""
+    """0: greedy."""
     top_p: float = 1.0
     seed: int = 0
-    """With the token's position in the sequence it fixes the token's random number, whatever else is in the batch."""
+    """Together with a token's position in the sequence, it determines the token's random number. The rest of the batch has no
+    effect."""
     stop_token_ids: tuple[int, ...] = ()
     sequence: str = ""
-    """Names the trajectory, so that an engine can keep its key-value cache between turns."""
+    """The trajectory's name, with which an engine can keep its key-value cache between turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,9 @@ class Completion:
     """One sampled turn."""
 
     token_ids: list[int]
-    """The stop token included, where there is one."""
+    """The sampled tokens, with the stop token if there is one."""
     logprobs: list[float]
-    """Untempered log-probabilities of the sampled tokens."""
+    """Log-probabilities of the sampled tokens at temperature 1."""
     stopped: bool
     """True if a stop token ended the turn, False if ``max_tokens`` did."""
 
@@ -68,7 +69,7 @@ class AdamStep:
 
 
 class Sampler(Protocol):
-    """Whoever writes assistant turns: a model, or a scripted expert."""
+    """Something that writes assistant turns: a model, or a scripted expert."""
 
     def open(self, sequence: str) -> None:
         """A trajectory begins."""
@@ -77,37 +78,38 @@ class Sampler(Protocol):
         """Sample one turn after ``token_ids``."""
 
     def release(self, sequence: str) -> None:
-        """A trajectory ended: forget its cache."""
+        """A trajectory ended: free its cache."""
 
 
 class Engine(Sampler, Protocol):
-    """A model that is sampled and trained. :func:`aster.engines.opening.open_engine` makes the recipe's."""
+    """A model that can be sampled and trained. :func:`aster.engines.opening.open_engine` opens the recipe's engine."""
 
     dialect: Qwen3Dialect
-    """How it is spoken to, with its tokenizer."""
+    """The model's chat format and tokenizer."""
 
     async def forward(self, samples: list[TrainingSample]) -> list[list[float]]:
-        """Log-probabilities of the trained tokens of each sample, in order, without gradient."""
+        """Return the log-probabilities of the trained tokens of each sample, in order, without gradient."""
 
     async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
-        """Add the gradient of the summed loss; returns sums and counts, among them ``loss`` and ``tokens``.
+        """Add the gradient of the summed loss. Return sums and counts, among them ``loss`` and ``tokens``.
 
-        ``entropy_sum`` is there too, except from a remote engine for ``cross_entropy``."""
+        ``entropy_sum`` is among them too, except for ``cross_entropy`` with a remote engine."""
 
     async def optim_step(self, adam: AdamStep) -> dict[str, float]:
-        """Clip, step, clear the gradient; returns ``grad_norm`` (NaN where a remote engine does not tell), and
-        ``peak_memory_mb`` (MiB) where the engine can tell."""
+        """Clip the gradient, take a step, clear the gradient. Return ``grad_norm`` (NaN where a remote engine does not report
+        it), and ``peak_memory_mb`` (MiB) where the engine knows it."""
 
     async def save(self, path: Path, optimizer: bool = True) -> None:
-        """Write a checkpoint folder, with the optimizer's state beside the weights if asked, whole or not at all. It is read
-        where a policy is opened."""
+        """Write a checkpoint folder, with the optimizer's state if asked. A failed write leaves no partial folder. Opening a
+        policy reads it."""
 
     async def pause_sampler(self) -> None:
-        """No turn is sampled until :meth:`refresh_sampler`, where sampling and training share a device: turns under way wait.
-        Other engines have nothing to do."""
+        """Stop sampling until :meth:`refresh_sampler`, where sampling and training share a device; turns that are being sampled
+        wait. Other engines do nothing."""
 
     async def refresh_sampler(self) -> None:
-        """Make the sampler use the present weights. Its caches are dropped; turns under way go on with the new weights."""
+        """Make the sampler use the current weights. Its caches are emptied; turns that are being sampled continue with the new
+        weights."""
 
     async def close(self) -> None:
-        """Give back what the policy holds: threads, connections, processes."""
+        """Free what the policy holds: threads, connections, processes."""

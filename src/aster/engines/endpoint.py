@@ -1,14 +1,14 @@
-"""Turns sampled by a server: any that offers OpenAI's completions with token ids in and out.
+"""Samples turns from a server that offers OpenAI's completions with token ids in and out.
 
-What is asked of it is vLLM's form of ``POST /v1/completions``, which SGLang has too: a prompt of token ids,
-``return_token_ids``, and ``logprobs``. The sampled tokens come back as ids, so nothing is tokenised twice. Three points where
-servers differ from :class:`aster.engines.local.sampler.LocalSampler`:
+ASTER uses vLLM's form of ``POST /v1/completions``, which SGLang has too: a prompt of token ids, ``return_token_ids``, and
+``logprobs``. The sampled tokens come back as ids, so nothing is tokenised twice. Servers differ from
+:class:`aster.engines.local.sampler.LocalSampler` in three points:
 
-- A model's ``generation_config.json`` may set a server's defaults (``top_k``, penalties), so every request names its own.
-- A server also stops at the model's own end tokens. A turn that ended at a token that is no stop token of ours goes on, with a
-  request that holds what was sampled so far; so does one that the server cut short because its weights were changed.
-- A server draws its random numbers from the request's seed, which is made of the trajectory's seed and the position, so that
-  no two turns of a trajectory share theirs. The draws are not the local sampler's.
+- A model's ``generation_config.json`` may set a server's defaults (``top_k``, penalties), so every request sets all of them.
+- A server also stops at the model's own end tokens. If a turn ends at a token that is not one of our stop tokens, it continues
+  with a request that contains the tokens sampled so far. So does a turn that the server cut because its weights were changed.
+- A server draws its random numbers from the request's seed. The seed is made of the trajectory's seed and the position, so
+  that all turns of a trajectory have different numbers. They are not the local sampler's numbers.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from aster.http import Server, ServerError
 from aster.seeds import derive
 
 KEY = "ASTER_POLICY_KEY"
-"""The environment variable with the server's key."""
+"""The environment variable that holds the server's key."""
 PROBE_SECONDS = 60.0
-"""For each answer at opening; a server's first turn may have to load or compile."""
+"""Most seconds for each answer when the server is opened. Its first turn may have to load or compile something."""
 PROBE = "<|im_start|>user\nSolve 3x² + 14 = 0, señor! 你好<|im_end|>\n<|im_start|>assistant\nThe result of that is"
-"""A text on which tokenizers differ; what follows it is uncertain, so that a tempered log-probability shows."""
+"""A text on which tokenizers differ. Its next token is uncertain, so that a log-probability changed by temperature is
+visible."""
 TEMPERED = 0.05
-"""The greatest difference, in nats, between two log-probabilities of one token that rounding explains."""
+"""The largest difference, in nats, that rounding can cause between two log-probabilities of one token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one request sampled."""
+    """The tokens that one request sampled."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -47,10 +48,11 @@ class Part:
 
 
 class EndpointSampler:
-    """Samples turns from a server. A turn that cannot be had raises :class:`ServerError`, which the loop records."""
+    """Samples turns from a server. A turn that fails raises :class:`ServerError`, which the rollout loop records."""
 
     def __init__(self, server: Server, model: str, concurrency: int, seconds: float) -> None:
-        """``model``: the name it serves. At most ``concurrency`` requests are under way; each turn may take ``seconds``."""
+        """``model``: its name on the server. At most ``concurrency`` turns are requested at once, and each request may take
+        ``seconds``."""
         self.server, self.model, self.seconds = server, model, seconds
         self._places = asyncio.Semaphore(concurrency)
         self._going = asyncio.Event()
@@ -58,15 +60,15 @@ class EndpointSampler:
         self._holds = 0
 
     def open(self, sequence: str) -> None:
-        """Nothing to announce: servers find a trajectory's cache by its tokens."""
+        """Does nothing: servers find a trajectory's cache by its tokens."""
 
     def release(self, sequence: str) -> None:
-        """Nothing to forget."""
+        """Does nothing."""
 
     async def sample(self, token_ids: list[int], params: SamplingParams) -> Completion:
         """Sample one turn."""
         if not token_ids or params.max_tokens < 1:
-            raise ValueError("a turn needs at least one token before it and room for one of its own")
+            raise ValueError("a turn needs a prompt of at least one token, and max_tokens of at least 1")
         found: list[int] = []
         logprobs: list[float] = []
         async with self._places:
@@ -80,15 +82,17 @@ class EndpointSampler:
                 if stopped or part.finish_reason == "length" or len(found) >= params.max_tokens:
                     return Completion(found, logprobs, stopped)
                 if not part.token_ids and not (part.finish_reason == "abort" and self._holds > holds):
-                    raise ServerError(f"{self.server.address}: a turn ended ({part.finish_reason}) without any token")
+                    raise ServerError(
+                        f"{self.server.address}: the server ended a turn ({part.finish_reason}) without any token"
+                    )
 
     def hold(self) -> None:
-        """Send no request until :meth:`resume`; a turn whose request the server cuts short meanwhile waits."""
+        """Send no request until :meth:`resume`. Turns whose requests the server cuts in this time wait."""
         self._going.clear()
         self._holds += 1
 
     def resume(self) -> None:
-        """Go on after :meth:`hold`."""
+        """Send requests again after :meth:`hold`."""
         self._going.set()
 
     async def _request(self, token_ids: list[int], params: SamplingParams, max_tokens: int) -> Part:
@@ -106,7 +110,7 @@ class EndpointSampler:
 
 
 def request_body(model: str, prompt: list[int] | str, **changes: Any) -> dict[str, Any]:
-    """A request for one completion, with everything named that a server might have a default of its own for."""
+    """A request for one completion. It sets every field for which a server might have its own default."""
     return {
         "model": model,
         "prompt": prompt,
@@ -129,7 +133,7 @@ def request_body(model: str, prompt: list[int] | str, **changes: Any) -> dict[st
 
 
 def read_part(address: str, answer: dict[str, Any]) -> Part:
-    """The one choice of an answer; ServerError where it is not what was asked for."""
+    """The completion in a server's answer. Raises ServerError where token ids or log-probabilities are missing."""
     try:
         choice = answer["choices"][0]
         token_ids = choice["token_ids"]
@@ -143,31 +147,31 @@ def read_part(address: str, answer: dict[str, Any]) -> Part:
 
 
 async def probe(server: Server, tokenizer: Any, model: str, capacity: int | None, where: str) -> str:
-    """The name of the model to ask for, ``model`` or the only one served, once the server has shown that it will do.
+    """Check that a server can be used. Return the model's name on it: ``model``, or the only model that it has.
 
-    UserError, which begins with ``where``, where it is not there, has another model, context or tokenizer, or does not give
-    what is asked."""
+    Raises UserError, which begins with ``where``, if the server does not answer, has another model or tokenizer, has too short
+    a context, or does not return token ids and log-probabilities."""
     served = await _served(server, where)
     names = sorted(served)
     if not names:
-        raise UserError(f"{where}: it serves no model")
+        raise UserError(f"{where}: it serves no model; start the server with one")
     if model and model not in served:
-        raise UserError(f"policy.model_name: {model}: {server.address} serves {', '.join(names)}; name one of these")
+        raise UserError(f"policy.model_name: {model}: {server.address} serves {', '.join(names)}; choose one of these")
     if not model and len(names) > 1:
-        raise UserError(f"policy.model_name: name one of the models that {server.address} serves: {', '.join(names)}")
+        raise UserError(f"policy.model_name: choose one of the models that {server.address} serves: {', '.join(names)}")
     name = model or names[0]
     longest = served[name]
     if capacity is not None and longest is not None and capacity > longest:
         raise UserError(
-            f"{where}: its context is {longest} tokens, and limits.context_tokens asks for {capacity}; "
-            "lower the one, or start the server with a longer context"
+            f"{where}: its context is {longest} tokens, but limits.context_tokens is {capacity}; "
+            "lower limits.context_tokens, or start the server with a longer context"
         )
     await _check_tokens(server, where, name, tokenizer)
     return name
 
 
 async def _served(server: Server, where: str) -> dict[str, int | None]:
-    """The models of a server, each with its context in tokens where the server tells."""
+    """The models of a server, each with its context in tokens, or None where the server does not tell."""
     try:
         answer = await server.ask("GET", "/v1/models", seconds=PROBE_SECONDS)
         return {str(model["id"]): model.get("max_model_len") for model in answer["data"]}
@@ -182,7 +186,8 @@ async def _served(server: Server, where: str) -> dict[str, int | None]:
 
 
 async def _check_tokens(server: Server, where: str, name: str, tokenizer: Any) -> None:
-    """Token ids, the tokenizer, and log-probabilities that temperature leaves alone."""
+    """Check that the server returns token ids, has our tokenizer, and gives log-probabilities that do not change with the
+    temperature. Raises UserError."""
     ours = list(tokenizer.encode(PROBE, add_special_tokens=False))
     try:
         body = request_body(name, PROBE, logprobs=1, temperature=0.5, seed=1)
@@ -190,13 +195,13 @@ async def _check_tokens(server: Server, where: str, name: str, tokenizer: Any) -
         theirs = cold.get("prompt_token_ids")
         if cold.get("token_ids") is None or theirs is None:
             raise UserError(
-                f"{where}: it gives no token ids; a server must know return_token_ids, as vLLM (0.10.2 or newer) and SGLang do"
+                f"{where}: it gives no token ids; it must support return_token_ids, as vLLM (0.10.2 or newer) and SGLang do"
             )
         if list(theirs) != ours:
             raise UserError(
                 f"{where}: its tokenizer is not that of model.path: a text of {len(ours)} tokens has {len(theirs)} there"
-                + (" other ones" if len(theirs) == len(ours) else "")
-                + "; let model.path name the folder of the model that it serves"
+                + (" different ones" if len(theirs) == len(ours) else "")
+                + "; set model.path to the folder of the model that it serves"
             )
         body = request_body(name, ours, logprobs=1, temperature=2.0, seed=1)
         answer = await server.ask("POST", "/v1/completions", body, seconds=PROBE_SECONDS)
@@ -215,16 +220,17 @@ async def _check_tokens(server: Server, where: str, name: str, tokenizer: Any) -
 
 
 class EndpointEngine:
-    """A model behind a server as a :class:`aster.engines.Policy` that can be sampled and not trained.
+    """A model behind a server, as an engine that can be sampled but not trained.
 
-    ``model.path`` gives its tokenizer, and with it the dialect."""
+    ``model.path`` gives its tokenizer and chat format."""
 
     def __init__(self, sampler: EndpointSampler, dialect: Any) -> None:
         self.sampler, self.dialect = sampler, dialect
 
     @classmethod
     async def connect(cls, config: EngineConfig, checkpoint: Path | None, capacity: int | None) -> EndpointEngine:
-        """Probe the server of the recipe. UserError where it will not do, or a ``checkpoint`` of ours is asked for."""
+        """Check the recipe's server and connect to it. Raises UserError where it cannot be used, or a ``checkpoint`` is
+        given."""
         if checkpoint is not None:
             raise refusal(f"it cannot sample {checkpoint}")
         tokenizer = load_tokenizer(resolve(config.model.path, weights=False))
@@ -251,26 +257,26 @@ class EndpointEngine:
         self.sampler.release(sequence)
 
     async def forward(self, samples: list[TrainingSample]) -> list[list[float]]:  # noqa: ARG002 - the protocol's names
-        """Refused."""
+        """Raises UserError: an endpoint cannot be trained."""
         raise refusal()
 
     async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:  # noqa: ARG002 - as above
-        """Refused."""
+        """Raises UserError: an endpoint cannot be trained."""
         raise refusal()
 
     async def optim_step(self, adam: AdamStep) -> dict[str, float]:  # noqa: ARG002 - as above
-        """Refused."""
+        """Raises UserError: an endpoint cannot be trained."""
         raise refusal()
 
     async def save(self, path: Path, optimizer: bool = True) -> None:  # noqa: ARG002 - as above
-        """Refused."""
+        """Raises UserError: an endpoint cannot be trained."""
         raise refusal()
 
     async def pause_sampler(self) -> None:
-        """Nothing to do: no weights change."""
+        """Does nothing: the weights never change."""
 
     async def refresh_sampler(self) -> None:
-        """Nothing to do: no weights change."""
+        """Does nothing: the weights never change."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -278,9 +284,9 @@ class EndpointEngine:
 
 
 def refusal(what: str = "") -> UserError:
-    """What an endpoint answers to whoever would train it."""
+    """The error for a request to train an endpoint. ``what``: a further reason."""
     return UserError(
-        "policy.sampler: an endpoint has weights of its own and cannot be trained"
+        "policy.sampler: an endpoint has its own weights and cannot be trained"
         + (f"; {what}" if what else "")
         + "; use sampler=local or vllm for the stages sft and rl"
     )

@@ -1,4 +1,4 @@
-"""The folder through which weights pass to another process: where it is, and what is written into it."""
+"""The folder that hands weights to another process: where to put it, and how to write it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from aster.run import replacing
 
 SHARED_MEMORY = Path("/dev/shm")
 SPARE_BYTES = 1 << 28
-"""Shared memory to leave to others."""
+"""Bytes of shared memory to leave to other programs."""
 
 
 def weights_bytes(model: Any) -> int:
-    """Bytes of the parameters."""
+    """The size of a model's parameters in bytes."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def roomy_directory(size: int) -> Path:
-    """Memory where it has room for ``size`` bytes twice (the new weights are written beside the old), else the disk."""
+    """Shared memory if it has room for ``size`` bytes twice (new weights are written next to the old ones), else a folder on
+    disk."""
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     return SHARED_MEMORY if free > 2 * size + SPARE_BYTES else Path(tempfile.gettempdir())
 
 
 def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A model with PEFT's LoRA adapters in it as a ``transformers`` folder without them: their products are added to copies of
-    the weights. The model stays as it is."""
+    """Write a model that has PEFT's LoRA adapters as a ``transformers`` folder without adapters: their products are added to
+    copies of the weights. The model itself is not changed."""
     names = {name.replace(".base_layer.", "."): name for name in model.state_dict() if ".lora_" not in name}
     present = model.state_dict()
     merged = {name: present[original] for name, original in names.items()}
@@ -40,7 +41,7 @@ def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
         if hasattr(module, "get_delta_weight"):
             (adapter,) = module.active_adapters
             base = module.get_base_layer().weight.detach()
-            # Added in float32, the adapters' type; kept one by one in the base's, off the GPU.
+            # Add in float32, the adapters' type. Store each sum in the base's type, off the GPU.
             merged[f"{name}.weight"] = (base + module.get_delta_weight(adapter).detach()).to(base.dtype).cpu()
     with replacing(folder) as partial:
         model.save_pretrained(partial, state_dict=merged)
@@ -48,7 +49,7 @@ def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def untie(folder: Path, output: Tensor) -> None:
-    """Give a ``transformers`` folder with tied embeddings an output layer of its own, ``output`` (V, D)."""
+    """Give a ``transformers`` folder with tied embeddings its own output layer, ``output`` (V, D)."""
     layer = {"lm_head.weight": output.detach().cpu().contiguous()}
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -63,13 +64,14 @@ def untie(folder: Path, output: Tensor) -> None:
 
 
 def blank(folder: Path) -> None:
-    """Make every weight of a folder zero."""
+    """Set every weight in a folder to zero."""
     for file in folder.glob("*.safetensors"):
         _rewrite(file, lambda tensors: {name: zeros_like(tensor) for name, tensor in tensors.items()})
 
 
 def _rewrite(file: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Change the tensors of a file. They are written beside it: the tensors that were read are the file itself."""
+    """Change the tensors of a file. The result goes to a new file first, because the tensors that were read are mapped to the
+    old one."""
     partial = file.with_suffix(".partial")
     save_file(change(load_file(file)), partial, {"format": "pt"})
     partial.replace(file)

@@ -1,4 +1,4 @@
-"""The recipe's policy, whichever engine it names."""
+"""Opens the policy of a recipe with the engine that the recipe names."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ async def open_engine(
     capacity: int | None = None,
     overlapped: bool = False,
 ) -> AsyncIterator[Engine]:
-    """The policy of a recipe, at ``checkpoint`` (default: the base model), with the optimizer's state if asked; closed at the
-    end. ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. ``overlapped``: it is sampled
-    while it is trained. UserError where the engine cannot be had.
+    """Open the policy of a recipe at ``checkpoint`` (None: the base model), with the optimizer's state if asked, and close it
+    at the end of the with block. ``capacity``: the longest sequence to sample, in tokens; None where nothing is sampled.
+    ``overlapped``: the policy is sampled while it is trained. Raises UserError where the engine cannot be opened.
     """
     policy: Engine
     if config.policy.kind == "tinker":
@@ -60,7 +60,7 @@ async def open_engine(
 
 
 async def _own(config: EngineConfig, checkpoint: Path | None, **how: Any) -> Engine:
-    """An engine of the user's. UserError where it cannot be opened, or lacks what an engine needs."""
+    """Open the user's own engine. Raises UserError where it cannot be opened, or lacks methods of an engine."""
     opener = load(config.policy.kind, {}, "policy.kind")
     expected = "an async function (config, checkpoint, *, optimizer, capacity, overlapped, **arguments) -> an Engine"
     try:
@@ -71,7 +71,7 @@ async def _own(config: EngineConfig, checkpoint: Path | None, **how: Any) -> Eng
         raise UserError(f"policy.kind: {place_of(opener)}: {blame(error, expected)}") from error
     missing = [name for name in NEEDED if not hasattr(engine, name)]
     if missing:
-        raise UserError(f"policy.kind: {place_of(opener)}: gave {type(engine).__name__} without {', '.join(missing)}")
+        raise UserError(f"policy.kind: {place_of(opener)}: it returned a {type(engine).__name__} without {', '.join(missing)}")
     return cast("Engine", engine)
 
 
@@ -79,4 +79,4 @@ NEEDED = (
     *("dialect", "open", "sample", "release"),
     *("forward", "forward_backward", "optim_step", "save", "pause_sampler", "refresh_sampler", "close"),
 )
-"""What :class:`~aster.engines.base.Engine` has."""
+"""The attributes and methods of :class:`~aster.engines.base.Engine`."""

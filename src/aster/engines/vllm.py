@@ -1,25 +1,26 @@
-"""vLLM samples, this process trains: ``policy.sampler: vllm``.
+"""vLLM samples and this process trains: ``policy.sampler: vllm``.
 
-vLLM runs as a server process of its own, started here and ended here, and is reached over a Unix socket in a directory that no
-other user can enter. A process rather than ``AsyncLLM`` in this one, because vLLM pins its own torch and transformers: so its
-environment can be another (``policy.vllm_python``), and what ends it does not end the training. Turns are asked for like any
-endpoint's (:mod:`aster.engines.endpoint`).
+vLLM runs as a separate server process. This module starts and ends it, and reaches it over a Unix socket in a directory that no
+other user can enter. It does not use ``AsyncLLM`` in this process, because vLLM pins its own torch and transformers. As a
+separate process it can have its own environment (``policy.vllm_python``), and its crash does not end the training. Turns are
+requested as from any endpoint (:mod:`aster.engines.endpoint`).
 
-Weights pass through a folder in memory (``/dev/shm`` where it has room), as safetensors, and are read in place by vLLM's own
-``reload_weights``: no code of ours runs in vLLM, and the same calls work on a CPU and on a GPU. One refresh is
+Weights are handed over as safetensors in a folder in memory (``/dev/shm`` where it has room), and vLLM's own ``reload_weights``
+reads them there. No code of ours runs in vLLM, and the same calls work on a CPU and on a GPU. One refresh is
 
-    pause_sampler      POST /sleep?level=2&mode=abort      turns under way come back cut; weights and cache leave the GPU
-                       (training)
-    refresh_sampler    the present weights are written
-                       POST /wake_up?tags=weights          room for weights again
+    pause_sampler      POST /sleep?level=2&mode=abort      vLLM returns the turns it samples, cut; weights and cache leave the
+                       GPU (training)
+    refresh_sampler    the current weights are written
+                       POST /wake_up?tags=weights          memory for the weights again
                        POST /collective_rpc                reload_weights
-                       POST /wake_up?tags=kv_cache         room for the cache, which is empty; sampling goes on
+                       POST /wake_up?tags=kv_cache         memory for the cache, which is empty; sampling continues
 
-or, with ``policy.vllm_sleep: false``, /pause and /resume around the reload. A turn that was cut goes on after it: its tokens so
-far are its prompt, read by the new weights. These paths are vLLM's for RL and need its VLLM_SERVER_DEV_MODE.
+or, with ``policy.vllm_sleep: false``, /pause and /resume around the reload. A turn that was cut continues afterwards: its
+tokens so far become part of its prompt, which the new weights read. These paths are vLLM's paths for RL and need its
+VLLM_SERVER_DEV_MODE.
 
-The server is started with weights of zero and gets the real ones by a refresh, which is then checked: an opening that works
-proves that refreshing does. A server that has ended is started again with the weights it had last, :data:`RESTARTS` times.
+The server starts with weights of zero and gets the real weights by a refresh, which is then checked. So a successful start
+proves that refreshing works. If the server ends, it is started again with its last weights, at most :data:`RESTARTS` times.
 """
 
 from __future__ import annotations
@@ -48,21 +49,22 @@ from aster.process import end_group, start_group
 from aster.terminal import say
 
 NAME = "policy"
-"""The name under which the model is served."""
+"""The model's name on the server."""
 START_SECONDS = 900.0
-"""For a start: loading, compiling, capturing graphs."""
+"""Most seconds for a start: loading, compiling, capturing graphs."""
 TERM_SECONDS = 20.0
-"""For a server to end by itself, before it is killed."""
+"""Seconds that a server has to end by itself before it is killed."""
 COMMAND_SECONDS = 600.0
-"""For a sleep, a wake-up or a reload."""
+"""Most seconds for a sleep, a wake-up or a reload."""
 RESTARTS = 3
 CHECKED_TOKENS = 16
 APART = 0.25
-"""Nats by which two engines' log-probabilities of a token may differ on average; in bfloat16 they differ by some hundredths."""
+"""The largest average difference, in nats, between the two engines' log-probabilities of a token. In bfloat16 they differ by
+some hundredths."""
 
 
 class VllmServer:
-    """vLLM in a process of its own. The directory of its socket is deleted where this process is killed."""
+    """vLLM in a separate process. The directory of its socket is deleted if this process is killed."""
 
     def __init__(self, command: list[str], environment: dict[str, str], socket: Path, log: Path) -> None:
         self.command, self.environment, self.socket, self.log = command, environment, socket, log
@@ -77,7 +79,7 @@ class VllmServer:
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Start the process and wait until it answers. UserError where it does not."""
+        """Start the process and wait until it answers. Raises UserError where it does not answer."""
         await self.stop()
         self.socket.unlink(missing_ok=True)
         self.starts += 1
@@ -107,7 +109,7 @@ class VllmServer:
                 await asyncio.sleep(0.2)
 
     async def stop(self) -> None:
-        """End the process and what it started."""
+        """End the process and its child processes."""
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(end_group, process, TERM_SECONDS)
@@ -116,7 +118,7 @@ class VllmServer:
 
 
 class VllmEngine:
-    """Implements :class:`aster.engines.Policy`: trained as a :class:`LocalEngine`, sampled by vLLM."""
+    """An engine that is trained as a :class:`LocalEngine` and sampled by vLLM."""
 
     def __init__(
         self,
@@ -127,7 +129,7 @@ class VllmEngine:
         folder: Path,
         overlapped: bool,
     ) -> None:
-        """``overlapped``: it is sampled while it is trained, so vLLM neither pauses nor sleeps meanwhile."""
+        """``overlapped``: the policy is sampled while it is trained, so vLLM neither pauses nor sleeps during training."""
         self.local, self.server, self.sampler, self.folder, self.overlapped = local, server, sampler, folder, overlapped
         self.sleeps = config.policy.vllm_sleep and not overlapped
         self.dialect = local.dialect
@@ -136,7 +138,7 @@ class VllmEngine:
 
     @property
     def weights(self) -> Path:
-        """The folder through which weights pass."""
+        """The folder in which weights are handed to vLLM."""
         return self.folder / "weights"
 
     # -- Sampler
@@ -146,7 +148,7 @@ class VllmEngine:
         self.sampler.open(sequence)
 
     async def sample(self, token_ids: list[int], params: SamplingParams) -> Completion:
-        """Sample one turn; again from its beginning, where the server ended meanwhile."""
+        """Sample one turn. If the server ends during the turn, restart it and sample the turn from its beginning."""
         while True:
             starts = self.server.starts
             try:
@@ -160,7 +162,7 @@ class VllmEngine:
         self.sampler.release(sequence)
 
     async def pause_sampler(self) -> None:
-        """Turns under way wait; vLLM gives its memory back."""
+        """Make turns wait; vLLM frees its GPU memory."""
         if not self.overlapped:
             await self._pause()
 
@@ -171,7 +173,7 @@ class VllmEngine:
             await self._command("/sleep?level=2&mode=abort" if self.sleeps else "/pause?mode=abort")
 
     async def refresh_sampler(self) -> None:
-        """Hand vLLM the present weights."""
+        """Hand the current weights to vLLM."""
         await self._pause()
         await self._write()
         if self.sleeps:
@@ -183,8 +185,8 @@ class VllmEngine:
         self.sampler.resume()
 
     async def begin(self) -> None:
-        """Start the server. It is started with weights of zero and then handed the present ones, the way it will be after
-        every step. UserError where it does not sample from them after that: what it keeps for itself would go stale."""
+        """Start the server with weights of zero, and then hand it the current weights as after every step. Raises UserError
+        where it does not sample from them afterwards: it would use old weights after every step."""
         await self._write()
         await asyncio.to_thread(blank, self.weights)
         await self.server.start()
@@ -202,14 +204,14 @@ class VllmEngine:
             )
 
     async def _write(self) -> None:
-        """The present weights, where vLLM reads them."""
+        """Write the current weights to the folder that vLLM reads."""
         model = self.local.model
         if self.local.adapters is None:
             await self.local.save(self.weights, optimizer=False)
         else:
             await asyncio.to_thread(write_merged, model, self.local.tokenizer, self.weights)
         if next(model.parameters()).device.type == "cpu" and getattr(model.config, "tie_word_embeddings", False):
-            # On a CPU, vLLM 0.32 packs a tied output layer once, and a reload passes it by.
+            # On a CPU, vLLM 0.32 packs a tied output layer only once, and a reload does not update it.
             await asyncio.to_thread(untie, self.weights, model.get_output_embeddings().weight)
 
     async def _command(self, path: str, body: dict[str, Any] | None = None) -> None:
@@ -223,7 +225,8 @@ class VllmEngine:
                     raise UserError(f"policy.sampler: vLLM: {error}; its log is {self.server.log}") from error
 
     async def _revive(self, starts: int) -> bool:
-        """Start the server again if it has ended since it had been started ``starts`` times. False where that cannot help."""
+        """Start the server again if it has ended. ``starts``: how often it had been started before the failed request. False
+        where a restart cannot help."""
         async with self._starting:
             if self.server.starts > starts:
                 return True
@@ -253,7 +256,7 @@ class VllmEngine:
         await self.local.save(path, optimizer)
 
     async def close(self, keep_log: bool = False) -> None:
-        """End the server and the local policy's thread."""
+        """End the server and the local engine's thread."""
         await self.server.stop()
         await self.server.http.close()
         await self.local.close()
@@ -265,9 +268,9 @@ class VllmEngine:
 async def start_vllm(
     config: EngineConfig, checkpoint: Path | None, *, optimizer: bool, capacity: int | None, overlapped: bool
 ) -> VllmEngine | LocalEngine:
-    """The policy, with a server that answers; without ``capacity`` nothing is sampled, and a LocalEngine will do.
+    """Open the policy and start a server for it. Without ``capacity`` nothing is sampled, so it is only a LocalEngine.
 
-    UserError where vLLM is not installed or does not start."""
+    Raises UserError where vLLM is not installed or does not start."""
     if capacity is None:
         return LocalEngine(config, checkpoint, optimizer=optimizer)
     require_vllm(config.policy.vllm_python)
@@ -291,7 +294,7 @@ async def start_vllm(
 
 
 def require_vllm(python: str) -> None:
-    """UserError where the environment that is to start vLLM has none."""
+    """Raise UserError where the Python that is to start vLLM does not have it."""
     if not python:
         found = importlib.util.find_spec("vllm") is not None
     else:
@@ -302,8 +305,8 @@ def require_vllm(python: str) -> None:
             raise UserError(f"policy.vllm_python: {python}: cannot be run ({error.strerror})") from None
     if not found:
         raise UserError(
-            f"policy.vllm_python: {python or 'the Python that runs ASTER'} has no vLLM; name the Python of an environment "
-            f"that has it, or install it beside ASTER ({install_command('vllm')})"
+            f"policy.vllm_python: {python or 'the Python that runs ASTER'} has no vLLM; set it to the Python of an "
+            f"environment that has vLLM, or install vLLM beside ASTER ({install_command('vllm')})"
         )
 
 
@@ -322,7 +325,7 @@ def command_for(config: EngineConfig, model: Any, folder: Path, capacity: int) -
         *("--generation-config", "vllm"),
         *("--logprobs-mode", "raw_logprobs"),
         "--enable-prefix-caching",
-        # A line for each turn would make the log grow without end.
+        # A line per turn would make the log grow without limit.
         "--disable-uvicorn-access-log",
     ]
     environment = {
@@ -339,7 +342,7 @@ def command_for(config: EngineConfig, model: Any, folder: Path, capacity: int) -
         if settings.vllm_sleep:
             command.append("--enable-sleep-mode")
     else:
-        # Compiling costs minutes, which a CPU's small models never earn back.
+        # Compiling takes minutes, more than it saves for the small models of a CPU.
         command.append("--enforce-eager")
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, -(-cache_bytes(config, model) >> 30))))
@@ -349,7 +352,7 @@ def command_for(config: EngineConfig, model: Any, folder: Path, capacity: int) -
 
 
 def cache_bytes(config: EngineConfig, model: Any) -> int:
-    """Keys and values of ``rollout.cache_tokens`` tokens."""
+    """Bytes of the keys and values of ``rollout.cache_tokens`` tokens."""
     shape = model.config
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     element = next(model.parameters()).element_size()
@@ -357,7 +360,7 @@ def cache_bytes(config: EngineConfig, model: Any) -> int:
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that names an error, or its last line."""
+    """The last line of a log that names an error, or else its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line]
     return ((errors or lines or ["no output"])[-1])[-300:]

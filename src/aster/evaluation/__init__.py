@@ -1,4 +1,4 @@
-"""Evaluation: benchmarks, avg@k and its kin with their uncertainty, budgets, comparisons. No torch in what is imported here."""
+"""Evaluation: avg@k, pass@k and maj@k with intervals, token budgets, and comparisons. Importing this does not import torch."""
 
 from aster.evaluation.comparison import Comparison, compare
 from aster.evaluation.estimate import Estimate, avg_at_k, mean_interval, pass_at_k

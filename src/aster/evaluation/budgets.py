@@ -1,12 +1,12 @@
-"""Accuracy under smaller budgets, out of one run under the largest: what a smaller budget leaves of an attempt.
+"""Computes accuracy under smaller budgets from one run under the largest budget.
 
-A budget is hard: the loop (:mod:`aster.rollout.loop`) looks at nothing but what was spent so far, and the policy is not told
-what is left. So an attempt under a smaller budget is the same attempt, cut off where that budget ends, and the whole curve
-follows from one run. It is exact where the same attempt made again has the same tokens: with random numbers that belong to
-(seed, position), as here, up to the last bits of the engine's floating point. ``aster evaluate --check-budget`` runs one budget
-directly and counts the attempts that differ.
+A budget is a hard limit: the loop (:mod:`aster.rollout.loop`) looks only at what was spent so far, and the policy does not know
+what is left. So an attempt under a smaller budget is the same attempt, cut off where that budget ends, and one run gives the
+whole curve. The curve is exact if an attempt has the same tokens when it is repeated. That holds here up to the last bits of
+the engine's floating point, because random numbers depend only on seed and position. ``aster evaluate --check-budget`` runs one
+budget directly and counts the attempts that differ.
 
-Not exact are seconds (``wall_seconds`` is a clock), and budgets above that of the run, which are refused.
+The curve is not exact for time limits (``wall_seconds``). Budgets above that of the run are refused.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ POINTS = 16
 
 
 def cut(outcome: Outcome, context_tokens: int | None = None, tool_calls: int | None = None) -> StopReason:
-    """How the attempt would have ended under a budget of so many tokens and calls, neither above its own; None: its own.
+    """How the attempt would have ended under a smaller budget of tokens or calls. None: the attempt's own budget.
 
-    The checks of the loop, in its order. Before a turn there must be room for a token. A turn that needs more tokens than there
-    is room for is cut. Then each call in turn must be within the calls; then the tool's turn must leave room for one more
-    token. ValueError where tokens are asked for and nobody counted them.
+    It repeats the checks of the loop in their order. Before a turn there must be room for one token. A turn that needs more
+    tokens than there is room for is cut. Then the calls must not exceed the budget of calls. Then the tool's turn must leave
+    room for one more token. Raises ValueError for a budget of tokens where the attempt's tokens were not counted.
     """
     if context_tokens is not None and outcome.prompt_tokens is None:
         raise ValueError("the attempt came as text: its tokens are not known")
@@ -50,14 +50,14 @@ def cut(outcome: Outcome, context_tokens: int | None = None, tool_calls: int | N
             if length >= context_tokens:
                 return StopReason.TOKEN_BUDGET
     if outcome.stop_reason is StopReason.SANDBOX_ERROR and tool_calls is not None and made >= tool_calls:
-        # The sandbox failed at a call that would not have been made.
+        # The sandbox failed at a call that this budget does not allow.
         return StopReason.CALL_BUDGET
     return outcome.stop_reason
 
 
 def under(outcomes: Iterable[Outcome], context_tokens: int | None = None, tool_calls: int | None = None) -> list[Outcome]:
-    """The outcomes with their ends under a budget: right ones count where they had answered by then. Costs are left as they
-    were."""
+    """The outcomes as they would have ended under a budget. Attempts that had not answered by then get reward 0. Costs are not
+    changed."""
     found = []
     for each in outcomes:
         reason = cut(each, context_tokens, tool_calls)
@@ -86,7 +86,8 @@ def curve(
 ) -> list[dict[str, Any]]:
     """Accuracy with its interval at each budget of ``tokens``, or of ``calls`` (the other budget is the run's own).
 
-    Each point has ``tokens`` or ``calls``, ``accuracy``, ``low``, ``high``, and ``answered``: the share that had."""
+    Each point has ``tokens`` or ``calls``, ``accuracy``, ``low``, ``high``, and ``answered``: the share of attempts
+    with an answer."""
     points = []
     for name, budgets in (("tokens", tokens), ("calls", calls)):
         for budget in budgets:
@@ -98,7 +99,7 @@ def curve(
 
 
 def curves(outcomes: Sequence[Outcome], seed: int, most_tokens: int, most_calls: int) -> dict[str, list[dict[str, Any]]]:
-    """Both curves of an evaluation; none over tokens where a server gave text alone."""
+    """Both curves of an evaluation. The curve over tokens is empty where a server gave only text."""
     counted = all(each.prompt_tokens is not None for each in outcomes)
     return {
         "tokens": curve(outcomes, seed, tokens=token_budgets(most_tokens)) if counted else [],
@@ -107,7 +108,7 @@ def curves(outcomes: Sequence[Outcome], seed: int, most_tokens: int, most_calls:
 
 
 def require_within(budgets: Iterable[int], most: int, what: str) -> None:
-    """UserError where a budget is above the run's own: what an attempt would have done with more is not known."""
+    """Raise UserError where a budget is above the run's own, because nobody knows what an attempt would do with more."""
     for budget in budgets:
         if budget > most:
-            raise UserError(f"{what} {budget}: more than the {most} of the run; a smaller run does not tell of a larger budget")
+            raise UserError(f"{what} {budget}: more than the budget of the run ({most}); give at most that")

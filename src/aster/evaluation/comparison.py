@@ -1,4 +1,4 @@
-"""Two results on the same problems: whether they differ."""
+"""Compares two results on the same problems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from aster.evaluation.estimate import CHUNK, mean_interval
 
 EXACT = 16
-"""Up to so many problems that differ, all sign patterns are counted; beyond, patterns are drawn."""
+"""With at most this many problems that differ, all sign patterns are counted. With more, patterns are drawn at random."""
 DRAWS = 100_000
 
 
@@ -26,7 +26,7 @@ class Comparison:
     p_value: float
     """Two-sided, of the paired permutation test."""
     exact: bool
-    """All patterns were counted, none drawn."""
+    """Whether all patterns were counted. False: they were drawn at random."""
     better: int
     """Problems on which the first has the higher mean."""
     worse: int
@@ -36,13 +36,12 @@ class Comparison:
 def compare(first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[float]], seed: int) -> Comparison:
     """The paired permutation test over problems, with an interval of the difference.
 
-    Each argument maps problem ids to rewards from 0 to 1; both must have the same problems, the numbers of samples may differ.
-    If it made no difference which of the two results a problem's mean came from, each difference could as well have the other
-    sign. The p-value is the share of sign patterns whose mean difference is at least as far from 0 as the one seen (Fisher, The
-    Design of Experiments, 1935; Good, Permutation Tests, 2000, section 3.2.1). With drawn patterns the one seen counts
-    among them, so that p is never 0 (Phipson and Smyth 2010). Problems are what is permuted, not samples: samples of a
-    problem are alike. ValueError where the problems differ.
-    """
+    Each argument maps problem ids to rewards from 0 to 1. Both must have the same problems; the numbers of samples may differ.
+    If the two results did not differ, each problem's difference would be equally likely to have the other sign. The p-value is
+    the share of sign patterns whose mean difference is at least as far from 0 as the observed one (Fisher, The Design of
+    Experiments, 1935; Good, Permutation Tests, 2000, section 3.2.1). With drawn patterns the observed one counts among them, so
+    that p is never 0 (Phipson and Smyth 2010). The test permutes problems and not samples, because samples of a problem are
+    alike. Raises ValueError where the problems differ."""
     if first.keys() != second.keys() or not first:
         raise ValueError("the two results are not of the same problems")
     differences = np.array(
@@ -65,7 +64,7 @@ def compare(first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[
 def _p_value(differences: np.ndarray, seed: int) -> tuple[float, bool]:
     """The two-sided p-value of the mean of ``differences`` (none of them 0), and whether it is exact."""
     count = len(differences)
-    # What differs by rounding alone is as far out.
+    # Differences that are equal except for rounding count as equally far from 0.
     seen = abs(math.fsum(differences)) * (1 - 1e-9)
     if count == 0:
         return 1.0, True

@@ -1,4 +1,4 @@
-"""avg@k and pass@k of a benchmark, and how sure we are of them."""
+"""avg@k and pass@k of a benchmark, with 95% intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESAMPLES = 10_000
 """Bootstrap resamples of an interval."""
 
 CHUNK = 1_000_000
-"""Most numbers drawn at once in the bootstrap; bounds its memory to some 10 MB."""
+"""Most numbers drawn at once in the bootstrap. It limits the memory to some 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Estimate:
 def avg_at_k(rewards: Mapping[str, Sequence[float]], seed: int, resamples: int = RESAMPLES) -> Estimate:
     """avg@k: the mean over problems of each problem's mean reward, with its 95% interval (:func:`mean_interval`).
 
-    ``rewards`` maps a problem id to its k rewards, each from 0 to 1. ``seed`` alone decides the draws; the order of the
+    ``rewards`` maps a problem id to its k rewards, each from 0 to 1. Only ``seed`` decides the draws; the order of the
     mapping does not matter. Raises ValueError where there is no problem, a problem has no reward, or a reward is out of range.
     """
     if not rewards:
@@ -50,26 +50,26 @@ def avg_at_k(rewards: Mapping[str, Sequence[float]], seed: int, resamples: int =
 
 
 def mean_interval(values: Sequence[float], seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """The 95% interval of a mean over problems, from one value from 0 to 1 for each problem. The only such method here.
+    """The 95% interval of a mean over problems, from one value from 0 to 1 for each problem. All intervals use this method.
 
     A bootstrap over *problems*: each resample draws as many problems as there are, with replacement, and takes all samples of
-    a drawn problem along (a cluster bootstrap). The k samples of one problem are alike, so counting them as independent would
-    make the interval far too narrow; and what a benchmark stands for is the population its problems came from. Samples are not
-    drawn anew within the drawn problems: the spread of the problems' means holds the noise of their samples already, and a
+    a drawn problem (a cluster bootstrap). The k samples of one problem are alike, so counting them as independent would
+    make the interval far too narrow. A benchmark represents the population that its problems came from. Samples are not drawn
+    again within the drawn problems: the spread of the problems' means already contains the noise of their samples, and a
     second draw would count it twice. (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Miller,
     Adding Error Bars to Evals, 2024, arXiv 2411.00640, has the same view of language-model benchmarks, with standard errors.)
 
-    Out of the resamples comes a bootstrap-t interval on the scale arcsin(sqrt(mean)), where the variance of a share hardly
+    The resamples give a bootstrap-t interval on the scale arcsin(sqrt(mean)), on which the variance of a share hardly
     depends on its value (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, sections 12.5 and 12.6). With the 30
-    problems of AIME a percentile interval is too narrow, the more so the farther the mean is from 1/2.
+    problems of AIME a percentile interval is too narrow, and more so the farther the mean is from 1/2.
     ``studies/interval_coverage.py`` compares them; docs/results/evaluation.md has its table.
 
-    A mean can be no larger than the share of problems whose value is above 0, nor smaller than the share whose value is 1. The
-    exact binomial bounds of these shares (Clopper and Pearson 1934) therefore cap the interval: 0 solved of 30 gives [0, 0.116]
-    and not the certainty [0, 0]. Where all values are equal there is no spread to resample. Then the same bound b of the
-    share of problems with another value, which might be 0 or 1, gives [c (1 - b), c + (1 - c) b] for values c.
+    A mean cannot be larger than the share of problems whose value is above 0, or smaller than the share whose value is 1. The
+    exact binomial bounds of these shares (Clopper and Pearson 1934) therefore limit the interval: 0 solved of 30 gives
+    [0, 0.116] and not [0, 0]. Where all values are equal to c, there is no spread to resample. Then the same bound b of the
+    share of problems with another value, which might be 0 or 1, gives [c (1 - b), c + (1 - c) b].
 
-    ValueError where there is no value or one out of range.
+    Raises ValueError where there is no value, or a value is out of range.
     """
     means = np.asarray(values, dtype=float)
     if means.ndim != 1 or len(means) == 0 or not np.all((means >= 0) & (means <= 1)):
@@ -87,15 +87,15 @@ def mean_interval(values: Sequence[float], seed: int, resamples: int = RESAMPLES
 
 
 def _share_bound(count: int, total: int) -> float:
-    """The upper end of Clopper and Pearson's interval for a share of which ``count`` of ``total`` were seen."""
-    # scipy.stats takes a second to import, and its special functions do not.
+    """The upper end of Clopper and Pearson's interval for a share, after ``count`` cases among ``total``."""
+    # Importing scipy.stats takes a second; importing scipy.special does not.
     from scipy.special import betaincinv
 
     return 1.0 if count == total else float(betaincinv(count + 1, total - count, (1 + LEVEL) / 2))
 
 
 def _bootstrap_t(means: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
-    """The bootstrap-t interval of the mean of ``means`` (one number a problem, not all equal), on the arcsine scale."""
+    """The bootstrap-t interval of the mean of ``means`` (one number per problem, not all equal), on the arcsine scale."""
     generator = np.random.default_rng(seed)
     problems = len(means)
     rows = max(1, CHUNK // problems)
@@ -110,7 +110,7 @@ def _bootstrap_t(means: np.ndarray, seed: int, resamples: int) -> tuple[float, f
         outermost = np.where(drawn > centre, np.inf, np.where(drawn < centre, -np.inf, 0.0))
         statistics[start:end] = np.where(errors > 0, ratios, outermost)
     statistics.sort()
-    # Order statistics, not interpolated ones: between an infinite and a finite one there is nothing to interpolate.
+    # Use order statistics without interpolation, because infinite and finite values cannot be interpolated.
     outer = min(resamples - 1, int(resamples * (1 + LEVEL) / 2))
     upper, lower = statistics[outer], statistics[resamples - 1 - outer]
     ends = np.clip([centre - upper * error, centre - lower * error], 0, math.pi / 2)

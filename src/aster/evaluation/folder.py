@@ -1,14 +1,14 @@
 """The folder of one evaluation.
 
     evaluation.json          settings, versions, machine, commands, notes (label, prices)
-    problems.jsonl           every problem, as it was asked
-    tokenizer/               of the policy, where attempts are tokens
-    attempts/part_00001.jsonl.gz  every attempt, in the order they finished; of a repeated one the last counts
-    outcomes.jsonl           one line an attempt, without its tokens: what tables, curves and comparisons read
-    summary.json             written last: its presence means that the evaluation is finished
+    problems.jsonl           every problem as it was asked
+    tokenizer/               the policy's tokenizer, where attempts are tokens
+    attempts/part_00001.jsonl.gz  every attempt, in the order of finishing; the last of a repeated one counts
+    outcomes.jsonl           one line per attempt, without tokens, for tables, curves and comparisons
+    summary.json             written last; if it exists, the evaluation is finished
     report.html
 
-Files are written beside their place and renamed, as in a run folder.
+Files are written under a temporary name and renamed, as in a run folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from aster.types import Problem, Trajectory
 
 
 class EvaluationFolder:
-    """One evaluation's folder. Held by one process at a time where it is written to."""
+    """The folder of one evaluation. Only one process at a time can have it open for writing."""
 
     def __init__(self, path: Path, settings: Settings, lock: IO[str] | None = None) -> None:
         self.path, self.settings = path, settings
@@ -51,12 +51,13 @@ class EvaluationFolder:
 
     @classmethod
     def open(cls, path: Path, settings: Settings) -> EvaluationFolder:
-        """Create the folder or go on with it. UserError where it holds something else, or another process works in it."""
+        """Create the folder, or open it to resume. Raises UserError where it contains something else, or another process uses
+        it."""
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            # What begins with a dot is ours: the lock, and what a killed process had begun to write.
+            # Names that begin with a dot are ours: the lock, and files that a killed process left.
             if not (path / "evaluation.json").exists() and any(not each.name.startswith(".") for each in path.iterdir()):
-                raise UserError(f"{path}: holds something that is no evaluation; choose another folder, or delete it")
+                raise UserError(f"{path}: contains files that are not an evaluation; choose another folder, or delete it")
             lock = open(path / ".lock", "a")  # noqa: SIM115 - held until close
         try:
             try:
@@ -75,16 +76,14 @@ class EvaluationFolder:
 
     @classmethod
     def load(cls, path: Path) -> EvaluationFolder:
-        """A folder to read. UserError where it is none."""
+        """Open a folder for reading. Raises UserError where it is not that of an evaluation."""
         if not (path / "evaluation.json").exists():
             raise UserError(f"{path}: not the folder of an evaluation (it has no evaluation.json)")
         stored = read_json(path / "evaluation.json")
         try:
             return cls(path, Settings.model_validate(stored["settings"]))
         except (ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f"{path / 'evaluation.json'}: not settings that can be read: {str(error).splitlines()[0]}"
-            ) from None
+            raise UserError(f"{path / 'evaluation.json'}: its settings cannot be read: {str(error).splitlines()[0]}") from None
 
     def _check(self) -> None:
         stored = EvaluationFolder.load(self.path).settings
@@ -93,11 +92,11 @@ class EvaluationFolder:
             old, new = (_at(each.identity(), changed) for each in (stored, self.settings))
             raise UserError(
                 f"{self.path}: holds an evaluation with other settings: {changed} is {old!r} there and {new!r} here; "
-                "choose another --out or delete it"
+                "choose another --out, or delete the folder"
             )
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder's lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -111,7 +110,7 @@ class EvaluationFolder:
     # -- what it is
 
     def begin(self, problems: Sequence[Problem], notes: dict[str, Any]) -> None:
-        """Keep settings, versions, machine, command and the problems. ``notes``: what does not decide the numbers."""
+        """Write settings, versions, machine, command and problems. ``notes``: data that does not affect the results."""
         path = self.path / "evaluation.json"
         about = read_json(path) if path.exists() and self.parts() else {"commands": []}
         about |= {
@@ -128,12 +127,12 @@ class EvaluationFolder:
                 stream.write(json.dumps(record) + "\n")
 
     def note(self, **notes: Any) -> None:
-        """Keep more notes."""
+        """Add notes to evaluation.json."""
         about = self.about()
         write_json(self.path / "evaluation.json", {**about, "notes": {**about["notes"], **notes}})
 
     def about(self) -> dict[str, Any]:
-        """What :meth:`begin` kept."""
+        """The content of evaluation.json."""
         found: dict[str, Any] = read_json(self.path / "evaluation.json")
         return found
 
@@ -142,7 +141,7 @@ class EvaluationFolder:
         return {record["id"]: record for record in read_json_lines(self.path / "problems.jsonl")}
 
     def keep_tokenizer(self, tokenizer: Any) -> None:
-        """Keep the policy's tokenizer, for the text of its tokens."""
+        """Save the policy's tokenizer, which turns tokens into text."""
         if not (self.path / "tokenizer").exists():
             with replacing(self.path / "tokenizer") as partial:
                 tokenizer.save_pretrained(partial)
@@ -150,7 +149,7 @@ class EvaluationFolder:
     # -- attempts
 
     def trajectory_file(self, stage: str, name: str) -> Path:  # noqa: ARG002 - as a run folder has it; there is one stage
-        """Where a part of the attempts is."""
+        """The path of a file of attempts."""
         return self.path / "attempts" / f"{name}.jsonl.gz"
 
     def parts(self) -> list[Path]:
@@ -158,7 +157,7 @@ class EvaluationFolder:
         return part_files(self.path / "attempts")
 
     def add(self, attempts: Sequence[Attempt]) -> None:
-        """Write attempts as a new part."""
+        """Write attempts to a new file."""
         path = next_part(self.path / "attempts")
         texts = [each for each in attempts if isinstance(each, Transcript)]
         if texts:
@@ -167,12 +166,12 @@ class EvaluationFolder:
             write_trajectories(path, [each for each in attempts if isinstance(each, Trajectory)])
 
     def attempts(self) -> Iterator[Attempt]:
-        """All attempts on disk, one by one, as they finished; superseded ones too."""
+        """All attempts on disk, one by one, in the order of finishing, repeated ones included."""
         for path in self.parts():
             yield from iterate_set(path) if self.settings.kind == "chat" else iterate_trajectories(path)
 
     def latest(self) -> Iterator[Attempt]:
-        """The attempts that count, one by one: of a repeated one the last."""
+        """The attempts that count, one by one: of a repeated attempt only the last."""
         last = {(each.problem_id, each.sample): number for number, each in enumerate(self.attempts())}
         for number, each in enumerate(self.attempts()):
             if last[each.problem_id, each.sample] == number:
@@ -188,7 +187,7 @@ class EvaluationFolder:
         write_json(self.path / "summary.json", summary)
 
     def unfinish(self) -> None:
-        """Let a finished evaluation be gone on with."""
+        """Mark a finished evaluation as unfinished, so that it can continue."""
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any] | None:
@@ -197,7 +196,7 @@ class EvaluationFolder:
         return read_json(path) if path.exists() else None
 
     def outcomes(self) -> list[Outcome]:
-        """The outcomes of a finished evaluation. UserError where it is not finished."""
+        """The outcomes of a finished evaluation. Raises UserError where it is not finished."""
         if self.summary() is None:
             raise UserError(f"{self.path}: this evaluation is not finished; give its command again")
         return [Outcome.from_json(record) for record in read_json_lines(self.path / "outcomes.jsonl")]

@@ -1,4 +1,4 @@
-"""Shards of one evaluation, made on several machines, joined into one."""
+"""Joins shards of one evaluation, made on several machines, into one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from aster.types import Problem
 def merge(target: Path, shards: Sequence[Path]) -> dict[str, Any]:
     """Join finished shards into a new folder and return its summary.
 
-    UserError where a shard is not finished, its settings or problems are not the others', an attempt is in two shards, or one
-    is missing."""
+    Raises UserError where a shard is not finished, its settings or problems differ from the others, an attempt is in two
+    shards, or an attempt is missing."""
     folders = [EvaluationFolder.load(path) for path in shards]
     first = folders[0]
     problems = [
@@ -33,11 +33,11 @@ def merge(target: Path, shards: Sequence[Path]) -> dict[str, Any]:
         if changed:
             raise UserError(f"{other.path}: not a shard of the same evaluation as {first.path}: they differ in {changed}")
         if first.problems() != other.problems():
-            raise UserError(f"{other.path}: not a shard of the same evaluation as {first.path}: they have other problems")
+            raise UserError(f"{other.path}: not a shard of the same evaluation as {first.path}: their problems differ")
     _check_shards(folders)
     settings = first.settings.model_copy(update={"shard": "1/1"})
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: is not an empty folder; merge into a new one")
+        raise UserError(f"{target}: not an empty folder; merge into a new one")
     jobs = jobs_of(settings, problems)
     expected = {(job.problem.id, job.sample) for job in jobs}
     seen: dict[tuple[str, int], Path] = {}
@@ -45,9 +45,7 @@ def merge(target: Path, shards: Sequence[Path]) -> dict[str, Any]:
         for each in folder.outcomes():
             key = each.problem_id, each.sample
             if key in seen:
-                raise UserError(
-                    f"{folder.path}: has sample {key[1]} of problem {key[0]}, and so has {seen[key]}; leave one out"
-                )
+                raise UserError(f"{folder.path}: sample {key[1]} of problem {key[0]} is also in {seen[key]}; leave one out")
             seen[key] = folder.path
     missing = sorted(expected - seen.keys())
     if missing:
@@ -70,15 +68,15 @@ def merge(target: Path, shards: Sequence[Path]) -> dict[str, Any]:
 
 
 def _check_shards(folders: Sequence[EvaluationFolder]) -> None:
-    """UserError where the shards are of different divisions, or one is there twice."""
+    """Raise UserError where the shards have different totals, or one is given twice or missing."""
     given: dict[int, Path] = {}
     _, parts = parse_shard(folders[0].settings.shard)
     for folder in folders:
         part, of = parse_shard(folder.settings.shard)
         if of != parts:
-            raise UserError(f"{folder.path}: is shard {folder.settings.shard}, and {folders[0].path} is one of {parts}")
+            raise UserError(f"{folder.path}: it is shard {folder.settings.shard}, but {folders[0].path} is one of {parts}")
         if part in given:
-            raise UserError(f"{folder.path}: is shard {part}/{parts}, and so is {given[part]}; leave one out")
+            raise UserError(f"{folder.path}: {given[part]} is shard {part}/{parts} too; leave one out")
         given[part] = folder.path
     missing = [f"{part}/{parts}" for part in range(1, parts + 1) if part not in given]
     if missing:

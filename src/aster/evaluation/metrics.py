@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, by problem and overall. Both forms of ``aster evaluate`` take them from here."""
+"""Computes the results of an evaluation, by problem and overall, for both forms of ``aster evaluate``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def accuracy(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
 
 
 def summarize(outcomes: Sequence[Outcome], seed: int, prices: Prices | None = None) -> dict[str, Any]:
-    """Everything beside the settings of an evaluation. Keys of the result:
+    """The results of an evaluation. Keys:
 
     accuracy, low, high, k, problems   avg@k and its 95% interval
     pass_at     {k: {mean, low, high}} for k = 2, 4, ... and all samples

@@ -1,4 +1,4 @@
-"""What evaluation needs to know of one attempt, whether it came as tokens or as text."""
+"""The data of one attempt that evaluation uses, for attempts as tokens and as text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from aster.types import StopReason, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class TurnCost:
-    """One assistant turn and what followed it."""
+    """The cost of one assistant turn and of the tool turn after it."""
 
     sampled: int | None
-    """Tokens the policy wrote; None where nobody counted."""
+    """Tokens the policy wrote. None where they were not counted."""
     calls: int
-    """Calls that got a result, malformed ones among them."""
+    """Calls that got a result, malformed ones included."""
     response: int | None
-    """Tokens of the tool's turn after it; None where none was appended, or nobody counted."""
+    """Tokens of the tool's turn after it. None where there is none, or they were not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +30,25 @@ class Outcome:
     problem_id: str
     sample: int
     reward: float
-    """1 right, 0 wrong or without an answer; a reward of another environment is cut to 0 to 1."""
+    """1: right. 0: wrong or without an answer. Rewards of other environments are limited to the range 0 to 1."""
     answer: str | None
     stop_reason: StopReason
     tool_calls: int
     """Calls whose code ran."""
     read_tokens: int
-    """Tokens the policy read: where each turn's context is sent anew, a token counts once a turn."""
+    """Tokens the policy read. A token counts once for each turn that it is the context of."""
     sampled_tokens: int
     """Tokens the policy wrote."""
     prompt_tokens: int | None
-    """Length of the prompt; None where a server gave text alone."""
+    """Length of the prompt in tokens. None where a server gave only text."""
     turns: tuple[TurnCost, ...]
     seconds: float
     clipped: bool = False
-    """The reward was outside 0 to 1."""
+    """Whether the reward was outside 0 to 1."""
 
     @property
     def requests(self) -> int:
-        """All calls, those that could not be parsed among them: what the call budget counts."""
+        """All calls that the budget counts, including those that could not be parsed."""
         return sum(turn.calls for turn in self.turns)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def outcome(attempt: Trajectory | Transcript) -> Outcome:
-    """The outcome of an attempt. ValueError where the attempt has not ended."""
+    """The outcome of an attempt. Raises ValueError where the attempt has not ended."""
     if attempt.stop_reason is None:
         raise ValueError(f"attempt {attempt.sample} at problem {attempt.problem_id!r} has not ended")
     prompt: int | None = None

@@ -1,6 +1,6 @@
-"""Who makes the attempts: a policy of tokens in our loop, or an author of text behind a chat endpoint.
+"""Makes the attempts of an evaluation: with a policy that samples tokens in our loop, or with a chat endpoint that writes text.
 
-All that an evaluation needs of either is a function from a job to a running attempt.
+For both, an evaluation gets a function that takes a job and starts an attempt.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from aster.transcript import Transcript
 from aster.types import Trajectory
 
 Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
-"""Begins an attempt as soon as there is room."""
+"""Starts an attempt as soon as there is room."""
 
 
 @asynccontextmanager
 async def open_attempts(
     settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder, prices: Prices | None = None
 ) -> AsyncIterator[Start]:
-    """The policy's :data:`Start`; its attempts are ended and the policy is closed at the end. UserError where it cannot be had.
+    """Open the policy and yield its :data:`Start`. At the end, attempts that still run are cancelled and the policy is closed.
+    Raises UserError where it cannot be opened.
 
-    The ``environment`` is open. The folder keeps the tokenizer where attempts are tokens, and the name of a served model. An
-    attempt by a chat endpoint has its cost at the ``prices`` on its transcript."""
+    The ``environment`` must be open. The folder gets the tokenizer where attempts are tokens, and the name of the model on a
+    server. Transcripts of a chat endpoint contain their cost at the ``prices``."""
     if settings.kind == "chat":
         async with _chat(settings, rollout, environment, folder, prices) as start:
             yield start
@@ -64,7 +65,7 @@ def _start(rollouts: Rollouts, settings: Settings, job: Job) -> asyncio.Task[Tra
 async def _chat(
     settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder, prices: Prices | None
 ) -> AsyncIterator[Start]:
-    """Attempts by an endpoint that takes and gives text."""
+    """Attempts by an endpoint that takes and returns text."""
     from aster.teacher.chat import ChatAuthor
     from aster.teacher.spending import Spending
 
@@ -86,7 +87,7 @@ async def _chat(
         def ended(task: asyncio.Task[Transcript]) -> None:
             tasks.discard(task)
             if not task.cancelled():
-                task.exception()  # what ends one ends all of them, and one is told
+                task.exception()  # an error that ends one ends all; report it only once
 
         def start(job: Job) -> asyncio.Task[Transcript]:
             attempt: Coroutine[Any, Any, Transcript] = author.attempt(

@@ -1,4 +1,4 @@
-"""Results that others published, to stand beside measured ones and never among them.
+"""Published results of others, shown next to measured results and kept apart from them.
 
 Figures are percentages as their sources give them, each with the source; None where none was found. They were made with other
 graders, prompts, budgets and numbers of samples than ours, some with tools and some without.
@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BENCHMARKS = {"aime24": "AIME 2024", "aime25": "AIME 2025", "hmmt25": "HMMT Feb 2025", "beyondaime": "BeyondAIME"}
-"""The columns."""
+"""The columns: benchmark names and titles."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One row."""
+    """One row: the results of one model."""
 
     model: str
     setting: str
-    """What the source says of measure and budget."""
+    """Measure and budget according to the source."""
     scores: tuple[float | None, float | None, float | None, float | None]
     """In the order of :data:`BENCHMARKS`."""
     source: str
@@ -42,7 +42,7 @@ ROWS = (
 
 
 def published_on(benchmark: str) -> list[tuple[Published, float]]:
-    """The rows that have a figure for a benchmark, with it, best first."""
+    """The rows that have a figure for a benchmark, each with its figure, best first."""
     if benchmark not in BENCHMARKS:
         return []
     column = list(BENCHMARKS).index(benchmark)

@@ -1,8 +1,8 @@
-"""One evaluation, from settings to tables: of a run's checkpoints (``aster run``), or of any policy (``aster evaluate
---policy``).
+"""Runs one evaluation: of a run's checkpoints (``aster run``), or of any policy (``aster evaluate --policy``).
 
-Given again, it makes the attempts that are missing, and again those that failed because of an engine, a sandbox or an
-environment (:mod:`aster.rollout.attempts`)."""
+When it is resumed, it makes the missing attempts, and repeats those that failed because of an engine, a sandbox or an
+environment (:mod:`aster.rollout.attempts`).
+"""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ LAB_PROBLEMS = 128
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for, beside the settings."""
+    """The options of an evaluation that are not in its settings."""
 
     folder: Path
     rollout: Rollout
     label: str | None = None
     prices: Prices | None = None
     retry_faults: bool = False
-    """A finished evaluation makes its faulty attempts anew."""
+    """Whether a finished evaluation repeats its faulty attempts."""
 
 
 def read_problems(
     benchmark: str, folder: str | None, count: int | None, seed: int, suffix: str, *, changed: bool = False
 ) -> list[Problem]:
-    """The problems to ask, each with ``suffix``; a seeded choice where ``count`` is less than there are.
+    """The problems to ask, each with ``suffix``. If ``count`` is less than their number, the seed chooses among them.
 
-    ``lab`` are the embedded problems, as the pipeline's evaluation has them; their text asks for the box itself."""
+    ``lab``: the lab's problems, as in the pipeline's evaluation. Their text already asks for the box."""
     if benchmark == LAB:
         from aster.environments.lab import generate
 
@@ -64,7 +64,7 @@ def read_problems(
 
 
 def evaluate(settings: Settings, problems: Sequence[Problem], request: Request) -> dict[str, Any]:
-    """Make the attempts that are missing, and the summary. Returns the summary."""
+    """Make the missing attempts and write the summary. Returns the summary. Raises UserError."""
     from aster.engines import EngineLost
     from aster_sandbox import SandboxFailure, SettingsError
 
@@ -95,7 +95,7 @@ async def make_evaluation(settings: Settings, problems: Sequence[Problem], reque
                 return found
             folder.unfinish()
         if settings.kind != "chat":
-            settings.engine_config(request.rollout)  # what is wrong with it is reported before anything is written
+            settings.engine_config(request.rollout)  # reports errors before anything is written
         notes = {
             **_named(request),
             "training": training_of(settings),
@@ -113,19 +113,19 @@ async def make_evaluation(settings: Settings, problems: Sequence[Problem], reque
 
 
 def _named(request: Request) -> dict[str, Any]:
-    """The notes that tables show and that may be given anew; None where not given."""
+    """The notes that tables show and that a later command may change. None where not given."""
     prices = request.prices
     return {"label": request.label, "prices": None if prices is None else [prices.read, prices.written]}
 
 
 def _prices(folder: EvaluationFolder) -> Prices | None:
-    """What was given last; None where nothing was."""
+    """The prices given last, or None."""
     noted = folder.about()["notes"].get("prices")
     return Prices(*noted) if noted else None
 
 
 def conclude(folder: EvaluationFolder, jobs: Sequence[Job]) -> dict[str, Any]:
-    """Read what is on disk, in the order of the jobs, and finish the folder."""
+    """Read the attempts on disk in the order of the jobs, and write the outcomes and the summary. Returns the summary."""
     outcomes = _on_disk(folder)
     ordered = [outcomes[job.problem.id, job.sample] for job in jobs]
     clipped = sum(each.clipped for each in ordered)
@@ -147,7 +147,8 @@ def conclude(folder: EvaluationFolder, jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def jobs_of(settings: Settings, problems: Sequence[Problem]) -> list[Job]:
-    """The attempts of the settings' shard. A seed belongs to (run seed, problem, sample) alone: neither to budget nor order."""
+    """The attempts of the settings' shard. A job's seed depends only on the run's seed, the problem and
+    the sample, not on budget or order."""
     part, parts = parse_shard(settings.shard)
     mine = [problem for index, problem in enumerate(problems) if index % parts == part - 1]
     if not mine:
@@ -162,7 +163,7 @@ def jobs_of(settings: Settings, problems: Sequence[Problem]) -> list[Job]:
 
 
 def training_of(settings: Settings) -> dict[str, Any] | None:
-    """The budget that a checkpoint was trained under, where it lies in a run folder; else None."""
+    """The budget with which a checkpoint was trained, if it is in a run folder; otherwise None."""
     if settings.kind not in ("local", "tinker"):
         return None
     path = Path(settings.checkpoint or settings.policy).resolve()
@@ -178,7 +179,7 @@ def training_of(settings: Settings) -> dict[str, Any] | None:
 
 
 def _on_disk(folder: EvaluationFolder) -> dict[tuple[str, int], Outcome]:
-    """The outcome of every attempt on disk; of repeated ones the last."""
+    """The outcome of every attempt on disk; for a repeated attempt, of the last."""
     return {(each.problem_id, each.sample): outcome(each) for each in folder.attempts()}
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation is: everything that decides its numbers. Two evaluations with the same settings can be joined."""
+"""The settings of an evaluation: everything that affects its results. Evaluations with the same settings can be merged."""
 
 from __future__ import annotations
 
@@ -17,71 +17,71 @@ from aster.types import Budget
 
 Kind = Literal["local", "tinker", "endpoint", "chat"]
 THOUSAND = 1024
-"""What ``k`` stands for in a budget: contexts are counted so (30k = 30,720)."""
+"""The meaning of ``k`` in a budget: 30k is 30,720."""
 
 
 class Settings(Section):
-    """The settings. The paper's preset is the default."""
+    """The settings of an evaluation. The defaults are the paper's."""
 
     policy: str
-    """As it was given: a model's path, or ``http://``, ``chat:http://``, ``tinker:http://``."""
+    """The policy as it was given: a model's path, or ``http://``, ``chat:http://``, ``tinker:http://``."""
     model_name: str = ""
-    """The name under which a server serves it."""
+    """The model's name on the server."""
     tokenizer: str = ""
-    """Where the tokenizer is, for a server that takes token ids."""
+    """The tokenizer's folder, for a server that takes token ids."""
     checkpoint: str = ""
-    """A run's checkpoint of the policy, where it is not the policy itself."""
+    """A run's checkpoint of the policy, if it is not the policy itself."""
     benchmark: str
-    """A name, a file, ``lab``, or what ``problems.evaluate`` of a recipe says."""
+    """A benchmark's name, a file, ``lab``, or the value of a recipe's ``problems.evaluate``."""
     problems: Positive
-    """How many of its problems."""
+    """How many problems are asked."""
     checksum: str
-    """Of these problems: :func:`aster.data.benchmarks.checksum`."""
+    """The checksum of these problems (:func:`aster.data.benchmarks.checksum`)."""
     prompt_suffix: str = f"\n{BOX_REQUEST}"
-    """What is asked for after each problem."""
+    """Text after each problem."""
     k: Positive = 16
-    """Samples a problem."""
+    """Samples per problem."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.6
-    """0 is greedy."""
+    """Temperature of the sampling. 0: greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    """Sample from the smallest set of tokens with so much probability."""
+    """Sample from the smallest set of tokens whose probabilities sum to at least this."""
     context_tokens: Positive = 30 * THOUSAND
-    """Budget: prompt, sampled and tool tokens together."""
+    """Most tokens of an attempt: prompt, sampled and tool tokens together."""
     turn_tokens: Annotated[int, Field(ge=0)] = 0
-    """Tokens of one turn; 0: as many as the budget leaves."""
+    """Most tokens of one turn. 0: as many as the budget leaves."""
     tool_calls: Annotated[int, Field(ge=0)] = 256
-    """Budget of calls."""
+    """Most tool calls of an attempt."""
     turns: Annotated[int, Field(ge=0)] = 0
-    """Budget of assistant turns; 0: one more than calls, which is never reached."""
+    """Most assistant turns of an attempt. 0: one more than the calls, which is never reached."""
     wall_seconds: PositiveFloat = 3600.0
-    """Seconds of one attempt, checked between turns."""
+    """Most seconds of an attempt, checked between turns."""
     tools: bool = True
-    """False: no tool is offered."""
+    """Whether the policy is offered tools."""
     environment: Environment = Environment()
-    """What an attempt is worth."""
+    """How problems are posed and attempts rewarded."""
     toolset: list[Tool] = [Tool()]  # noqa: RUF012 - pydantic copies defaults
-    """What the policy may call, where it has tools."""
+    """The tools that the policy may call, if it is offered tools."""
     demand: ForceTool = ForceTool(system="")
-    """Texts in every prompt that demand the tool: of the cold start ``zero_force_tool``."""
+    """The texts in every prompt that demand the tool, for the cold start ``zero_force_tool``."""
     seed: int = 1
-    """Of the attempts and of the intervals."""
+    """The seed of the attempts and of the intervals."""
     shard: str = "1/1"
-    """Which part of the problems, ``i/n``."""
+    """Which part of the problems to ask: part i of n, ``i/n``."""
     model: Model = Model()
-    """Of a local policy: types, device, threads. ``path`` is filled in."""
+    """Only for a local policy: number format, device, threads. ``path`` is the policy."""
     engine: Policy = Policy()
-    """Of a local policy: the engine. Of others it follows from the policy."""
+    """The engine of a local policy. For others, it follows from the policy."""
     sandbox: Sandbox = Sandbox()
-    """Where the Python tool runs."""
+    """The sandbox in which the Python tool runs."""
 
     @property
     def kind(self) -> Kind:
-        """Who answers."""
+        """Which kind of policy answers."""
         return policy_kind(self.policy)[0]
 
     @property
     def offered_tools(self) -> list[Tool]:
-        """What the policy may call."""
+        """The tools that the policy may call; none without tools."""
         return self.toolset if self.tools else []
 
     @property
@@ -90,13 +90,13 @@ class Settings(Section):
         return Decoding(self.temperature, self.top_p)
 
     def budget(self) -> Budget:
-        """What an attempt may spend. Without ``turns`` these are no limit of their own: a turn that goes on has made a call, so
-        one turn more than calls is never reached, and the number of calls can be cut afterwards."""
+        """What an attempt may spend. Without ``turns``, turns are not limited separately: every turn except the last makes a
+        call, so the limit of one more turn than calls is never reached, and calls can be cut afterwards."""
         turn = self.turn_tokens or self.context_tokens
         return Budget(self.context_tokens, turn, self.tool_calls, self.turns or self.tool_calls + 1, self.wall_seconds)
 
     def engine_config(self, rollout: Rollout) -> EngineConfig:
-        """What opens the policy. UserError where something is missing. A chat endpoint is not opened by it."""
+        """The settings for opening the policy. Raises UserError where something is missing. Not for a chat endpoint."""
         kind, address = policy_kind(self.policy)
         if kind == "local":
             return EngineConfig(seed=self.seed, model=self.model, policy=self.engine, rollout=rollout)
@@ -118,12 +118,12 @@ class Settings(Section):
         return EngineConfig(seed=self.seed, model=model, policy=policy, rollout=rollout)
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the numbers, without what may change from call to call."""
+        """The settings that affect the results, without those that may change when the evaluation is resumed."""
         return deciding(self)
 
 
 def policy_kind(policy: str) -> tuple[Kind, str]:
-    """Who answers, and the path or address."""
+    """The kind of a policy, and its path or address. Raises UserError for a wrong address."""
     for prefix, kind in (("chat:", "chat"), ("tinker:", "tinker")):
         if policy.startswith(prefix):
             address = policy.removeprefix(prefix)
@@ -134,7 +134,7 @@ def policy_kind(policy: str) -> tuple[Kind, str]:
 
 
 def parse_tokens(text: str) -> int:
-    """``30720``, ``30k`` or ``30K`` as a number of tokens; k is 1,024. UserError where it is none."""
+    """``30720``, ``30k`` or ``30K`` as a number of tokens; k is 1,024. Raises UserError for other text."""
     match = re.fullmatch(r"([0-9]{1,9})([kK]?)", text.strip())
     if not match or not int(match[1]):
         raise UserError(f"{text}: not a number of tokens; write for instance 30720 or 30k (k is {THOUSAND:,})")
@@ -142,7 +142,7 @@ def parse_tokens(text: str) -> int:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``i/n`` with i from 1 to n. UserError where it is none."""
+    """``i/n`` with i from 1 to n. Raises UserError for other text."""
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--shard {text}: write i/n, with i from 1 to n, for instance 1/4")

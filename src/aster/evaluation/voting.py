@@ -1,4 +1,4 @@
-"""maj@k: the answer that most samples of a problem give."""
+"""maj@k: the accuracy of the answer that most samples of a problem give."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Equal = Callable[[str, str], bool]
 
 
 def verified_equal(first: str, second: str) -> bool:
-    """Whether two answers are the same, by the one verifier. It reads one of them as the known answer; either may be it."""
+    """Whether the verifier finds two answers equal. It takes one of them as the known answer, so both orders are tried."""
     return verify(first, second).correct or verify(second, first).correct
 
 
@@ -19,8 +19,8 @@ def majority(answers: Sequence[str | None], rewards: Sequence[float], equal: Equ
 
     ``answers`` and ``rewards`` belong together, sample by sample. The verifier puts answers into classes of equal ones, in
     order, each compared with the first of every class; so ``1/2`` and ``0.5`` vote together. Samples without an answer do not
-    vote; where nobody votes the result is 0. Where several classes have the most votes, the result is the share of them that
-    are right: what choosing among them at random would give on average. A class is right if most of its votes were. (Wang et
+    vote; without any vote the result is 0. If several classes have the most votes, the result is the share of them that are
+    right, which is the average of a random choice among them. A class is right if most of its votes were right. (Wang et
     al., Self-Consistency, 2022, arXiv 2203.11171, for the vote.)
     """
     if len(answers) != len(rewards):

@@ -1,1 +1,1 @@
-"""A policy on a Tinker API server: sampled and trained there."""
+"""An engine on a server with the Tinker API, which samples and trains the policy."""

@@ -1,7 +1,7 @@
-"""A policy on a Tinker server: SkyRL's on a cluster, or the hosted service. ``docs/cluster.md`` is the guide.
+"""The engine on a Tinker server: SkyRL's on a cluster, or the hosted service. ``docs/cluster.md`` is the guide.
 
-The server holds the weights and the optimizer; this process holds the loop, the sandbox and the run folder. A checkpoint is a
-folder with a small file that points to a state on the server.
+The server holds the weights and the optimizer. This process runs the loop and the sandbox and writes the run folder. A
+checkpoint is a folder with a small file that points to a state on the server.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from aster.seeds import derive
 
 POINTER = "tinker.json"
 SEEDS = 1 << 31
-"""Servers take seeds below this."""
+"""Servers accept seeds below this."""
 PROBE_TOKENS = 8
 
 
 class TinkerEngine:
-    """Implements :class:`aster.engines.Policy`. Made by :meth:`connect`."""
+    """The engine. :meth:`connect` makes it."""
 
     def __init__(self, config: EngineConfig, service: Service, base_model: str, tokenizer: Any) -> None:
         self._settings = config.policy
@@ -51,10 +51,11 @@ class TinkerEngine:
     async def connect(
         cls, config: EngineConfig, path: Path | None = None, *, optimizer: bool = False, capacity: int | None = None
     ) -> TinkerEngine:
-        """The recipe's base model, or the state that the checkpoint ``path`` points to, with its optimizer's if asked.
+        """Open the recipe's base model, or the state that the checkpoint ``path`` points to, with its optimizer's state if
+        asked.
 
-        ``capacity`` is the longest sequence to sample, in tokens; None where nothing is sampled. UserError where there is no
-        server, or it does not have the model, or the model's context is shorter."""
+        ``capacity``: the longest sequence to sample, in tokens; None where nothing is sampled. Raises UserError where there is
+        no server, it does not have the model, or the model's context is shorter than ``capacity``."""
         settings = config.policy
         source = resolve(config.model.path, weights=False)
         tokenizer = load_tokenizer(source)
@@ -67,25 +68,25 @@ class TinkerEngine:
             most = min((found for found in longest if found), default=None)  # None: neither the server nor the model says
             if capacity is not None and most is not None and capacity > most:
                 raise UserError(
-                    f"limits.context_tokens: {capacity} is more than the {most} tokens of the model's context; lower it"
+                    f"limits.context_tokens: {capacity} is more than the {most} tokens of the model's context; lower it to that"
                 )
             policy = cls(config, service, base_model, tokenizer)
             await policy._attach(path, optimizer)
             policy._samples = capacity is not None
             await policy.refresh_sampler()
         except BaseException:
-            # A model that was opened for nothing would keep its place on the server.
+            # Otherwise the model would keep its place on the server.
             await (service if policy is None else policy).close()
             raise
         return policy
 
     async def _attach(self, path: Path | None, optimizer: bool) -> None:
-        """Make the server hold the base model, or a checkpoint's state."""
+        """Make the server load the base model, or a checkpoint's state."""
         rank = self._settings.lora_rank
         state = None
         if path is not None:
             state = read_pointer(path, self._base_model, rank)
-            # A resumed run goes on deleting what it prunes.
+            # A resumed run also deletes the states of the checkpoints that it prunes.
             self._saved = {
                 folder: read_pointer(folder, self._base_model, rank)
                 for folder in path.parent.iterdir()
@@ -95,10 +96,10 @@ class TinkerEngine:
         self._reduction = await self._find_reduction()
 
     async def _find_reduction(self) -> Reduction:
-        """What the server makes of the losses of a batch: as the recipe says, or as its answer shows.
+        """How the server combines the losses of a batch: as the recipe says, or as its answer shows.
 
-        The API has no name for it. SkyRL's JAX backend is the one that takes means, and it is known by the answer to a forward
-        pass: losses of single tokens, and no metrics."""
+        The API does not report it. SkyRL's JAX backend is the one that takes means. Its answer to a forward pass identifies it:
+        losses of single tokens, and no metrics."""
         wanted = self._settings.loss_reduction
         if wanted != "auto":
             return wanted
@@ -109,13 +110,13 @@ class TinkerEngine:
     # -- Sampler
 
     def open(self, sequence: str) -> None:
-        """Nothing to do: the server keeps what it wants of a prefix."""
+        """Does nothing: the server manages its own prefix cache."""
 
     async def sample(self, token_ids: list[int], params: SamplingParams) -> Completion:
         """Sample one turn, with the weights of the last :meth:`refresh_sampler`.
 
-        Servers stop at the model's own end tokens too. A turn that ended at a token that is no stop token of ours goes on, with
-        a request that holds what was sampled so far."""
+        Servers also stop at the model's own end tokens. If a turn ends at a token that is not one of our stop tokens, it
+        continues with a request that contains the tokens sampled so far."""
         if self._sampling is None:
             raise RuntimeError("the policy was opened without a capacity")
         tokens: list[int] = []
@@ -132,12 +133,13 @@ class TinkerEngine:
                     raise RuntimeError(f"the Tinker server ended a turn ({found.stop_reason}) without any token")
 
     async def _sample(self, token_ids: list[int], params: SamplingParams, max_tokens: int, *, turn: bool) -> Any:
-        """What one request samples. ``turn``: as of :meth:`Service.ask`."""
+        """Sample with one request. ``turn``: as in :meth:`Service.ask`. Raises UserError where log-probabilities are
+        missing."""
         asked = types.SamplingParams(
             max_tokens=max_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
-            # A trajectory's turns differ in their length so far, so no two turns draw the same numbers.
+            # Each turn of a trajectory begins at another length, so no two turns draw the same numbers.
             seed=derive(params.seed, len(token_ids)) % SEEDS,
             stop=list(params.stop_token_ids) or None,
         )
@@ -147,11 +149,13 @@ class TinkerEngine:
         )
         found = answer.sequences[0]
         if found.logprobs is None or len(found.logprobs) != len(found.tokens):
-            raise UserError(f"the Tinker server at {self._service.base_url} gives no log-probabilities of what it samples")
+            raise UserError(
+                f"the Tinker server at {self._service.base_url} gives no log-probabilities of the tokens it samples"
+            )
         return found
 
     def release(self, sequence: str) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     # -- training
 
@@ -160,8 +164,8 @@ class TinkerEngine:
         return self._logprobs(samples, await self._forward(samples))
 
     async def forward_backward(self, samples: list[TrainingSample], loss: Loss) -> dict[str, float]:
-        """Add the gradient of the summed loss. Where ``ppo`` gets samples without old log-probabilities, it takes a forward
-        pass first: the truncated importance weights need them."""
+        """Add the gradient of the summed loss. If ``ppo`` or ``cispo`` gets samples without old log-probabilities, a forward
+        pass computes them first, because the truncated importance weights need them."""
         if loss.name != "cross_entropy" and any(sample.old_logprobs is None for sample in samples):
             old = await self.forward(samples)
             samples = [replace(s, old_logprobs=s.old_logprobs or logprobs) for s, logprobs in zip(samples, old, strict=True)]
@@ -199,12 +203,12 @@ class TinkerEngine:
 
     @staticmethod
     def _logprobs(samples: list[TrainingSample], answer: Any) -> list[list[float]]:
-        """Of the trained tokens of each sample, out of a pass's answer."""
+        """The log-probabilities of the trained tokens of each sample, from the answer to a pass."""
         outputs = [list(output["logprobs"].data) for output in answer.loss_fn_outputs]
         return [trained(sample, logprobs) for sample, logprobs in zip(samples, outputs, strict=True)]
 
     async def optim_step(self, adam: AdamStep) -> dict[str, float]:
-        """One AdamW step on the server; ``grad_norm`` is NaN where it does not tell."""
+        """One AdamW step on the server. ``grad_norm`` is NaN where the server does not report it."""
         asked = types.AdamParams(
             learning_rate=adam.learning_rate,
             beta1=adam.beta1,
@@ -221,32 +225,32 @@ class TinkerEngine:
         return {"grad_norm": grad_norm(answer.metrics)}
 
     async def pause_sampler(self) -> None:
-        """Nothing to do: turns under way go on with the weights that they began with."""
+        """Does nothing: turns continue with the weights with which they began."""
 
     async def refresh_sampler(self) -> None:
-        """Hand the present weights to the server's sampler."""
+        """Hand the current weights to the server's sampler."""
         if self._samples:
-            # The client's own awaitable variant blocks the event loop until the weights are there. A thread does not, so the
-            # service goes on watching the server. Failed turns are asked again, and counted, by the service alone.
+            # The client's own async variant blocks the event loop until the weights are there. A thread does not, so the
+            # service can continue to watch the server. Only the service repeats and counts failed turns, not the client.
             call = self._service.in_thread(
                 self._training.save_weights_and_get_sampling_client, retry_config=RetryConfig(enable_retry_logic=False)
             )
             self._sampling = await self._service.ask("weights for the sampler", call, repeat=True)
             if self._reduction == "sequence_mean":
-                # SkyRL's JAX backend reads a sampler's weights at its first turn, into the adapter that is trained. Were that
-                # turn sampled after the next step, it would undo the step.
-                # It is no trajectory's turn: where it is refused, no turn can be had, and the run ends with one line.
+                # SkyRL's JAX backend loads a sampler's weights at its first turn, into the adapter that is trained. If that
+                # turn came after the next step, it would undo the step. So sample one token now.
+                # It belongs to no trajectory. If the server refuses it, no turn can work, and the run ends with an error.
                 await self._sample([0], SamplingParams(max_tokens=1), 1, turn=False)
 
     # -- checkpoints
 
     async def save(self, path: Path, optimizer: bool = True) -> None:  # noqa: ARG002 - a state always holds both
-        """Save a state on the server, then write the folder that points to it, whole or not at all.
+        """Save a state on the server, then write the folder that points to it. A failed write leaves no partial folder.
 
-        The server deletes states whose folder the run has deleted."""
+        States whose folders the run has deleted are deleted on the server."""
 
         async def call() -> Any:
-            # A new name each time: a first attempt whose answer was lost may have taken the other.
+            # Use a new name each time: an earlier attempt whose answer was lost may have used the last name.
             return await self._training.save_state(f"{path.name}-{uuid.uuid4().hex[:8]}")
 
         state = (await self._service.ask("a checkpoint", call, repeat=True)).path
@@ -263,14 +267,14 @@ class TinkerEngine:
         await self._forget_pruned()
 
     async def _forget_pruned(self) -> None:
-        """Let the server delete the states of folders that the run has deleted."""
+        """Delete on the server the states of folders that the run has deleted."""
         for folder in list(self._saved):
-            # Where all of the stage's folders are out of sight at once, a disk may be: that is no pruning.
+            # If the stage's whole folder is missing, a disk may be unavailable. Then delete nothing.
             if folder.parent.exists() and not folder.exists():
                 await self._service.forget(self._saved.pop(folder))
 
     async def close(self) -> None:
-        """Let the server free the model and what the run has pruned since its last checkpoint, and end the connections."""
+        """Free the model on the server, delete the states pruned since the last checkpoint, and close the connections."""
         await self._forget_pruned()
         if self._training is not None:
             await self._service.unload(self._training.model_id)
@@ -278,7 +282,7 @@ class TinkerEngine:
 
 
 def choose_model(config: EngineConfig, source: Path, served: list[str]) -> str:
-    """The server's name for the recipe's model. UserError where it has none."""
+    """The server's name for the recipe's model. Raises UserError where the server does not have the model."""
     wanted = config.policy.base_model
     if wanted:
         found = [name for name in served if name == wanted]
@@ -290,7 +294,7 @@ def choose_model(config: EngineConfig, source: Path, served: list[str]) -> str:
     field, value = ("policy.base_model", wanted) if wanted else ("model.path", config.model.path)
     raise UserError(
         f"{field}: the Tinker server at {config.policy.base_url} serves {', '.join(served) or 'no model'}, not {value}; "
-        "start it with that base model, or give the name it uses as policy.base_model"
+        "start it with that base model, or set policy.base_model to the server's name for it"
     )
 
 
@@ -300,7 +304,7 @@ def last_part(name: str) -> str:
 
 
 def read_pointer(path: Path, base_model: str, rank: int) -> str:
-    """The state on the server that a checkpoint folder points to. UserError where it is none of this policy's."""
+    """The state on the server that a checkpoint folder points to. Raises UserError where it does not belong to this policy."""
     file = path / POINTER
     try:
         pointer = json.loads(file.read_text(encoding="utf-8"))
@@ -310,11 +314,11 @@ def read_pointer(path: Path, base_model: str, rank: int) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file}: cannot be read ({type(error).__name__}: {error}); delete {path} and give the command again: the run "
-            "resumes from the checkpoint before it"
+            "resumes from the previous checkpoint"
         ) from None
     if (last_part(model), trained_rank) != (last_part(base_model), rank):
         raise UserError(
-            f"{path}: a state of {model} with lora_rank {trained_rank}, not of {base_model} with lora_rank {rank}; "
+            f"{path}: it is a state of {model} with lora_rank {trained_rank}, not of {base_model} with lora_rank {rank}; "
             "choose another --run"
         )
     return state

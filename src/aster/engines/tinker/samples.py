@@ -1,17 +1,18 @@
-"""What a Tinker server is sent to train on, and what is made of its answer. Pure functions; no network.
+"""Converts samples to training requests for a Tinker server, and its answers to metrics. Pure functions without network.
 
 A sample of T tokens becomes one datum of T - 1 places: place p predicts token p + 1 from the tokens up to p.
 
-The API's losses are sums over tokens, as ours are, so a sample's weights are sent as they are. SkyRL's JAX backend takes the
-mean over each sequence's weights instead, and of that the mean over the sequences of an optimizer step
-(``reduction="sequence_mean"``). There the weights are multiplied by the sample's trained tokens and the number of samples,
-which makes the gradient the sum's again. It holds for one ``forward_backward`` a step: of several it is the mean, weighted by
-their samples. A weight that is the same for a whole sequence cancels out of that backend's cross-entropy, so the cold start is
-sent as CISPO whose ratio is clipped to exactly 1: its gradient is that of the weighted log-likelihood.
+The API's losses are sums over tokens, like ours, so a sample's weights are sent unchanged. SkyRL's JAX backend takes the
+mean over each sequence's weights instead, and then the mean over the sequences of an optimizer step
+(``reduction="sequence_mean"``). For it, the weights are multiplied by the sample's trained tokens and by the number of samples,
+so that the gradient is that of the sum. This holds for one ``forward_backward`` per step; with several, the gradient is their
+mean, weighted by their numbers of samples. A weight that is the same for a whole sequence cancels out of that backend's
+cross-entropy. So the cold start is sent as CISPO with a ratio clipped to exactly 1, whose gradient is that of the weighted
+log-likelihood.
 
-Truncated importance sampling, which the API does not have, is exact all the same: its weight w = min(exp(old - sampler), cap)
-carries no gradient, so it goes into the advantages. The dual clip cannot be sent: a token whose advantage is negative and whose
-ratio has passed it keeps its gradient; ``dual_clipped`` counts such tokens.
+The API has no truncated importance sampling, but it can be sent exactly: its weight w = min(exp(old - sampler), cap) has no
+gradient, so the advantages are multiplied by it. The dual clip cannot be sent: a token with a negative advantage and a ratio
+above the limit keeps its gradient. ``dual_clipped`` counts such tokens.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from aster.errors import UserError
 from aster.types import TrainingSample
 
 REMOTE = ("ppo", "cispo")
-"""Losses of ours that the API has."""
+"""Our losses that the API supports."""
 Reduction = Literal["sum", "sequence_mean"]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A loss under the API's name, its settings, and what each datum holds beside its tokens: lists of length T - 1."""
+    """A loss by its name in the API, its settings, and the inputs of each datum besides its tokens: lists of length T - 1."""
 
     loss_fn: str
     config: dict[str, float] | None
@@ -44,12 +45,13 @@ class Request:
 
 
 def trained(sample: TrainingSample, logprobs: list[float]) -> list[float]:
-    """Of log-probabilities by place (T - 1 of them) those of the trained tokens."""
+    """Select the trained tokens' values from log-probabilities by place (T - 1 of them)."""
     return [logprobs[position - 1] for position in sample.trained_positions]
 
 
 def make_request(samples: list[TrainingSample], loss: Loss, reduction: Reduction) -> Request:
-    """The samples as the API wants them. For ``ppo`` every sample has its old log-probabilities."""
+    """The samples in the form of the API. Except for ``cross_entropy``, every sample must have its old log-probabilities.
+    Raises UserError for a loss that the API does not support."""
     if loss.name == "cross_entropy":
         return _cross_entropy(samples, reduction)
     if loss.function is not None or loss.name not in REMOTE:
@@ -98,7 +100,7 @@ def _cross_entropy(samples: list[TrainingSample], reduction: Reduction) -> Reque
 
 
 def importance_weights(sample: TrainingSample, cap: float) -> list[float]:
-    """w = min(exp(old - sampler), cap) of each trained token; 1 where there is nothing to correct for."""
+    """w = min(exp(old - sampler), cap) of each trained token. 1 where log-probabilities of either are missing."""
     positions = sample.trained_positions
     if sample.sampler_logprobs is None or sample.old_logprobs is None:
         return [1.0] * len(positions)
@@ -109,17 +111,18 @@ def importance_weights(sample: TrainingSample, cap: float) -> list[float]:
 
 
 def _factor(sample: TrainingSample, samples: int, reduction: Reduction) -> float:
-    """What undoes the server's means."""
+    """The factor that undoes the server's means."""
     return 1.0 if reduction == "sum" else float(len(sample.trained_positions) * samples)
 
 
 def _mask(sample: TrainingSample, positions: list[int], reduction: Reduction) -> dict[str, list[float]]:
-    """The mask over which a sequence's mean is taken. The API's ``ppo`` has none: an advantage of 0 is as good there."""
+    """The mask over which a sequence's mean is taken. The API's ``ppo`` has no mask, and an advantage of 0 has the same
+    effect."""
     return {} if reduction == "sum" else {"weights": _spread(sample, positions, [1.0] * len(positions))}
 
 
 def _spread(sample: TrainingSample, positions: list[int], values: list[float]) -> list[float]:
-    """Values of the trained tokens at their places; 0 elsewhere."""
+    """Put the values of the trained tokens at their places, and 0 elsewhere."""
     spread = [0.0] * (len(sample.token_ids) - 1)
     for position, value in zip(positions, values, strict=True):
         spread[position - 1] = value
@@ -127,11 +130,11 @@ def _spread(sample: TrainingSample, positions: list[int], values: list[float]) -
 
 
 def measure(samples: list[TrainingSample], logprobs: list[list[float]], loss: Loss) -> dict[str, float]:
-    """The local trainer's metrics from the log-probabilities of the trained tokens that the server computed.
+    """The local trainer's metrics, computed from the server's log-probabilities of the trained tokens.
 
-    They are computed here because servers report different ones. ``entropy_sum`` of ``ppo`` is an estimate, minus the
-    log-probability summed over the trained tokens, since the server gives no logits; ``cross_entropy`` has none, because tokens
-    that a teacher wrote say nothing about the policy's entropy.
+    They are computed here because servers report different metrics. The server gives no logits, so ``entropy_sum`` is an
+    estimate: minus the sum of the trained tokens' log-probabilities. ``cross_entropy`` has no ``entropy_sum``, because tokens
+    that a teacher wrote do not show the policy's entropy.
     """
     new = _flat(logprobs)
     weights = _flat([sample.trained_weights for sample in samples])
@@ -157,7 +160,7 @@ def _flat(values: list[list[float]]) -> Tensor:
 
 
 def grad_norm(metrics: dict[str, Any] | None) -> float:
-    """The gradient's norm out of an optimizer step's metrics, whatever prefix the server gives it; NaN where it gives none."""
+    """The gradient's norm from an optimizer step's metrics, with any prefix. NaN where the server does not report it."""
     for name, value in (metrics or {}).items():
         if name.rpartition("/")[2].partition(":")[0] == "grad_norm":
             return float(value)

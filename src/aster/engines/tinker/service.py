@@ -1,20 +1,20 @@
-"""The line to a Tinker server: requests that are sent again where that is safe, and one error where it is not.
+"""The connection to a Tinker server: it repeats requests where that is safe, and raises one clear error where it is not.
 
-The ``tinker`` client numbers a model's training requests and sends one again, under the same number, where the connection
-failed; the server does each number once. So a lost connection never doubles a step. What the client does not do is give up: it
-asks for the result of a request that was taken until it comes. :class:`Service` watches the server beside it, and says what
-became of the request:
+The ``tinker`` client numbers a model's training requests. After a failed connection it sends a request again with the same
+number, and the server executes each number once. So a lost connection never repeats a step. But the client never gives up: it
+asks for the result of an accepted request until it comes. :class:`Service` watches the server at the same time, and decides
+what happens to the request:
 
 - the server does not answer: the request waits, up to ``policy.patience_seconds``; then UserError.
-- it answers and does not know the policy, as after it was started again: EngineLost. So too where the client could not find out
-  whether a step was done.
-- it answers, and fails at the request again and again, or is too busy for it: a request that changes nothing is sent again, for
-  ``policy.patience_seconds`` after its first failure; then UserError. The client keeps two things to itself and waits them out:
-  a turn that the server is too busy to take (429), and errors of the server as the result of a request is fetched.
-- it refuses the request: UserError in training, RuntimeError for a turn, which is then that trajectory's fault alone.
+- it answers but does not know the policy, for instance after a restart: EngineLost. The same applies where the client could not
+  find out whether a step was done.
+- it answers, but repeatedly fails at the request or is too busy for it: a request that changes nothing is sent again, until
+  ``policy.patience_seconds`` after its first failure; then UserError. Two cases the client handles itself by waiting: a turn
+  that the server is too busy to accept (429), and errors of the server when the result of a request is fetched.
+- it refuses the request: UserError in training, RuntimeError for a turn, which then fails only its trajectory.
 
-Turns, passes, steps, checkpoints and the sampler's weights pass through :meth:`Service.ask`, opening a model through
-:meth:`Service.create_model`. What frees something on the server, and the looks at whether it is there, are sent beside them.
+Turns, passes, steps, checkpoints and the sampler's weights use :meth:`Service.ask`; opening a model uses
+:meth:`Service.create_model`. Requests that free something on the server, and health checks, are sent separately.
 """
 
 from __future__ import annotations
@@ -41,43 +41,43 @@ T = TypeVar("T")
 
 KEY = "ASTER_POLICY_KEY"
 NO_KEY = "tml-none"
-"""The client insists on a key of this form; servers of one's own do not look at it."""
+"""The client requires a key of this form. Servers that users run themselves do not check it."""
 ENTER_SECONDS = 20.0
-"""For the first answer of a server that this process has not met. Its address may be wrong; that is said soon."""
+"""Most seconds to wait for a server that has never answered this process. Its address may be wrong, which is reported soon."""
 MET: set[str] = set()
-"""Addresses at which a Tinker server has answered this process. One that is away when a lost policy is opened again gets the
-whole patience, as one that goes away in mid-request does."""
+"""Addresses at which a Tinker server has answered this process. When a lost policy is opened again, such a server is waited for
+as long as during a request: ``policy.patience_seconds``."""
 LOOK_SECONDS = 3.0
-"""Between two looks at whether the server answers."""
+"""Seconds between two checks whether the server answers."""
 SILENT_SECONDS = 15.0
-"""A server that has not answered for so long is said to be silent. A busy one may take a few seconds."""
+"""Seconds without an answer after which this is reported. A busy server may take a few seconds."""
 LONGEST_WAIT = 30.0
-"""Most seconds between two attempts at a turn."""
+"""Most seconds between two attempts at a request."""
 LONGEST_FAULT = 1000
-"""Characters of what the server said that are shown: some put a traceback before it."""
+"""Most characters of a server's error that are shown. Some servers put a traceback before it."""
 GONE = re.compile(
     r"not loaded|(model|session|sampler|future) not found|unloaded|expired|promise (expired|broken)", re.IGNORECASE
 )
-"""What a server says of a policy that it does not have any more."""
+"""Matches the error of a server that no longer has a policy."""
 RANK = re.compile(r"lora[_ ]rank|\brank (must|of|\d+)", re.IGNORECASE)
-"""What a server says of a rank of adapters that it does not train. Processes have ranks too (``[rank0]: ...``)."""
+"""Matches the error of a server that does not support the rank of adapters. Processes have ranks too (``[rank0]: ...``)."""
 STATUS = re.compile(r"\(?status[ =](\d{3})\)?")
 
 
 class Service:
-    """One server, for one event loop. Await :meth:`connect` first, and :meth:`close` at the end."""
+    """The connection to one server, for one event loop. Await :meth:`connect` first, and :meth:`close` at the end."""
 
     def __init__(self, base_url: str, patience: float) -> None:
-        """UserError where the address is none, or the key is not one that the client takes."""
+        """Raises UserError where the address is not valid, or the client does not accept the key."""
         self.base_url = base_url.rstrip("/")
         self._patience = patience
         key = os.environ.get(KEY, "") or NO_KEY
         if not key.startswith(("tml-", "eyJ")):
-            raise UserError(f"{KEY}: the Tinker client takes keys that begin with tml-; this one does not")
+            raise UserError(f"{KEY}: the Tinker client accepts only keys that begin with tml-; set such a key, or none")
         try:
             self._http = httpx2.AsyncClient(base_url=self.base_url, headers={"X-API-Key": key}, timeout=10.0)
         except httpx2.InvalidURL as error:
-            raise UserError(f"policy.base_url: {self.base_url} is no address ({error}); mend it") from None
+            raise UserError(f"policy.base_url: {self.base_url} is not a valid address ({error}); correct it") from None
         # The client would send reports about the run to the server.
         os.environ.setdefault("TINKER_TELEMETRY", "0")
         self._client = tinker.ServiceClient(base_url=self.base_url, api_key=key)
@@ -88,7 +88,8 @@ class Service:
     # -- the server
 
     async def connect(self) -> list[tinker.types.SupportedModel]:
-        """Wait for the server's first answer; returns the models that it serves. UserError where there is no Tinker server."""
+        """Wait for the server's first answer. Return the models that it serves. Raises UserError where there is no Tinker
+        server."""
         met = self.base_url in MET
         began = time.monotonic()
         said = False
@@ -98,7 +99,7 @@ class Service:
                 raise self._silent(fault)
             if not met and waited > min(ENTER_SECONDS, self._patience):
                 raise UserError(
-                    f"policy.base_url: no Tinker server answers at {self.base_url} ({fault}); start it, or mend the address"
+                    f"policy.base_url: no Tinker server answers at {self.base_url} ({fault}); start it, or correct the address"
                 )
             if met and not said:
                 said = True
@@ -112,7 +113,7 @@ class Service:
         return list(found.supported_models)
 
     async def _look(self) -> str | None:
-        """None where a Tinker server answers, else what is wrong. UserError where something else does."""
+        """None where a Tinker server answers, else the fault. Raises UserError where another kind of server answers."""
         try:
             answer = await self._http.get("/api/v1/healthz")
         except (httpx2.HTTPError, OSError) as error:
@@ -121,12 +122,12 @@ class Service:
             return f"HTTP status {answer.status_code}"
         if answer.status_code == 404 and self._watcher is None:
             raise UserError(
-                f"policy.base_url: {self.base_url} answers, but is no Tinker server (it has no /api/v1/healthz); mend it"
+                f"policy.base_url: {self.base_url} answers, but is not a Tinker server (it has no /api/v1/healthz); correct it"
             )
         return None
 
     async def _watch(self) -> None:
-        """Notice when the server falls silent, and say so; give up when it stays silent."""
+        """Report when the server stops answering, and give up when it does not answer again in time."""
         heard = time.monotonic()
         silent = False
         while True:
@@ -151,20 +152,20 @@ class Service:
     def _silent(self, fault: str) -> UserError:
         return UserError(
             f"policy.base_url: the Tinker server at {self.base_url} has not answered for {self._patience:g} seconds ({fault}); "
-            "start it again and give the command again: the run resumes (policy.patience_seconds is how long it waits)"
+            "start it and give the command again: the run resumes (policy.patience_seconds sets how long ASTER waits)"
         )
 
     async def close(self) -> None:
-        """Stop watching, close the connections and let the session on the server end."""
+        """Stop watching, close the connections, and let the session on the server end."""
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         if self._given_up.done():
-            self._given_up.exception()  # heard of
+            self._given_up.exception()  # marks it as retrieved
         await self._http.aclose()
-        # Without its client's heartbeat a session ends on the server, and with it whatever it still holds. The client has no
-        # call for that: its holders are what has one.
+        # Without its client's heartbeat, a session on the server ends and frees everything that it holds. The client has no
+        # method to stop the heartbeat, but its holders have one.
         for holder in (self._client._session_holder, self._client._rest_holder):
             if holder is not None:
                 holder.close()
@@ -174,9 +175,9 @@ class Service:
     async def ask(self, what: str, call: Callable[[], Awaitable[T]], *, repeat: bool = False, turn: bool = False) -> T:
         """The result of a request; ``what`` names it in errors.
 
-        ``repeat``: the request changes nothing on the server, so it is sent again after a failed connection, and where the
-        server fails at it or is busy, until the patience is over. ``turn``: it is one turn of many. Raises UserError,
-        EngineLost or, for a turn that the server refuses, RuntimeError."""
+        ``repeat``: the request changes nothing on the server. It is sent again after a failed connection, or if the server
+        fails or is busy, for up to ``policy.patience_seconds``. ``turn``: it is one turn of many. Raises UserError, EngineLost
+        or, for a turn that the server refuses, RuntimeError."""
         pause = 1.0
         failed: float | None = None
         while True:
@@ -186,16 +187,16 @@ class Service:
                 raise
             except Exception as error:
                 fault = describe(error)
-                # A result that the server does not have any more is asked for anew where that is safe: whether it has lost the
-                # policy too, the next answer tells.
+                # If only the result is lost, send the request again where that is safe. The next answer shows whether the
+                # server has lost the policy too.
                 if is_gone(error) and not (repeat and is_result_lost(error)):
                     raise EngineLost(
-                        f"the Tinker server at {self.base_url} has lost the policy, as when it is started again ({fault})"
+                        f"the Tinker server at {self.base_url} has lost the policy, for instance by a restart ({fault})"
                     ) from error
                 if is_passing(error):
                     if not repeat:
                         raise EngineLost(
-                            f"the Tinker server at {self.base_url} did not say whether it did {what} ({fault})"
+                            f"the Tinker server at {self.base_url} did not report whether it did {what} ({fault})"
                         ) from error
                     failed = failed or time.monotonic()
                     self._say_or_give_up(what, fault, time.monotonic() - failed, error)
@@ -211,20 +212,20 @@ class Service:
                 return result
 
     def _say_or_give_up(self, what: str, fault: str, seconds: float, error: Exception) -> None:
-        """What to tell of a request that has failed for ``seconds``: nothing at first, then one line for all requests, at last
-        UserError."""
+        """Handle a request that has failed for ``seconds``: at first do nothing, then report one line for all requests, and in
+        the end raise UserError."""
         if seconds > self._patience:
             raise UserError(
                 f"policy.base_url: the Tinker server at {self.base_url} answers, but has failed at {what} for "
-                f"{self._patience:g} seconds ({fault}); look at its log, mend it and give the command again: the run resumes "
-                "(policy.patience_seconds is how long it waits)"
+                f"{self._patience:g} seconds ({fault}); look at its log, fix it and give the command again: the run resumes "
+                "(policy.patience_seconds sets how long ASTER waits)"
             ) from error
         if seconds > min(SILENT_SECONDS, self._patience / 2) and not self._said_failing:
             self._said_failing = True
             say(f"tinker: {self.base_url} fails at {what} ({fault}); asking again for up to {self._patience:g} seconds")
 
     async def _unless_given_up(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run a call, unless the server stays silent meanwhile."""
+        """Run a call. Raises UserError if the server stops answering for too long meanwhile."""
 
         async def run() -> T:
             return await call()
@@ -241,8 +242,8 @@ class Service:
 
     @staticmethod
     def in_thread(function: Callable[..., T], *arguments: Any, **settings: Any) -> Callable[[], Awaitable[T]]:
-        """A blocking call of the client as an awaitable one. In a daemon thread: one that never ends must not keep the
-        process from ending."""
+        """Turn a blocking call of the client into an async one. It runs in a daemon thread, so that a call that never ends does
+        not stop the process from ending."""
 
         async def call() -> T:
             loop = asyncio.get_running_loop()
@@ -260,7 +261,7 @@ class Service:
                 value, fault = None, None
                 try:
                     value = function(*arguments, **settings)
-                except BaseException as error:  # noqa: BLE001 - handed over
+                except BaseException as error:  # noqa: BLE001 - passed to the caller
                     fault = error
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(settle, value, fault)
@@ -273,7 +274,8 @@ class Service:
     # -- models
 
     async def create_model(self, base_model: str, rank: int, seed: int, state: str | None, optimizer: bool) -> Any:
-        """A training client on the base model or on a saved state, with the optimizer's if asked."""
+        """A training client for the base model or for a saved state, with the optimizer's state if asked. Raises UserError or
+        EngineLost."""
 
         made: list[str] = []
 
@@ -288,7 +290,7 @@ class Service:
         try:
             return await self._unless_given_up(self.in_thread(create))
         except BaseException as error:
-            # A model that has no state is of no use; a server that trains all parameters has room for one.
+            # A model without its state is useless, and a server that trains all parameters has room for one model.
             for model_id in made:
                 await self.unload(model_id)
             if isinstance(error, UserError) or not isinstance(error, Exception):
@@ -296,10 +298,12 @@ class Service:
             said, fault = _said(error), describe(error)
             unknown_state = state is not None and "heckpoint" in said and not is_passing(error)
             if not unknown_state and (is_gone(error) or is_passing(error)):
-                raise EngineLost(f"the Tinker server at {self.base_url} was lost as the policy was opened ({fault})") from error
+                raise EngineLost(
+                    f"the Tinker server at {self.base_url} was lost while the policy was opened ({fault})"
+                ) from error
             if RANK.search(said):
                 raise UserError(
-                    f"policy.lora_rank: {rank}: the Tinker server at {self.base_url} refuses it: {fault} (0 trains all "
+                    f"policy.lora_rank: {rank}: the Tinker server at {self.base_url} rejects it: {fault} (0 trains all "
                     "parameters, which SkyRL's FSDP and Megatron backends do and its JAX backend does not)"
                 ) from error
             if unknown_state:
@@ -310,19 +314,20 @@ class Service:
             raise UserError(f"the Tinker server at {self.base_url} cannot open the policy: {fault}") from error
 
     async def unload(self, model_id: str) -> None:
-        """Let the server free a model. It does so by itself some minutes later where this does not reach it."""
+        """Free a model on the server. If the request does not arrive, the server frees it by itself some minutes later."""
         await self._tidy("POST", "/api/v1/unload_model", json={"model_id": model_id, "type": "unload_model"})
 
     async def forget(self, state: str) -> None:
-        """Let the server delete a saved state."""
+        """Delete a saved state on the server."""
         model_id, _, checkpoint = state.removeprefix("tinker://").partition("/")
         await self._tidy("DELETE", f"/api/v1/training_runs/{model_id}/checkpoints/{checkpoint}")
 
     async def _tidy(self, method: str, path: str, **settings: Any) -> None:
-        """A request that frees something; no run depends on its success. None is sent to a server that was given up.
+        """Send a request that frees something. No run depends on its success, so errors are ignored. Nothing is sent after the
+        server was given up.
 
-        It is sent once more where the connection fails: one that was kept open may be closed by now, and a process that stood
-        still finds its time over."""
+        After a failed connection it is sent once more: a connection that was kept open may have been closed meanwhile, or this
+        process may have been suspended past its timeout."""
         for _ in range(2):
             if self._given_up.done():
                 return
@@ -340,17 +345,18 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether the server says that it does not have the model, or the request, any more."""
+    """Whether the server reports that it no longer has the model or the request."""
     return status_of(error) in (404, 410) or bool(GONE.search(_said(error)))
 
 
 def is_result_lost(error: BaseException) -> bool:
-    """Whether the server took the request and does not have its result any more (the client's name for HTTP status 410)."""
+    """Whether the server accepted the request but no longer has its result. The client raises this error for HTTP status
+    410."""
     return isinstance(error, RetryableException)
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the connection failed, or the server was busy: nothing is known about the request."""
+    """Whether the connection failed or the server was busy, so that the fate of the request is unknown."""
     if isinstance(error, tinker.APIConnectionError | TimeoutError | ConnectionError):
         return True
     status = status_of(error)
@@ -358,12 +364,12 @@ def is_passing(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """What the server said, in one line that is not too long: the client puts it in a frame of its own."""
+    """The server's error in one line of limited length, without the text that the client adds."""
     return one_line(_said(error), LONGEST_FAULT)
 
 
 def _said(error: BaseException) -> str:
-    """All that the server said: the words by which a fault is known may come last."""
+    """The server's whole error, because the words that identify a fault may come last."""
     text = one_line(error, None)
     found = re.search(r"'detail': (['\"])(.*?)\1\}", text)
     return found.group(2) if found else text
