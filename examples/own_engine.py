@@ -2,8 +2,8 @@
 
     aster run lab policy.kind=examples/own_engine.py:open_logged policy.arguments.file=turns.jsonl
 
-An engine is an object with the methods of ``aster.engines.Engine``, and the recipe names an async function that opens it. Others
-are clients of a server that samples and trains; this one changes a single method."""
+An engine is an object with the methods of ``aster.engines.Engine``; the recipe names an async function that opens it. Most are
+clients of a server that samples and trains; this one changes a single method."""
 
 import json
 import time
