@@ -1,4 +1,4 @@
-"""The Python of the pages: every block of docs/python.md is run as it stands; those of the doors' pages are taken by the doors."""
+"""The Python of the pages: each block of docs/python.md is run as it stands, and those of the doors are given to the doors."""
 
 from __future__ import annotations
 
