@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -143,3 +144,17 @@ def test_a_recipe_names_them_in_one_line_each() -> None:
     )
     assert recipe.rl.algorithm.use.endswith(":TurnCredit")
     assert [tool.use for tool in recipe.tools] == ["python", "examples/own_tool.py:search"]
+
+
+def test_own_engine_writes_down_every_turn(tiny: Tiny, tmp_path: Path) -> None:
+    changes = {
+        "policy": {"kind": f"{EXAMPLES}/own_engine.py:open_logged", "arguments": {"file": str(tmp_path / "turns.jsonl")}},
+        "cold_start": "zero",
+        "rl.stages": [{"steps": 1, "limits": LIMITS}],
+    }
+    recipe = tiny.recipe(changes)
+    with RunFolder.open(tmp_path / "run", recipe, []) as run:
+        rl.run(recipe, run)
+        (line,) = run.metrics("rl")
+    written = [json.loads(text) for text in (tmp_path / "turns.jsonl").read_text().splitlines()]
+    assert sum(each["sampled"] for each in written) == line["sampled_tokens"]
