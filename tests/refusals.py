@@ -15,7 +15,7 @@ PRINTED = "aster: error: "
 
 
 @contextmanager
-def refused(field: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
+def refused(field: str, *named: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
     """What is done here must raise a UserError, in one line, whose ``field`` is this one or goes on from it:
 
         with refused("rl"):           # rl, rl.steps, rl.stages.0.steps; not rlx
@@ -23,10 +23,11 @@ def refused(field: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
         with refused(str(path)):      # the file, or "FILE, line 3"
             iterate_set(path)
 
-    A message that must say more is in ``caught.value`` of what this yields."""
+    The message must also hold each text of ``named``: a value, an option, a file. What it must say beyond that is in
+    ``caught.value`` of what this yields."""
     with pytest.raises(UserError) as caught:
         yield caught
-    require(caught.value, field)
+    require(caught.value, field, *named)
 
 
 def printed(err: str) -> UserError:
@@ -35,7 +36,8 @@ def printed(err: str) -> UserError:
     return UserError(message)
 
 
-def require(error: UserError, field: str) -> None:
-    """Assert that an error is in one line and names the field, or something within it."""
+def require(error: UserError, field: str, *named: str) -> None:
+    """Assert that an error is in one line, names the field, or something within it, and holds each text of ``named``."""
     assert "\n" not in str(error)
     assert re.match(rf"{re.escape(field)}(?!\w)", error.field), f"refused {error.field!r}, not {field!r}: {error}"
+    assert [name for name in named if name not in str(error)] == [], str(error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,6 @@ import pytest
 
 from aster.config import ColdStart, Rl, RlStage, Sandbox
 from aster.config.recipe import Recipe
-from aster.errors import UserError
 from aster.run import (
     RunFolder,
     iterate_trajectories,
@@ -24,6 +25,7 @@ from aster.run import (
     write_trajectories,
 )
 from aster.types import Problem, Trajectory
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_a_torn_last_line_is_left_out_and_the_next_line_does_not_continue_it(run
 def test_a_broken_whole_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text('{"a": 1}\n{"a"\n{"a')
-    with pytest.raises(UserError, match=r"m\.jsonl, line 2: not JSON"):
+    with refused(f"{path}, line 2", "JSON"):
         read_json_lines(path)
 
 
@@ -122,17 +124,17 @@ def test_trajectories_are_read_back_with_any_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "place", "named"),
     [
-        ("cut", ": cannot be read: "),
-        ("flipped", ""),
-        ("plain", ": cannot be read: Not a gzipped file"),
-        ("list", ", line 1: no JSON object: a list"),
-        ("field", r", line 1: not a trajectory \(KeyError: 'turns'\)"),
-        ("gone", ": no such file"),
+        ("cut", "", ""),
+        ("flipped", "", ""),
+        ("plain", "", "gzip"),
+        ("list", ", line 1", "list"),
+        ("field", ", line 1", "KeyError: 'turns'"),
+        ("gone", "", ""),
     ],
 )
-def test_damaged_trajectory_files_are_named(tmp_path: Path, damage: str, said: str) -> None:
+def test_damaged_trajectory_files_are_named(tmp_path: Path, damage: str, place: str, named: str) -> None:
     path = tmp_path / "t.jsonl.gz"
     write_trajectories(path, [Trajectory("p", 0, 1, token_ids=list(range(500)))])
     content = bytearray(path.read_bytes())
@@ -147,7 +149,7 @@ def test_damaged_trajectory_files_are_named(tmp_path: Path, damage: str, said: s
         path.write_bytes(gzip.compress(b"[1]\n" if damage == "list" else b"{}\n"))
     else:
         path.unlink()
-    with pytest.raises(UserError, match=rf"t\.jsonl\.gz{said}"):
+    with refused(f"{path}{place}", named):
         read_trajectories(path)
 
 
@@ -178,10 +180,10 @@ def test_another_recipe_is_refused_and_its_field_named(run: RunFolder) -> None:
         (Recipe(rl=Rl(stages=[RlStage(), RlStage(steps=3, drop_solved=True)])), "rl.stages.1.steps"),
         (Recipe(rl=Rl(stages=[RlStage()])), "rl.stages"),
     ):
-        with pytest.raises(UserError, match=rf"another recipe \(they differ in {field}\)"):
-            RunFolder.open(run.path, recipe)
-        with pytest.raises(UserError, match=rf"another recipe \(they differ in {field}\)"):
-            RunFolder.load(run.path, recipe)
+        for read in (RunFolder.open, RunFolder.load):
+            with refused(str(run.path)) as caught:
+                read(run.path, recipe)
+            assert re.search(rf"\b{re.escape(field)}(?![\w.])", str(caught.value))
     # A refusal keeps no lock and changes nothing.
     with RunFolder.open(run.path, Recipe()) as resumed:
         assert resumed.recipe == Recipe().model_dump(mode="json")
@@ -196,7 +198,7 @@ def test_a_run_goes_on_with_other_sandbox_services(run: RunFolder) -> None:
 
 
 def test_one_process_at_a_time(run: RunFolder) -> None:
-    with pytest.raises(UserError, match="another process is running in this folder"):
+    with refused(str(run.path), "process", "--run"):
         RunFolder.open(run.path, Recipe())
     assert RunFolder.load(run.path).recipe == Recipe().model_dump(mode="json")  # reading needs no lock
     run.close()
@@ -217,24 +219,25 @@ def test_a_killed_process_lets_go_of_the_folder(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "run", tmp_path / "file", Path("/proc/run")):
-        with pytest.raises(UserError, match=f"{path}: cannot be written: .*the run resumes"):
+        with refused(str(path)) as caught:
             RunFolder.open(path, Recipe())
+        assert isinstance(caught.value.__cause__, OSError)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_the_users_to_mend(run: RunFolder) -> None:
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
+    with refused(str(run.path / "metrics.jsonl"), os.strerror(errno.ENOSPC)):
         run.log("rl", 1)
 
 
 def test_a_folder_without_a_recipe_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a run folder"):
+    with refused(str(tmp_path), "recipe.yaml"):
         RunFolder.load(tmp_path)
 
 
 def test_broken_json_is_named(run: RunFolder) -> None:
     (run.path / "sft").mkdir()
     (run.path / "sft" / "summary.json").write_text("{")
-    with pytest.raises(UserError, match=r"sft/summary\.json: cannot be read as JSON"):
+    with refused(str(run.path / "sft" / "summary.json"), "JSON"):
         run.summary("sft")

@@ -210,12 +210,12 @@ def test_far_apart_policies_stay_finite(name: str) -> None:
 
 def test_gspo_refuses_lengths_that_are_not_those_of_its_tokens() -> None:
     three = torch.zeros(3)
-    with pytest.raises(ValueError, match="add up to 4"):
+    with pytest.raises(ValueError, match=r"\b4\b.*\b3\b"):
         gspo_loss(three, three, three, three, [2, 2])
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
     three = torch.zeros(3)
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match=r"\(3,\), \(1,\)"):
         LOSSES[name](LossTokens(three, three, three, torch.zeros(1), [3]))

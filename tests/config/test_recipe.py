@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from aster.config.describe import describe, to_yaml
 from aster.config.file import apply_override, load_recipe, validate_recipe
 from aster.config.recipe import Recipe
 from aster.errors import UserError
+from tests.refusals import refused
 
 
 def sections(section: type[Section] = Recipe) -> Iterator[type[Section]]:
@@ -56,81 +59,87 @@ def test_every_field_has_a_description(section: type[Section]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("data", "field", "named"),
     [
-        ({"sed": 1}, "here: unknown field 'sed'; the nearest valid name is 'seed'"),
-        ({"rl": {"lerning_rate": 1}}, "here: unknown field 'rl.lerning_rate'; the nearest valid name is 'learning_rate'"),
+        ({"sed": 1}, "sed", "'seed'"),
+        ({"rl": {"lerning_rate": 1}}, "rl.lerning_rate", "'learning_rate'"),
         (
             {"rl": {"stages": [{}, {"limits": {"tool_cals": 3}}]}},
-            "here: unknown field 'rl.stages.1.limits.tool_cals'; the nearest valid name is 'tool_calls'",
+            "rl.stages.1.limits.tool_cals",
+            "'tool_calls'",
         ),
         (
             {"evaluate": {"limits": {"turn": 3}}},
-            "here: unknown field 'evaluate.limits.turn'; the nearest valid name is 'turns'",
+            "evaluate.limits.turn",
+            "'turns'",
         ),
-        ({"sft": {"stages": [{"adam": {}}]}}, "here: unknown field 'sft.stages.0.adam'; the nearest valid name is"),
-        ({"seed": "one"}, "here: field 'seed': Input should be a valid integer, .* \\(got 'one'\\)"),
-        ({"rl": {"samples": 1}}, "here: field 'rl.samples': Input should be greater than or equal to 2 \\(got 1\\)"),
-        ({"rl": {"stages": []}}, "here: field 'rl.stages': List should have at least 1 item"),
-        ({"rl": 3}, "here: field 'rl': .*\\(got 3\\)"),
+        ({"sft": {"stages": [{"adam": {}}]}}, "sft.stages.0.adam", "'sft.stages.0.adam'"),
+        ({"seed": "one"}, "seed", "'one'"),
+        ({"rl": {"samples": 1}}, "rl.samples", "2"),
+        ({"rl": {"stages": []}}, "rl.stages", "1"),
+        ({"rl": 3}, "rl", "3"),
         (
             {"cold_start": "warm"},
-            "here: field 'cold_start': must be zero, zero_force_tool, .*, program, .*\\(got 'warm'",
+            "cold_start",
+            "'warm'",
         ),
-        ({"cold_start": 3}, "here: field 'cold_start': must be zero"),
-        ({"cold_start": "dense"}, "'dense' is now aster"),
-        ({"cold_start": "sparse"}, "'sparse' is now retool or demyagent"),
-        ({"curate": {"min_calls": 3}}, "here: unknown field 'curate.min_calls'"),
-        ({"curate": {"density": {"min": 3, "max": 1}}}, "here: section 'curate.density': min: 3 is above max"),
-        ({"name": "../elsewhere"}, "here: field 'name': String should match"),
-        ({"rl": {"learning_rate": float("nan")}}, "here: field 'rl.learning_rate': Input should be a finite number"),
-        ({"problems": {"levels": [9, 3]}}, "here: section 'problems': levels: must be two whole numbers"),
-        ({"policy": {"sampler": "endpoint"}}, "here: section 'policy': base_url: sampler=endpoint needs the server's address"),
-        ({"policy": {"base_url": "10.0.0.5"}}, "here: section 'policy': base_url: 10.0.0.5: must be an address such as http"),
-        ({"policy": {"sampler": "vllm", "base_url": "http://a:1"}}, "here: section 'policy': base_url: "),
-        ({"policy": {"base_url": "http://a:1"}}, "here: section 'policy': base_url: "),
-        ({"policy": {"sampler": "endpoint", "base_url": "http://a:1", "lora_rank": 4}}, "lora_rank: an endpoint samples from"),
+        ({"cold_start": 3}, "cold_start", "zero_force_tool"),
+        ({"cold_start": "dense"}, "cold_start", "aster"),
+        ({"cold_start": "sparse"}, "cold_start", "demyagent"),
+        ({"curate": {"min_calls": 3}}, "curate.min_calls", "'curate.min_calls'"),
+        ({"curate": {"density": {"min": 3, "max": 1}}}, "curate.density.min", "3"),
+        ({"name": "../elsewhere"}, "name", "'../elsewhere'"),
+        ({"rl": {"learning_rate": float("nan")}}, "rl.learning_rate", "nan"),
+        ({"problems": {"levels": [9, 3]}}, "problems.levels", "20"),
+        ({"policy": {"sampler": "endpoint"}}, "policy.base_url", "sampler=endpoint"),
+        ({"policy": {"base_url": "10.0.0.5"}}, "policy.base_url", "10.0.0.5:"),
+        ({"policy": {"sampler": "vllm", "base_url": "http://a:1"}}, "policy.base_url", "sampler=vllm"),
+        ({"policy": {"base_url": "http://a:1"}}, "policy.base_url", "kind=tinker"),
+        ({"policy": {"sampler": "endpoint", "base_url": "http://a:1", "lora_rank": 4}}, "policy.lora_rank", "0"),
         (
             {"policy": {"sampler": "vllm"}, "rollout": {"deterministic": True}},
-            "rollout.deterministic: with policy.sampler=vllm",
+            "rollout.deterministic",
+            "policy.sampler=vllm",
         ),
-        ({"policy": {"sampler": "vllm"}, "beside": ["zero"]}, "beside: each run would start a vLLM on the same GPU"),
+        ({"policy": {"sampler": "vllm"}, "beside": ["zero"]}, "beside", "vLLM"),
         (
             {"policy": {"kind": "tinker", "base_url": "http://a:1"}, "beside": ["zero"]},
-            "beside: a Tinker server holds one model",
+            "beside",
+            "Tinker",
         ),
-        ({"problems": {"families": {"chase": 1}}}, "here: section 'problems': families: no family named 'chase'; there are"),
+        ({"problems": {"families": {"chase": 1}}}, "problems.families", "'chase'"),
     ],
 )
-def test_wrong_data_is_named_in_one_line(data: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+def test_wrong_data_is_named_in_one_line(data: dict[str, Any], field: str, named: str) -> None:
+    with refused(field, named) as caught:
         validate_recipe(data, "here")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("here: ")
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "place", "named"),
     [
-        (b"rl: {steps: 3", "line 1: not valid YAML"),
-        (b"a: 1\nb: [\nc: 2\n", "not valid YAML"),
-        (b"- 1\n", "a mapping of fields, .* a list"),
-        (b"name: \xff\n", "cannot be read"),
-        (b"seed: 2026-13-01\n", "not valid YAML"),
-        (b"seed: \x00\n", "not valid YAML"),
+        (b"rl: {steps: 3", ", line 1", "YAML"),
+        (b"a: 1\nb: [\nc: 2\n", ", line 4", "YAML"),
+        (b"- 1\n", "", "list"),
+        (b"name: \xff\n", "", "utf-8"),
+        (b"seed: 2026-13-01\n", "", "YAML"),
+        (b"seed: \x00\n", "", "YAML"),
     ],
 )
-def test_unreadable_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes, place: str, named: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError) as caught:
         load_recipe(path)
-    assert str(caught.value).startswith(str(path))
+    assert caught.value.field == f"{path}{place}"
+    assert named in str(caught.value)
 
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.yaml: no such recipe"):
+    with refused(str(tmp_path / "none.yaml")):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with refused(str(tmp_path), os.strerror(errno.EISDIR)):
         load_recipe(tmp_path)
 
 
@@ -184,32 +193,32 @@ def test_naming_some_limits_of_evaluation_keeps_its_other_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "field", "named"),
     [
-        ("rl.steps", "override 'rl.steps': write it as field=value"),
-        ("=3", "override '=3': write it as field=value"),
-        ("rl.steps=[", "the value is not valid YAML"),
-        ("sft.stages.2.epochs=1", "'2' is not an item of the list; it has items 0 to 1"),
-        ("sft.stages.last.epochs=1", "'last' is not an item of the list"),
-        ("sft.stages.-1.epochs=1", "'-1' is not an item of the list"),
-        ("problems.levels.0.x=1", "problems.levels.0 is a value and has no field 'x'"),
-        ("seed.x=1", "field 'seed'"),
-        ("rl..steps=1", "unknown field 'rl.'"),
-        ("rl.steps=many", "field 'rl.steps'"),
-        ("rl.stpes=3", "nearest valid name is 'steps'"),
+        ("rl.steps", "override 'rl.steps'", "rl.steps=20"),
+        ("=3", "override '=3'", "rl.steps=20"),
+        ("rl.steps=[", "override 'rl.steps=['", "YAML"),
+        ("sft.stages.2.epochs=1", "override 'sft.stages.2.epochs=1'", "'2'"),
+        ("sft.stages.last.epochs=1", "override 'sft.stages.last.epochs=1'", "'last'"),
+        ("sft.stages.-1.epochs=1", "override 'sft.stages.-1.epochs=1'", "'-1'"),
+        ("problems.levels.0.x=1", "override 'problems.levels.0.x=1'", "'x'"),
+        ("seed.x=1", "seed", "'x'"),
+        ("rl..steps=1", "rl.", "'rl.'"),
+        ("rl.steps=many", "rl.steps", "'many'"),
+        ("rl.stpes=3", "rl.stpes", "'steps'"),
     ],
 )
-def test_wrong_overrides_are_named(override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_wrong_overrides_are_named(override: str, field: str, named: str) -> None:
+    with refused(field, named):
         overridden(override)
 
 
 def test_an_override_below_a_value_of_the_file_is_named() -> None:
-    with pytest.raises(UserError, match="seed is a value and has no field 'x'"):
+    with refused("override 'seed.x=1'", "'x'"):
         overridden("seed.x=1", data={"seed": 3})
-    with pytest.raises(UserError, match=r"rl\.stages is a value and has no field '0'"):
+    with refused("override 'rl.stages.0.steps=1'", "rl.stages ", "'0'"):
         overridden("rl.stages.0.steps=1", data={"rl": {"stages": "all"}})
-    with pytest.raises(UserError, match="it is empty"):
+    with refused("override 'rl.stages.0.steps=1'", "'0'"):
         overridden("rl.stages.0.steps=1", data={"rl": {"stages": []}})
 
 
@@ -248,7 +257,7 @@ def test_a_cold_start_has_a_name_that_a_folder_can_have(value: str, name: str) -
 
 def test_description_shows_value_type_default_and_meaning() -> None:
     text = describe(overridden("rl.steps=3", "rl.stages.1.limits.tool_calls=9"))
-    assert f"rl.steps = 3   (int > 0; default 30)\n    {Rl.model_fields['steps'].description}" in text
+    assert "rl.steps = 3   (int > 0; default 30)\n    Steps of each stage that names none of its own." in text
     assert "rl.stages.1.limits.tool_calls = 9   (int >= 0; default 50)" in text
     assert 'cold_start = "aster"   (zero | zero_force_tool | retool | demyagent | aster | program | str)' in text
     assert "curate.size = null   (int > 0 | null)" in text

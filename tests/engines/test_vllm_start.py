@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import pytest
 from aster.config import EngineConfig, Model, Policy, Rollout
 from aster.engines.local.engine import LocalEngine
 from aster.engines.opening import open_engine
-from aster.errors import UserError
 from tests.processes import running, wait_until
+from tests.refusals import refused
 
 FAKE = """#!{python}
 # A fake Python with a vLLM that {what}.
@@ -34,14 +35,15 @@ def recipe_for(folder: Path, **settings: Any) -> EngineConfig:
     )
 
 
-def refused(recipe: EngineConfig, capacity: int = 256) -> str:
+def not_opened(recipe: EngineConfig, field: str, *named: str, capacity: int = 256) -> str:
+    """The message of the UserError with which opening ends. It must name the field, and hold each text of ``named``."""
+
     async def main() -> None:
         async with open_engine(recipe, capacity=capacity):
             raise AssertionError("it was opened")
 
-    with pytest.raises(UserError) as caught:
+    with refused(field, *named) as caught:
         asyncio.run(main())
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -56,16 +58,14 @@ def test_a_python_without_vllm(lab_folder: Path, tmp_path: Path) -> None:
     empty = tmp_path / "python"
     empty.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
     empty.chmod(0o755)
-    assert f"policy.vllm_python: {empty} has no vLLM" in refused(recipe_for(lab_folder, vllm_python=str(empty)))
+    not_opened(recipe_for(lab_folder, vllm_python=str(empty)), "policy.vllm_python", str(empty), "vllm")
     missing = str(tmp_path / "none")
-    assert f"policy.vllm_python: {missing}: cannot be run" in refused(recipe_for(lab_folder, vllm_python=missing))
+    not_opened(recipe_for(lab_folder, vllm_python=missing), "policy.vllm_python", missing, os.strerror(errno.ENOENT))
 
 
 def test_a_context_beyond_the_model_s_positions(lab_folder: Path, tmp_path: Path) -> None:
     python = fake_python(tmp_path / "python", "is never started", "")
-    assert "limits.context_tokens: 4096 is more than the 2048" in refused(
-        recipe_for(lab_folder, vllm_python=python), capacity=4096
-    )
+    not_opened(recipe_for(lab_folder, vllm_python=python), "limits.context_tokens", "4096", "2048", capacity=4096)
 
 
 def test_a_server_that_does_not_start_is_told_with_its_error_and_leaves_nothing_but_its_log(
@@ -75,8 +75,9 @@ def test_a_server_that_does_not_start_is_told_with_its_error_and_leaves_nothing_
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("aster.engines.handover.SHARED_MEMORY", tmp_path / "none")
     body = "print('ValueError: No available memory for the cache blocks.'); print('bye'); sys.exit(3)"
-    message = refused(recipe_for(lab_folder, vllm_python=fake_python(tmp_path / "python", "fails", body)))
-    assert "vLLM did not start (exit code 3): ValueError: No available memory for the cache blocks.; its log is" in message
+    recipe = recipe_for(lab_folder, vllm_python=fake_python(tmp_path / "python", "fails", body))
+    error = "ValueError: No available memory for the cache blocks."
+    message = not_opened(recipe, "policy.sampler", "exit code 3", error)
     (log,) = tmp_path.glob("aster-vllm-*")
     assert message.endswith(str(log))
 
@@ -93,8 +94,7 @@ with open({str(tmp_path / "pids")!r}, "a") as file:
     print(os.getpid(), file=file)
 time.sleep(600)
 """
-    message = refused(recipe_for(lab_folder, vllm_python=fake_python(tmp_path / "python", "hangs", body)))
-    assert "vLLM did not answer within 2 s" in message
+    not_opened(recipe_for(lab_folder, vllm_python=fake_python(tmp_path / "python", "hangs", body)), "policy.sampler", " 2 s;")
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
     wait_until(lambda: not any(running(pid) for pid in pids), 60)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from aster.config import Rollout, Sandbox
-from aster.errors import UserError
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import Request, evaluate
 from aster.evaluation.settings import Settings
@@ -16,6 +15,7 @@ from aster.money import Prices
 from aster.report.show import show
 from aster.transcript import Transcript
 from aster.types import Problem
+from tests.refusals import refused
 from tests.teacher.fake_teacher import FakeTeacher, serving
 
 PROBLEMS = [Problem("right", "What is 6*7? [good]", "42"), Problem("wrong", "What is 5*5? [good]", "26")]
@@ -65,6 +65,6 @@ def test_the_cost_is_counted_as_a_teacher_s_is(tmp_path: Path) -> None:
 def test_nobody_there_is_one_line(tmp_path: Path) -> None:
     with (
         serving(FakeTeacher(key="secret")) as teacher,
-        pytest.raises(UserError, match=r"--policy chat:http://.*refuses the key"),
+        refused("--policy chat:http", "ASTER_TEACHER_KEY"),
     ):
         evaluate(settings(teacher), PROBLEMS, Request(tmp_path / "out", Rollout(slots=4)))

@@ -80,16 +80,16 @@ def test_many_problems_are_resampled_in_pieces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rewards", "message"),
+    ("rewards", "named"),
     [
-        ({}, "no problems"),
-        ({"a": []}, "'a' has no rewards"),
-        ({"a": [1.0], "b": [float("nan")]}, "'b' has a reward that is not"),
-        ({"a": [1.5]}, "'a' has a reward that is not a number from 0 to 1"),
+        ({}, "problems"),
+        ({"a": []}, "'a'"),
+        ({"a": [1.0], "b": [float("nan")]}, "'b'"),
+        ({"a": [1.5]}, r"'a'.*\b0\b.*\b1\b"),
     ],
 )
-def test_nothing_to_average_is_an_error(rewards: dict[str, list[float]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_nothing_to_average_is_an_error(rewards: dict[str, list[float]], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         avg_at_k(rewards, seed=0)
 
 
@@ -102,7 +102,11 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(samples: int) -> Non
             assert pass_at_k(samples, correct, k) == pytest.approx(sum(subsets) / len(subsets))
 
 
-@pytest.mark.parametrize(("samples", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)])
-def test_pass_at_k_refuses_impossible_counts(samples: int, correct: int, k: int) -> None:
-    with pytest.raises(ValueError, match="must be between"):
+@pytest.mark.parametrize(
+    ("samples", "correct", "k", "named"),
+    [(4, 5, 1, "correct"), (4, -1, 1, "correct"), (4, 2, 5, "k"), (4, 2, 0, "k")],
+)
+def test_pass_at_k_refuses_impossible_counts(samples: int, correct: int, k: int, named: str) -> None:
+    given = {"correct": correct, "k": k}[named]
+    with pytest.raises(ValueError, match=rf"\b{named}\b.*\b{samples}\b.*(?<!\d){given}\b"):
         pass_at_k(samples, correct, k)

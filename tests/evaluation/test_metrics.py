@@ -55,7 +55,7 @@ def test_an_outcome_of_tokens_and_one_of_text_are_alike() -> None:
     assert (other.reward, other.answer, other.tool_calls) == (found.reward, found.answer, found.tool_calls)
     assert all(Outcome.from_json(each.to_json()) == each for each in (found, other))
     text.stop_reason = None
-    with pytest.raises(ValueError, match="has not ended"):
+    with pytest.raises(ValueError, match=r"\b2\b.*'p'"):
         outcome(text)
 
 
@@ -116,5 +116,5 @@ def test_results_that_differ_by_chance_are_seldom_significant() -> None:
 def test_equal_results_do_not_differ_and_other_problems_are_refused() -> None:
     same = {"a": [1.0, 0.0], "b": [0.0]}
     assert compare(same, same, seed=0).p_value == 1.0
-    with pytest.raises(ValueError, match="same problems"):
+    with pytest.raises(ValueError, match="problems"):
         compare(same, {"a": [1.0]}, seed=0)
