@@ -257,7 +257,7 @@ def test_a_cold_start_has_a_name_that_a_folder_can_have(value: str, name: str) -
 
 def test_description_shows_value_type_default_and_meaning() -> None:
     text = describe(overridden("rl.steps=3", "rl.stages.1.limits.tool_calls=9"))
-    assert "rl.steps = 3   (int > 0; default 30)\n    Steps of each stage that names none of its own." in text
+    assert f"rl.steps = 3   (int > 0; default 30)\n    {Rl.model_fields['steps'].description}" in text
     assert "rl.stages.1.limits.tool_calls = 9   (int >= 0; default 50)" in text
     assert 'cold_start = "aster"   (zero | zero_force_tool | retool | demyagent | aster | program | str)' in text
     assert "curate.size = null   (int > 0 | null)" in text
