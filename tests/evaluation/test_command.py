@@ -75,7 +75,7 @@ def test_a_result_says_under_which_settings_it_was_made(whole: Ended, evaluation
     ):
         assert part in whole.out
     assert "budget 70: cut off " in whole.out
-    assert "all attempts end alike" in whole.out
+    assert "all attempts end the same way" in whole.out
     summary = read_json(evaluations.folder / "whole" / "summary.json")
     assert summary["settings"]["context_tokens"] == 100
     assert summary["notes"]["isolation"] in whole.out
