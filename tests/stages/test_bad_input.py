@@ -112,7 +112,7 @@ def copied(coin_model: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        ("gone", ""),
+        ("gone", "/model"),
         ("no config", "config.json"),
         ("no weights", "*.safetensors"),
         ("cut weights", "header"),
@@ -150,7 +150,7 @@ def test_damaged_models_are_refused(damage: str, named: str, tiny: Tiny, copied:
     else:
         for file in copied.glob("tokenizer*"):
             file.unlink()
-    refuse(tiny, tmp_path, {"cold_start": "zero", "model.path": str(copied)}, "model.path", str(copied), named)
+    refuse(tiny, tmp_path, {"cold_start": "zero", "model.path": str(copied)}, "model.path", named)
 
 
 @pytest.mark.parametrize(
