@@ -11,6 +11,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -212,3 +213,9 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def reported(err: str, who: str | Path, what: str) -> bool:
+    """Whether a line that a command wrote to stderr is of this stage or folder and ends in ``what``, a regular expression,
+    whatever its words before that. A line of progress, such as ``rl: 3/5 step``, is none."""
+    return re.search(rf"^{re.escape(str(who))}: (?!\d+/).*\b(?:{what})$", err, re.MULTILINE) is not None

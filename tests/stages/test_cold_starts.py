@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import pytest
-
 from aster import pipeline
 from aster.data.curation.sources import Source
 from aster.data.sets import write_set
-from aster.errors import UserError
 from aster.run import RunFolder, read_json_lines, read_trajectories
 from tests.data.curation.transcripts import calls, step, transcript
+from tests.refusals import refused
 from tests.stages.runs import Tiny
 
 
@@ -33,7 +31,7 @@ def test_a_set_is_rendered_filtered_as_the_recipe_says_and_trained_on(tiny: Tiny
     changes = {"cold_start": str(path), "curate.size": None, "curate.density": {"min": 1}}
     recipe = tiny.recipe(changes)
     with RunFolder.open(tmp_path / "run", recipe, []) as run:
-        with pytest.raises(UserError, match="synthesize: cold start brought has no such stage"):
+        with refused("synthesize", "brought"):
             pipeline.run_stage("synthesize", recipe, run)
         pipeline.run_stage("curate", recipe, run)
         pipeline.run_stage("sft", recipe, run)
@@ -79,7 +77,7 @@ def test_a_set_in_which_an_id_is_two_problems_is_refused(tiny: Tiny, tmp_path: P
     recipe = tiny.recipe(changes)
     with (
         RunFolder.open(tmp_path / "run", recipe, []) as run,
-        pytest.raises(UserError, match=r"mixed\.jsonl: the id 'p' "),
+        refused("cold_start", str(path), "'p'"),
     ):
         pipeline.run_stage("curate", recipe, run)
     assert run.summary("curate") is None
@@ -89,7 +87,7 @@ def test_a_set_that_is_not_there_is_said_before_anything_is_done(tiny: Tiny, tmp
     recipe = tiny.recipe({"cold_start": str(tmp_path / "none.jsonl")})
     with (
         RunFolder.open(tmp_path / "run", recipe, []) as run,
-        pytest.raises(UserError, match=r"cold_start: .*none\.jsonl: no such set"),
+        refused("cold_start", str(tmp_path / "none.jsonl")),
     ):
         pipeline.run_all(recipe, run)
 
@@ -104,7 +102,7 @@ def test_the_demand_for_the_tool_is_in_every_prompt_of_rl_and_evaluation(tiny: T
     }
     recipe = tiny.recipe(changes)
     with RunFolder.open(tmp_path / "run", recipe, []) as run:
-        with pytest.raises(UserError, match="sft: cold start zero_force_tool has no such stage"):
+        with refused("sft", "zero_force_tool"):
             pipeline.run_stage("sft", recipe, run)
         pipeline.run_stage("rl", recipe, run)
         pipeline.run_stage("evaluate", recipe, run)

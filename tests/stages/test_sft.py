@@ -6,9 +6,9 @@ import pytest
 
 from aster.config import Sft, SftStage
 from aster.config.recipe import Recipe
-from aster.errors import UserError
 from aster.sft import make_plan, to_samples
 from aster.types import CallStatus, ToolCall, Trajectory
+from tests.refusals import refused
 
 
 def attempt(name: str, calls: int, sampled: int) -> Trajectory:
@@ -63,8 +63,7 @@ def test_stages_choose_by_density_and_length() -> None:
 
 
 def test_a_stage_without_trajectories_is_refused() -> None:
-    message = r"sft.stages.1: none of the 20 curated trajectories has at least 9 calls within 32768 tokens"
-    with pytest.raises(UserError, match=message):
+    with refused("sft.stages.1", " 20 ", " 9 ", " 32768 "):
         make_plan(recipe(SftStage(), SftStage(min_calls=9)), KEPT)
 
 
