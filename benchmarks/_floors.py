@@ -1,4 +1,4 @@
-"""What contestants are held against: the decode steps alone, the matrix products alone, and what the machine does at best.
+"""What contestants are held against: only the decode steps, only the matrix products, and what the machine does at best.
 
 The decode steps are ``transformers``' own forward. ASTER computes the same in fewer operations, so that it is no bound for its
 sampler; what the sampler does besides, and tools, come on top of that."""
@@ -120,7 +120,7 @@ class DecodeFloor:
 
 class MatmulFloor:
     """The linear layers' products of a training step, forward and both backward, and nothing else: no attention, no norms, no
-    loss, no optimizer. The output layer's are on the trained tokens alone."""
+    loss, no optimizer. The output layer's are only on the trained tokens."""
 
     def __init__(self, model: Any, microbatches: list[tuple[int, int]]) -> None:
         """``microbatches``: tokens and trained tokens of each."""

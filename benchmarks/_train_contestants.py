@@ -160,7 +160,7 @@ class Trl:
         trainer.create_optimizer()
         # What its training loop does before the first step.
         trainer.current_gradient_accumulation_steps = self.microbatches
-        # Its own batch, and no other: it would roll out anew after as many steps.
+        # Its own batch, and no other: it would roll out again after as many steps.
         trainer._prepare_inputs([{"prompt": [{"role": "user", "content": ""}]} for _ in ids])
         trainer.num_iterations = 1 << 40
         trainer._step = self.microbatches

@@ -3,7 +3,7 @@
     python benchmarks/curation.py [--sizes 22500 45000 90000] [--json]
 
 Runs ``aster data curate`` with every filter on, as a process, on generated sets (``_transcripts.py``: 10 to 20 calls of real
-Python a trajectory; nearly all of them pass the cheap filters, so that the dear ones see nearly all). In the time: start of
+Python a trajectory; nearly all of them pass the cheap filters, so that the slow ones see nearly all). In the time: start of
 Python, reading, all filters, the choice, writing the chosen ones. Not in it: generating the sets. CPU seconds and memory
 (each page once): of the process and all it starts, looked at every 0.2 s.
 

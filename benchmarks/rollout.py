@@ -1,4 +1,4 @@
-"""Rollouts: ASTER's loop, sampler and sandbox beside TRL's tool loop, plain ``generate``, and the decode steps alone.
+"""Rollouts: ASTER's loop, sampler and sandbox beside TRL's tool loop, plain ``generate``, and only the decode steps.
 
     OMP_NUM_THREADS=1 python benchmarks/rollout.py [--json] [--model lab|smollm2|FOLDER] [--repeats 5] [--cases plain,longtail]
     python benchmarks/rollout.py --device cuda --dtype bfloat16 --shape qwen3-1.7b --trajectories 256
@@ -212,7 +212,7 @@ def measure(
 ) -> None:
     """Time one case and add it to the result."""
 
-    # A few rows are enough to warm up; on a GPU graphs are captured, for as many as there are.
+    # A few rows are enough to warm up a CPU; a GPU's allocator wants as many as there are.
     first = plans[:GROUP] if options.device == "cpu" else plans
 
     def timed(play: Callable[[list[Plan], int], int]) -> Callable[[int], int]:

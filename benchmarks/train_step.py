@@ -1,4 +1,4 @@
-"""One training step of GRPO: ASTER's packed trainer beside TRL's, a well-padded ``transformers`` loop, and the products alone.
+"""One training step of GRPO: ASTER's packed trainer beside TRL's, a padded ``transformers`` loop, and the bare matrix products.
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py [--json] [--model lab|smollm2|FOLDER] [--repeats 5]
     python benchmarks/train_step.py --device cuda --dtype bfloat16 --shape qwen3-0.6b --longest 18432 --trajectories 64
@@ -6,21 +6,21 @@
 Contestants, all with copies of the same weights, on the same long-tailed batch, in turns within one process. A step is forward,
 backward, clipping of the gradient's norm and AdamW:
 
-- **aster**: ``LocalEngine.forward_backward`` and ``optim_step``: packed, the output layer on trained tokens alone.
+- **aster**: ``LocalEngine.forward_backward`` and ``optim_step``: packed, the output layer only on trained tokens.
 - **trl**: ``GRPOTrainer.training_step`` for each micro-batch of ``--rows`` trajectories, then its optimizer. TRL itself
   prepares the batch beforehand, untimed: rewards to advantages, shuffled, padded to the longest prompt and completion *of the
   batch*.
 - **sorted**: ``transformers``' forward on ``--rows`` trajectories a micro-batch, sorted by length and padded to the
-  micro-batch's longest, the output layer on trained tokens alone: what good padding can do without packing.
+  micro-batch's longest, the output layer only on trained tokens: what good padding can do without packing.
 - **floor**: the linear layers' matrix products of the packed batch, and nothing else; see ``_floors.MatmulFloor``.
 
 The loss is DAPO's: token mean over the batch, clip 0.2 and 0.28, no KL term, on-policy. Loss and gradient of the three are
 compared before anything is timed, and the benchmark ends where they differ by more than 1e-4 of their size (in float32; 5e-2
-in bfloat16). On-policy every ratio is 1, so the loss alone says only that tokens, mask and scale agree; the gradient says the
+in bfloat16). On-policy every ratio is 1, so the loss says only that tokens, mask and scale agree; the gradient says the
 rest. Tokens per second count the trajectories' own tokens, not padding. Each group of 8 has four right answers.
 
 Lengths are log-normal (median a seventh of the longest, sigma 0.8, cut at ``--longest``), like trajectories under a limit of
-18K tokens, scaled down. Without ``--checkpointing`` nobody recomputes activations; TRL's default is to do so, ASTER's is not.
+18K tokens, scaled down. Without ``--checkpointing`` no contestant recomputes activations (TRL's default is to do so).
 On a CPU TRL's loss runs its output layer on all positions, on a GPU on those of the completion.
 
 **Memory** is measured in a process of its own for each contestant, which does one step to warm up, and then resets the

@@ -7,7 +7,7 @@ its chance: samples are clustered by problem. The truth is the distribution's me
 
     ours          aster.evaluation.mean_interval, as every result here has it
     percentile    the percentiles of the means of resampled problems
-    two levels    the same, with the samples of a drawn problem drawn anew
+    two levels    the same, with the samples of a drawn problem drawn again
     naive         all samples as if independent: share +- 1.96 standard errors
 
 Prints a Markdown table: the percentage of intervals that hold the truth, and the mean width of ours. The percentage of 2,000
