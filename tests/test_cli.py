@@ -63,7 +63,7 @@ SURFACE = {
     "show": ["DIR", "--stage", "--name", "--index"],
     "doctor": [],
     "replay": ["SET", "[RECIPE] [FIELD=VALUE ...]", "--out"],
-    "data import": ["SOURCE", "--layout", "--out", "--problems"],
+    "data import": ["SOURCE", "--layout", "--out", "--problems", "[RECIPE] [FIELD=VALUE ...]"],
     "data export": ["SET", "--layout", "--out"],
     "data problems": [
         "SOURCE...",

@@ -119,6 +119,7 @@ def run_one(name: str, recipe: Recipe, folder: RunFolder) -> None:
 def check_inputs(recipe: Recipe, stages: list[str]) -> None:
     """Check problems, context lengths and packages now. Raises UserError for faults that a stage would find only hours
     later."""
+    check_doors(recipe, stages)
     if recipe.policy.sampler == "endpoint":
         refuse_training(recipe, stages)
     if recipe.policy.kind == "local" and recipe.policy.sampler == "vllm":
@@ -159,6 +160,22 @@ def check_inputs(recipe: Recipe, stages: list[str]) -> None:
         longest = context_in(resolve(recipe.model.path))
         for section, tokens in contexts.items():
             require_context(longest, tokens, f"{section}.context_tokens")
+
+
+def check_doors(recipe: Recipe, stages: list[str]) -> None:
+    """UserError if an environment, tool, algorithm or engine that the recipe names cannot be loaded."""
+    from aster.environments.opening import make_environment
+
+    if set(stages) - {"report"}:
+        make_environment(recipe.environment, recipe.tools, recipe.sandbox)
+    if "rl" in stages:
+        from aster.rl import open_algorithm
+
+        open_algorithm(recipe.rl)
+    if ":" in recipe.policy.kind:
+        from aster.doors import load
+
+        load(recipe.policy.kind, {}, "policy.kind")
 
 
 def refuse_training(recipe: Recipe, stages: list[str]) -> None:

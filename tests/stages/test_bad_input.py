@@ -287,3 +287,18 @@ def test_ctrl_c_ends_a_run_with_one_line_and_it_resumes(tiny: Tiny, commands: Co
     assert again.code == 130
     assert reported(again.err, "rl", f"step ({done}|{done - 1})")
     assert again.err.splitlines()[-1].startswith("aster: interrupted")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"rl.algorithm": "no_such_file.py:loss"}, "rl.algorithm"),
+        ({"environment.reward": "no_such_file.py:reward"}, "environment.reward"),
+        ({"tools": ["python", "no_such_file.py:tool"]}, "tools.1"),
+    ],
+)
+def test_a_door_that_leads_nowhere_is_refused_before_any_work(
+    changes: dict[str, Any], field: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    refuse(tiny, tmp_path, changes, field)
+    assert not (tmp_path / "run" / "synthesize").exists()

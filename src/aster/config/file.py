@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from aster.config import Section
 from aster.config.recipe import Recipe
-from aster.errors import UserError
+from aster.errors import UserError, one_line
 from aster.recipes import locate
 
 
@@ -47,7 +47,7 @@ def parse_recipe(text: str, path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise UserError(f"{path}{where}: not valid YAML: {one_line(getattr(error, 'problem', None) or error)}") from None
     except ValueError as error:  # such as the date 2026-13-01
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if data is None:
