@@ -1,4 +1,4 @@
-"""The function ``display`` of a cell."""
+"""The builtin ``display`` of cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From settings to a sandbox."""
+"""Make a sandbox from its settings."""
 
 from __future__ import annotations
 

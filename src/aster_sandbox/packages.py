@@ -48,10 +48,10 @@ def answer(command: str) -> Answer | None:
             break
     words = [word.strip("\"'") for word in _words(_REDIRECTION.sub(" ", command[:end]))]
     options, names = _sorted(words[1:])
-    said = _say(words[0] if words else "", names, "--format=freeze" in options)
-    if said is None:
+    answered = _answer_to(words[0] if words else "", names, "--format=freeze" in options)
+    if answered is None:
         return None
-    text, complete = said
+    text, complete = answered
     if operator == "|":  # the command that reads the text runs in a shell
         return Answer("", f"printf '%s\\n' {shlex.quote(text)} | {command[end + 1 :]}", complete)
     goes_on = operator == ";" or (operator == "&&" and complete) or (operator == "||" and not complete)
@@ -79,7 +79,7 @@ def _sorted(words: list[str]) -> tuple[set[str], list[str]]:
     return options, names
 
 
-def _say(action: str, names: list[str], plainly: bool) -> tuple[str, bool] | None:
+def _answer_to(action: str, names: list[str], plainly: bool) -> tuple[str, bool] | None:
     if action in _INSTALLING:
         return _installing(names)
     if action in ("uninstall", "remove"):
@@ -152,12 +152,12 @@ def _installed() -> list[tuple[str, str]]:
 
 
 def _show(names: list[str]) -> tuple[str, bool]:
-    said, complete = [], True
+    parts, complete = [], True
     for name in names:
         try:
             distribution = metadata.distribution(name)
         except (metadata.PackageNotFoundError, ValueError):
-            said.append(f"[not here: {name}]")
+            parts.append(f"[not here: {name}]")
             complete = False
             continue
         facts = {
@@ -168,5 +168,5 @@ def _show(names: list[str]) -> tuple[str, bool]:
                 re.split(r"[\s<>=!~;(\[]", each)[0] for each in distribution.requires or () if "extra ==" not in each
             ),
         }
-        said.append("\n".join(f"{field}: {value}" for field, value in facts.items()))
-    return "\n---\n".join(said), complete
+        parts.append("\n".join(f"{field}: {value}" for field, value in facts.items()))
+    return "\n---\n".join(parts), complete

@@ -135,7 +135,7 @@ def test_figures_are_restored_by_replay(gallery: Bench) -> None:
 
 
 def test_long_figure_descriptions_are_cut(gallery: Bench) -> None:
-    (said,) = outputs(
+    (shown,) = outputs(
         gallery,
         """
 import matplotlib.pyplot as plt
@@ -145,9 +145,9 @@ for number, each in enumerate(axes.flat):
 plt.show()
 """,
     )
-    assert "9 axes: " in said
-    assert "and 3 more" in said
-    assert len(said) < 1000
+    assert "9 axes: " in shown
+    assert "and 3 more" in shown
+    assert len(shown) < 1000
 
 
 @pytest.fixture(scope="module")

@@ -322,7 +322,7 @@ def test_doctor_names_the_level_and_every_mechanism() -> None:
 
 
 def test_doctor_lists_what_is_missing_and_how_to_get_it() -> None:
-    bad = tuple(dataclasses.replace(mechanism, holds=False, detail="refused") for mechanism in probe().mechanisms)
+    bad = tuple(dataclasses.replace(mechanism, works=False, detail="refused") for mechanism in probe().mechanisms)
     text = describe(Report(bad, {Level.NAMESPACES: "user namespaces", Level.LANDLOCK: "Landlock is missing"}, 0, False))
     assert "NOT ISOLATED" in text
     assert "max_user_namespaces" in text
@@ -339,7 +339,7 @@ def test_control_group_with_its_own_processor_share_overrides_autogroups(
     monkeypatch.setattr("aster_sandbox.isolation.machine.CGROUP_TOPS", (str(tmp_path),))
     place = Path(f"{tmp_path}{own[3:]}")
     place.mkdir(parents=True, exist_ok=True)
-    if not _autogroups().holds:
+    if not _autogroups().works:
         pytest.skip("no autogroups")
     (place / "cpu.weight").write_text("100")
-    assert not _autogroups().holds
+    assert not _autogroups().works

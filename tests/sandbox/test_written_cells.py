@@ -132,8 +132,8 @@ def test_content_of_strings_is_not_changed(bench: Bench) -> None:
 
 
 def test_magic_with_code_runs_the_code_and_prints_one_note(bench: Bench) -> None:
-    said = "[%time is not available here; the code was run without it]"
-    said_of_cell = said.replace("%time", "%%time")
+    note = "[%time is not available here; the code was run without it]"
+    cell_note = note.replace("%time", "%%time")
     assert outputs(
         bench,
         "%time 41 + 1",
@@ -144,10 +144,10 @@ def test_magic_with_code_runs_the_code_and_prints_one_note(bench: Bench) -> None
         "%%time\nx = 41\nx + 1",
         "import math\n\n%%time\nx = 41\nx + 1",
         "%time sum([40,\n    2])",
-    ) == [f"{said_of_cell if '%%' in cell else said}\n42" for cell in ["", "", "", "", "", "%%", "%%", ""]]
-    assert outputs(bench, "%timeit -n 10 -r3 41 + 1") == [f"{said.replace('%time', '%timeit')}\n42"]
-    assert outputs(bench, "%%timeit -n 10 x = 41\nx + 1") == [f"{said.replace('%time', '%%timeit')}\n42"]
-    assert outputs(bench, "%%capture out --no-stderr\n41 + 1") == [f"{said.replace('%time', '%%capture')}\n42"]
+    ) == [f"{cell_note if '%%' in cell else note}\n42" for cell in ["", "", "", "", "", "%%", "%%", ""]]
+    assert outputs(bench, "%timeit -n 10 -r3 41 + 1") == [f"{note.replace('%time', '%timeit')}\n42"]
+    assert outputs(bench, "%%timeit -n 10 x = 41\nx + 1") == [f"{note.replace('%time', '%%timeit')}\n42"]
+    assert outputs(bench, "%%capture out --no-stderr\n41 + 1") == [f"{note.replace('%time', '%%capture')}\n42"]
 
 
 def test_harmless_magics_are_silent_and_unsupported_ones_print_a_note(bench: Bench) -> None:
@@ -161,7 +161,7 @@ def test_harmless_magics_are_silent_and_unsupported_ones_print_a_note(bench: Ben
 
 
 def test_magics_for_files_folders_and_environment_work_as_in_ipython(bench: Bench) -> None:
-    said = outputs(
+    found = outputs(
         bench,
         "%%writefile tool.py\nimport sys\nvalue = 42\nprint('tool', sys.argv[1:])",
         "%%writefile -a tool.py\nprint('more')",
@@ -175,8 +175,8 @@ def test_magics_for_files_folders_and_environment_work_as_in_ipython(bench: Benc
         "x = %sx echo a; echo b\nx",
         "home",
     )
-    home = said[-1].strip("'")
-    assert said[:-1] == [
+    home = found[-1].strip("'")
+    assert found[:-1] == [
         "Writing tool.py",
         "Appending to tool.py",
         "tool ['a', 'b']\nmore\n42",
@@ -301,8 +301,8 @@ def test_question_mark_describes_an_object(bench: Bench) -> None:
 )
 def test_install_commands_are_answered_with_what_is_installed(bench: Bench, command: str) -> None:
     numpy, yaml = metadata.version("numpy"), metadata.version("pyyaml")
-    (said,) = outputs(bench, command.format("numpy 'pyyaml>=1.0' json not-a-package[extra]==2.0"))
-    assert said == (
+    (found,) = outputs(bench, command.format("numpy 'pyyaml>=1.0' json not-a-package[extra]==2.0"))
+    assert found == (
         "[nothing can be installed, because there is no network; "
         f"already here: numpy {numpy}, pyyaml {yaml} (import yaml), json (a part of Python); "
         "not here: not-a-package[extra]==2.0]"

@@ -58,7 +58,7 @@ def describe(report: Report) -> str:
     """The text for a report, without a final newline."""
     width = max(len(mechanism.name) for mechanism in report.mechanisms) + 2
     lines = [
-        f"{mechanism.name:<{width}}{'yes' if mechanism.holds else 'no '}  {mechanism.detail}".rstrip()
+        f"{mechanism.name:<{width}}{'yes' if mechanism.works else 'no '}  {mechanism.detail}".rstrip()
         for mechanism in report.mechanisms
     ]
     best = report.best
@@ -66,7 +66,7 @@ def describe(report: Report) -> str:
     if best is Level.RLIMITS:
         lines.append("They are NOT ISOLATED: run untrusted models in a container or a virtual machine.")
     lines += [f"  stronger, but not available: {level.value}: {why}" for level, why in report.failures.items()]
-    hints = [f"  {each.name}: {HINTS[each.name]}" for each in report.mechanisms if not each.holds and each.name in HINTS]
+    hints = [f"  {each.name}: {HINTS[each.name]}" for each in report.mechanisms if not each.works and each.name in HINTS]
     if hints:
         lines += ["", "What is missing, and how to get it:", *hints]
     return "\n".join([*lines, "", f"The level {best.value} does not cover:", *(f"  - {text}" for text in LEAVES_OPEN[best])])

@@ -54,7 +54,7 @@ class Mechanism:
     """One mechanism that isolation can use, and whether it works here."""
 
     name: str
-    holds: bool
+    works: bool
     detail: str
 
 

@@ -99,9 +99,9 @@ class Losses:
             self.whole.add(number)
             if not STATE.search(result.output):
                 wrong.append(f"cell {number} was {ended}, and the output does not report the state")
-        said = EXCEPT_FOR.search(result.output)
-        if said:
-            for part in re.findall(r"\d+(?: \(from line \d+ on\))?", said[1]):
+        reported = EXCEPT_FOR.search(result.output)
+        if reported:
+            for part in re.findall(r"\d+(?: \(from line \d+ on\))?", reported[1]):
                 (self.partly if "(" in part else self.whole).add(int(part.split()[0]))
         if ALL_LOST in result.output:
             self.whole |= set(range(1, number + 1))

@@ -43,13 +43,13 @@ def entries() -> Iterable[Entry]:
 def compose(ingredients: tuple[Ingredient, ...], draw: random.Random, layout: str = "") -> Entry | None:
     """An entry with these ingredients; None if they cannot be combined. ``layout``: one of those in ``_lay_out``; else it is
     drawn."""
-    spoilt: set[str] = set().union(*(ingredient.spoils for ingredient in ingredients))
+    broken: set[str] = set().union(*(ingredient.spoils for ingredient in ingredients))
     bound: set[str] = set().union(*map(bound_by, ingredients))
     if sum(bool(ingredient.ends & {"interrupted", "killed"}) for ingredient in ingredients) > 1:
         return None  # it would take too long
     works = [work for work in WORKS if not names_of(work) & bound]
-    usable = [(work, ask) for work in works for ask in work.asks if not (work.needs | leans(f"{work.code}\n{ask}")) & spoilt]
-    if not usable or {"builtins", "echo"} <= spoilt:
+    usable = [(work, ask) for work in works for ask in work.asks if not (work.needs | leans(f"{work.code}\n{ask}")) & broken]
+    if not usable or {"builtins", "echo"} <= broken:
         return None
     work, ask = draw.choices(usable, [1 / len(work.code) for work, _ in usable])[0]
     if any(ingredient.ends & {"interrupted", "killed"} for ingredient in ingredients):
@@ -57,10 +57,10 @@ def compose(ingredients: tuple[Ingredient, ...], draw: random.Random, layout: st
         ingredients = tuple(
             dataclasses.replace(each, ends=each.ends | {"interrupted"}) if each.kind in SLOW else each for each in ingredients
         )
-    possible = [look for look in LOOKS if _fits(look, ingredients, spoilt)]
-    looks = draw.sample(possible, 0 if "memory" in spoilt else min(draw.choice([0, 1, 1, 2]), len(possible)))
-    cells, ends, home = _lay_out(ingredients, work, "names" in spoilt, draw, layout)
-    after, prints, value, lost = _ask(work, ask, looks, draw, "builtins" not in spoilt, "echo" in spoilt)
+    possible = [look for look in LOOKS if _fits(look, ingredients, broken)]
+    looks = draw.sample(possible, 0 if "memory" in broken else min(draw.choice([0, 1, 1, 2]), len(possible)))
+    cells, ends, home = _lay_out(ingredients, work, "names" in broken, draw, layout)
+    after, prints, value, lost = _ask(work, ask, looks, draw, "builtins" not in broken, "echo" in broken)
     flags = set().union(*(ingredient.flags for ingredient in ingredients))
     return Entry(
         kinds=[f"{ingredient.kind}: {ingredient.name}" for ingredient in ingredients],
@@ -74,14 +74,14 @@ def compose(ingredients: tuple[Ingredient, ...], draw: random.Random, layout: st
         late="late" in flags,
         haunted="haunts" in flags,
         inside="inside" in flags,
-        short="memory" in spoilt,
+        short="memory" in broken,
     )
 
 
-def _fits(look: Look, ingredients: tuple[Ingredient, ...], spoilt: set[str]) -> bool:
+def _fits(look: Look, ingredients: tuple[Ingredient, ...], broken: set[str]) -> bool:
     if "resource" in look.needs and any("replaced" in ingredient.flags for ingredient in ingredients):
         return False
-    return not look.needs & spoilt
+    return not look.needs & broken
 
 
 def _lay_out(
@@ -135,14 +135,14 @@ def _ask(
     seen = "".join(f"{look.prints}\n" for look in looks)
     style = draw.choice(["echo", "echo", "name", *["print"] * may_print])
     if shows_nothing:
-        code, said = f"print({ask})\npass", _printed(ask, value)  # so that the last statement is no expression
+        code, expected = f"print({ask})\npass", _printed(ask, value)  # so that the last statement is no expression
     elif style == "print":
-        code, said = f"print({ask})", _printed(ask, value)
+        code, expected = f"print({ask})", _printed(ask, value)
     elif style == "name":
-        code, said = f"result_of_work = {ask}\nresult_of_work", repr(value)
+        code, expected = f"result_of_work = {ask}\nresult_of_work", repr(value)
     else:
-        code, said = ask, repr(value)
-    return "\n".join([*(look.code for look in looks), code]), seen, said, _first_lost(work, ask)
+        code, expected = ask, repr(value)
+    return "\n".join([*(look.code for look in looks), code]), seen, expected, _first_lost(work, ask)
 
 
 def _printed(ask: str, value: object) -> str:

@@ -50,8 +50,8 @@ def test_ctrl_c_during_the_start_is_one_line(tmp_path: Path) -> None:
         assert process.stderr.readline() == level_line()
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "aster_sandbox: interrupted\n")
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "aster_sandbox: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -179,10 +179,10 @@ def test_notice_while_waiting_for_the_first_prompt(person: bool, tmp_path: Path)
         os.close(side)
         if person:
             os.write(terminal, b":quit\n")
-        said = process.communicate("" if not person else None, timeout=60)[1]
+        errors = process.communicate("" if not person else None, timeout=60)[1]
     os.close(terminal)
     assert process.returncode == 0
-    assert set(said.splitlines(keepends=True)) == {level_line()} | ({"sandbox: loading Python ...\n"} if person else set())
+    assert set(errors.splitlines(keepends=True)) == {level_line()} | ({"sandbox: loading Python ...\n"} if person else set())
 
 
 def _take_terminal() -> None:
