@@ -212,8 +212,7 @@ def measure(
 ) -> None:
     """Time one case and add it to the result."""
 
-    # A few rows are enough to warm up; on a GPU graphs are captured, for as many as there are.
-    first = plans[:GROUP] if options.device == "cpu" else plans
+    first = plans[:GROUP]  # enough to warm up
 
     def timed(play: Callable[[list[Plan], int], int]) -> Callable[[int], int]:
         return lambda repeat: play(plans if repeat else first, repeat)

@@ -48,7 +48,7 @@ def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def untie(folder: Path, output: Tensor) -> None:
-    """Give a ``transformers`` folder with tied embeddings an output layer of its own, ``output`` (V, D)."""
+    """Give a ``transformers`` folder with tied embeddings an output layer of its own, ``output`` (V, E)."""
     layer = {"lm_head.weight": output.detach().cpu().contiguous()}
     index = folder / "model.safetensors.index.json"
     if index.exists():
