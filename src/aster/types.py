@@ -3,9 +3,16 @@
 Shape legend used across the package:
 
     T  tokens of one trajectory (prompt, sampled and tool tokens together)
-    N  trained tokens of a whole batch
+    N  trained tokens of a batch or micro-batch
+    P  packed tokens: all that one forward pass is fed, many sequences side by side, without padding
     B  sequences of one batch          K  samples per problem (the group of GRPO)
-    L  longest sequence of a batch     V  vocabulary
+    L  length of one sequence, or of the longest of a batch
+    Q  tokens of one sequence that are fed now, the last of its L
+    V  vocabulary                      E  hidden size
+    H  attention heads (of queries)    KV heads of keys and values
+    D  head size                       I  intermediate size of the feed-forward layers
+    S  slots of a key-value cache      C  its capacity: positions of each slot
+    R  rank of a LoRA adapter
 
 A trajectory is the flat list ``token_ids``; all text is decoded from spans of it, and never encoded again.
 """

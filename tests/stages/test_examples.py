@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
+import aster
 from aster import rl
 from aster.chat import ParsedCall
 from aster.config import Environment as EnvironmentSection
@@ -33,6 +36,25 @@ TRAINING = {
     "rl.prompts": 8,
     "rl.samples": 8,
 }
+
+
+SOURCE = Path(aster.__file__).parent
+
+
+def digest() -> str:
+    """Of every file of the package's source."""
+    found = hashlib.sha256()
+    for file in sorted(SOURCE.rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _source_is_as_it_was() -> Iterator[None]:
+    """A reward, a tool or a loss of the user's changes nothing in the package: each is one file and one line of a recipe."""
+    before = digest()
+    yield
+    assert digest() == before
 
 
 def rewards(tiny: Tiny, folder: Path, changes: dict[str, Any]) -> list[float]:

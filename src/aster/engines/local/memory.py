@@ -1,8 +1,8 @@
-"""Memory: how much was used, and keeping the C allocator from giving it back between training steps.
+"""Memory: how much was used, and settings of the C allocator that keep freed memory for the next training step.
 
-By default glibc hands every large tensor back to the kernel and asks for fresh, zeroed pages the next time. On a small model in
-a virtual machine that can cost more than the arithmetic: a training process was seen at 100% system time, and at 3% with its
-pages kept. ``benchmarks/train_step.py --default-malloc`` compares.
+By default glibc returns every large tensor to the kernel and asks for new, zeroed pages the next time. With a small model on a
+virtual machine that can cost more than the arithmetic: a training process spent 100% of its time in the kernel, and 3% with
+these settings. ``benchmarks/train_step.py --default-malloc`` compares.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    # One arena: the torch thread's blocks come from the heap that the settings below are about.
+    # One arena: the settings below hold for the main heap only, and torch's thread would have another.
     mallopt(M_ARENA_MAX, 1)
-    # Blocks of a size that a small model never asks for go back: their arithmetic costs more than their pages, and they would
-    # fragment the heap.
+    # Blocks of 4 MiB and more are still returned. Small models have none; in larger ones the arithmetic on such a block costs
+    # more than its pages, and the blocks would fragment the heap.
     mallopt(M_MMAP_THRESHOLD, 4 << 20)
     mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     mallopt(M_TOP_PAD, 64 << 20)
 
 
 def give_back(device: torch.device) -> None:
-    """Give a GPU's memory that torch keeps for later back to its driver, for other processes. Nothing on a CPU."""
+    """Return the GPU memory that torch keeps unused to the driver, for other processes. Does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 class PeakMemory:
-    """The most memory in use since :meth:`restart`: a GPU's, or that of the whole process on a CPU."""
+    """The most memory in use since :meth:`restart`: of torch on a GPU, of the whole process on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def restart(self) -> None:
-        """Begin to measure anew. Where the kernel does not allow it, the peak stays that of the process's whole life."""
+        """Start to measure. Where the kernel does not allow that on a CPU, the peak is that since the process began."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:

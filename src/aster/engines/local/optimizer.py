@@ -1,8 +1,8 @@
 """AdamW with master weights in float32.
 
-A bfloat16 weight has 8 bits of precision: an update smaller than 1/256 of it is lost, and RL's are far smaller. So weights
-of lower precision have a copy in float32 that the optimizer updates, and gradients are summed in float32 over the micro-batches
-(mixed precision training, arXiv 1710.03740). Weights in float32 are their own masters.
+A bfloat16 weight has 8 bits of precision: an update smaller than 1/256 of it is lost, and RL's updates are far smaller. So
+weights of lower precision have a copy in float32 that the optimizer updates, and gradients are summed in float32 over the
+micro-batches (mixed precision training, arXiv 1710.03740). Weights in float32 are their own masters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class MasterAdamW:
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
         self._copied = [(p, master) for p, master in zip(parameters, self.masters, strict=True) if master is not p]
-        """Parameters that have a master apart, and it."""
+        """Parameters with a separate master, each with it."""
         for parameter, master in self._copied:
             parameter.register_post_accumulate_grad_hook(_Summing(master))
         self.adam = torch.optim.AdamW(self.masters, lr=0.0)
@@ -40,11 +40,11 @@ class MasterAdamW:
         return float(norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments, and the master weights that are not the model's own."""
+        """AdamW's moments, and the master weights that are not the model's own."""
         return {"adam": self.adam.state_dict(), "masters": [master.detach() for _, master in self._copied]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What :meth:`state_dict` gave. ValueError or LookupError where it is of another model."""
+        """Restore what :meth:`state_dict` returned. ValueError or LookupError where it is of another model."""
         self.adam.load_state_dict(state["adam"])
         with torch.no_grad():
             for (_, master), saved in zip(self._copied, state["masters"], strict=True):
@@ -57,7 +57,7 @@ class MasterAdamW:
 
 
 class _Summing:
-    """Moves a parameter's gradient, as soon as a backward pass has it, to its master's."""
+    """A hook that moves a parameter's gradient to its master as soon as the backward pass has computed it."""
 
     def __init__(self, master: Tensor) -> None:
         self.master = master

@@ -1,12 +1,12 @@
 """Log-probabilities and entropies of chosen tokens, without ever holding all logits.
 
 A 32K-token trajectory with a vocabulary of 150K would need 18 GiB for its logits in float32, and as much again for their
-gradient. Here rows are done in chunks; the backward pass computes a chunk's logits again from the hidden states, so that one
-chunk is all there ever is. With p = softmax(logits) and the gradient g of a row's log-probability,
+gradient. Here rows are computed in chunks, and the backward pass computes a chunk's logits again from the hidden states, so
+that there is never more than one chunk. With p = softmax(logits) and the gradient g of a row's log-probability,
 
     d logits = g (onehot(target) - p)        d hidden = d logits W        d W = sum over rows of d logits^T hidden
 
-The idea is that of Liger Kernel's and Apple's cut cross-entropy (arXiv 2411.09009), in plain torch: it runs anywhere.
+The idea is that of Liger Kernel's and Apple's cut cross-entropy (arXiv 2411.09009). This is plain torch, for any device.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import torch
 from torch import Tensor
 
 LOGITS_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
-"""Most elements of a chunk of logits; in float32 32 MiB (near the CPU's caches) and 512 MiB."""
+"""Most elements of a chunk of logits, by device: in float32 32 MiB (for the CPU's caches) and 512 MiB."""
 
 
 def score_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy (nats) of each row's target, both (M,) in float32; the entropy carries no gradient.
+    """Log-probability and entropy (nats) of each row's target, both (N,) in float32; the entropy carries no gradient.
 
-    ``hidden`` (M, H) are the states that predict, ``weight`` (V, H) and ``bias`` (V,) the output layer, ``targets`` (M,) token
+    ``hidden`` (N, E) are the states that predict, ``weight`` (V, E) and ``bias`` (V,) the output layer, ``targets`` (N,) token
     ids.
     """
     return _ScoreTokens.apply(hidden, weight, bias, targets)
 
 
 class _Chunks:
-    """The logits of a few rows at a time, in buffers that are allocated once. With fresh ones for every chunk, small tensors
-    that outlive it take their places, and the C allocator's heap grows by a chunk for each."""
+    """The logits of a few rows at a time, in buffers that are allocated once. With new buffers for every chunk, small tensors
+    that live longer would be put where the last chunk was, and the C allocator's heap would grow by a chunk each time."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias

@@ -1,7 +1,7 @@
 """The in-process trainer: packed forward and backward over trajectories, AdamW, checkpoints.
 
-Trajectories are laid side by side in micro-batches of a bounded number of tokens (a longer one stands alone); each
-attends to itself alone, and nothing is padded. Only hidden states that predict a trained token reach the output layer, and
+Trajectories are laid side by side in micro-batches of a bounded number of tokens (a longer one is a micro-batch by itself);
+each attends to itself only, and nothing is padded. Only hidden states that predict a trained token reach the output layer, and
 whole logits never exist at once (:mod:`aster.engines.local.scoring`).
 """
 
@@ -22,32 +22,32 @@ from aster.engines.local.optimizer import MasterAdamW
 from aster.engines.local.scoring import score_tokens
 
 MICROBATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Most tokens of a micro-batch. On a CPU the activations of a small one stay nearer to its caches."""
+"""Most tokens of a micro-batch, by device. On a CPU the activations of a small one fit its caches better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One micro-batch as flat tensors. M: its trained tokens."""
+    """One micro-batch as flat tensors."""
 
     layout: PackedLayout
     token_ids: Tensor
-    """(1, N)"""
+    """(1, P)"""
     predicting: Tensor
-    """(M,) flat positions whose hidden state predicts a trained token."""
+    """(N,) places in the packed row whose hidden state predicts a trained token."""
     targets: Tensor
-    """(M,)"""
+    """(N,)"""
     weights: Tensor
-    """(M,) advantages, or the weights of SFT"""
+    """(N,) advantages, or the weights of SFT"""
     old_logprobs: Tensor | None
-    """(M,)"""
+    """(N,)"""
     sampler_logprobs: Tensor | None
-    """(M,)"""
+    """(N,)"""
     counts: list[int]
     """Trained tokens of each sample."""
 
 
 def pack(samples: list[TrainingSample], device: torch.device) -> Packed:
-    """Lay samples side by side."""
+    """Lay samples side by side. ValueError where some of them have old (or sampler) log-probabilities and others have not."""
     predicting: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
@@ -113,7 +113,7 @@ class LocalTrainer:
         self._accumulating = False
 
     def logprobs(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each trained token, both (M,); the entropy carries no gradient."""
+        """Log-probability and entropy of each trained token, both (N,); the entropy carries no gradient."""
         hidden = self.model.base_model(
             input_ids=packed.token_ids,
             position_ids=packed.layout.positions().to(self.device),
@@ -125,7 +125,7 @@ class LocalTrainer:
 
     @torch.no_grad()
     def forward(self, samples: list[TrainingSample]) -> list[list[float]]:
-        """Log-probabilities of the trained tokens of each sample."""
+        """Log-probabilities of the trained tokens of each sample, without gradient."""
         found: list[list[float]] = []
         for indices in microbatches(samples, self.microbatch_tokens):
             packed = pack([samples[index] for index in indices], self.device)

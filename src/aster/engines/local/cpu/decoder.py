@@ -1,9 +1,9 @@
 """The forward pass of a step in few operations, for float32 on a CPU.
 
 A step of a small model does little arithmetic, and ``transformers`` does it in some eighty small operations a layer, at a few
-microseconds each. Here a layer of the common architecture takes nine: query, key and value in one product, gate and up in
-another; norms, rotation and attention are compiled (:mod:`aster.engines.local.cpu.kernels`). LoRA adapters are computed beside
-their layers. Other architectures run the model's own forward, with compiled attention.
+microseconds each. Here a layer of the common architecture takes about ten: query, key and value are one product, gate and up
+another, and norms, rotation and attention are compiled (:mod:`aster.engines.local.cpu.kernels`). LoRA adapters are computed
+beside their layers. Other architectures run the model's own forward, with compiled attention.
 """
 
 from __future__ import annotations

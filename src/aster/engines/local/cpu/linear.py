@@ -21,7 +21,7 @@ MIN_PACKED_ELEMENTS = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class LoraUpdate:
-    """What LoRA adds to the outputs of one layer: ``scaling * lora_B (lora_A inputs)``. R is the rank."""
+    """What LoRA adds to the outputs of one layer: ``scaling * lora_B (lora_A inputs)``."""
 
     outputs: slice
     """The layer's own, among the outputs of the product."""
