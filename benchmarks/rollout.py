@@ -212,12 +212,7 @@ def measure(
 ) -> None:
     """Time one case and add it to the result."""
 
-<<<<<<< HEAD
-    # A few rows are enough to warm up a CPU; a GPU's allocator wants as many as there are.
-    first = plans[:GROUP] if options.device == "cpu" else plans
-=======
     first = plans[:GROUP]  # enough to warm up
->>>>>>> ad20053da216f98a80fbec7d98d748a854b8d3bd
 
     def timed(play: Callable[[list[Plan], int], int]) -> Callable[[int], int]:
         return lambda repeat: play(plans if repeat else first, repeat)

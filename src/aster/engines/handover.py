@@ -49,11 +49,7 @@ def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def untie(folder: Path, output: Tensor) -> None:
-<<<<<<< HEAD
-    """Give a ``transformers`` folder with tied embeddings its own output layer, ``output`` (V, D)."""
-=======
     """Give a ``transformers`` folder with tied embeddings an output layer of its own, ``output`` (V, E)."""
->>>>>>> ad20053da216f98a80fbec7d98d748a854b8d3bd
     layer = {"lm_head.weight": output.detach().cpu().contiguous()}
     index = folder / "model.safetensors.index.json"
     if index.exists():
