@@ -200,7 +200,7 @@ async def _make(
             if isinstance(tool, PythonTool):
                 sandbox = tool.sandbox
                 folder.note(isolation=sandbox.level.value if isinstance(sandbox, Sandbox) else "of the service")
-        start = await stack.enter_async_context(open_attempts(settings, rollout, environment, folder))
+        start = await stack.enter_async_context(open_attempts(settings, rollout, environment, folder, _prices(folder)))
         with Progress("evaluate", len(jobs), "attempt", done=len(jobs) - len(missing)) as progress:
             await run_attempts(
                 missing,
