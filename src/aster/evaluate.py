@@ -1,7 +1,7 @@
-"""Evaluate: avg@k on held-out problems, for each checkpoint of the run. Each is an evaluation folder like any other.
+"""The stage evaluate: avg@k on held-out problems, for the base model and each checkpoint of the run.
 
-run/evaluate/base, sft, rl    :mod:`aster.evaluation.folder`
-run/summary.json              their main numbers side by side
+Each policy has an evaluation folder in the run folder (:mod:`aster.evaluation.folder`): ``evaluate/base``, ``evaluate/sft`` and
+``evaluate/rl``. ``summary.json`` has their main numbers side by side.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from aster.checkpoints import final_checkpoint, until_finished
 from aster.config.recipe import Recipe
 from aster.data.benchmarks import checksum
 from aster.environments.problems import evaluation_problems
-from aster.errors import UserError
+from aster.evaluation.folder import EvaluationFolder, refuse_former_layout
 from aster.evaluation.run import Request, make_evaluation
 from aster.evaluation.settings import Settings
+from aster.report.evaluation_page import write_evaluation_page
 from aster.run import RunFolder, write_json
 from aster.types import Problem
 
@@ -37,9 +38,13 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
         if name != "base" and checkpoint is None:
             continue
         stage = f"evaluate/{name}"
+        path = folder.path / stage
         if folder.summary(stage) is None:
-            _refuse_former_layout(folder.path / stage)
+            refuse_former_layout(path)
+            (path / "report.html").unlink(missing_ok=True)
             asyncio.run(until_finished(folder, stage, functools.partial(_evaluate, recipe, folder, problems, name, checkpoint)))
+        if (path / "evaluation.json").exists() and not (path / "report.html").exists():
+            write_evaluation_page(EvaluationFolder.load(path))
         summaries[name] = folder.summary(stage) or {}
     write_json(folder.path / "summary.json", {name: {key: s[key] for key in SHOWN} for name, s in summaries.items()})
     if len(summaries) == len(expected):
@@ -47,16 +52,17 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 
 async def _evaluate(recipe: Recipe, folder: RunFolder, problems: Sequence[Problem], name: str, checkpoint: Path | None) -> None:
-    settings = settings_of(recipe, problems, checkpoint)
-    await make_evaluation(settings, problems, Request(folder.path / "evaluate" / name, recipe.rollout, label=name))
+    settings = settings_of(recipe, problems, "" if checkpoint is None else str(checkpoint.relative_to(folder.path)))
+    request = Request(folder.path / "evaluate" / name, recipe.rollout, label=name, root=folder.path)
+    await make_evaluation(settings, problems, request)
 
 
-def settings_of(recipe: Recipe, problems: Sequence[Problem], checkpoint: Path | None) -> Settings:
-    """The settings of the evaluation of one checkpoint (None: the base model)."""
+def settings_of(recipe: Recipe, problems: Sequence[Problem], checkpoint: str) -> Settings:
+    """The settings of the evaluation of one ``checkpoint``, named from the run folder; empty for the base model."""
     asked, limits = recipe.evaluate, recipe.evaluate.limits
     return Settings(
         policy=recipe.model.path,
-        checkpoint=str(checkpoint or ""),
+        checkpoint=checkpoint,
         benchmark=recipe.problems.evaluate,
         problems=len(problems),
         checksum=checksum(list(problems)),
@@ -72,7 +78,7 @@ def settings_of(recipe: Recipe, problems: Sequence[Problem], checkpoint: Path | 
         environment=recipe.environment,
         toolset=recipe.tools,
         demand=recipe.demand,
-        # The seeds do not depend on the policy: all are asked with the same random numbers.
+        # All policies are asked with the same seeds.
         seed=recipe.seed,
         model=recipe.model,
         engine=recipe.policy,
@@ -80,7 +86,11 @@ def settings_of(recipe: Recipe, problems: Sequence[Problem], checkpoint: Path | 
     )
 
 
-def _refuse_former_layout(path: Path) -> None:
-    """UserError where an earlier version began the evaluation: its attempts are kept in another way."""
-    if (path / "trajectories").exists():
-        raise UserError(f"{path}: was begun by an earlier version; delete this folder, and the evaluation is made again")
+def reopen_faulty(folder: RunFolder) -> None:
+    """Make a finished stage one that goes on, to repeat the attempts that failed because of an engine, a sandbox or an
+    environment."""
+    for path in sorted((folder.path / "evaluate").glob("*/evaluation.json")):
+        stage = f"evaluate/{path.parent.name}"
+        if (folder.summary(stage) or {}).get("faults"):
+            for reopened in (stage, "evaluate", "report"):
+                folder.reopen(reopened)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import signal
@@ -12,12 +11,9 @@ from typing import Any
 import pytest
 
 from aster.evaluation.folder import EvaluationFolder
-from aster.evaluation.settings import Settings
-from aster.rollout import Job
-from aster.rollout.attempts import run_attempts
 from aster.run import read_json, read_json_lines, read_trajectories
-from aster.types import Problem, StopReason, Trajectory
-from tests.refusals import printed, refused, require
+from aster.types import StopReason, Trajectory
+from tests.refusals import printed, require
 from tests.stages.runs import Commands, Ended
 
 FIELDS = ("model.threads=1", "model.device=cpu", "sandbox.preload=[]", "rollout.cache_tokens=8192")
@@ -52,7 +48,7 @@ def evaluations(
 
 @pytest.fixture(scope="session")
 def whole(evaluations: Evaluations) -> Ended:
-    """One that was not interrupted, with everything that can be asked for beside it."""
+    """One that was not interrupted, with a label, prices and a check of a smaller budget."""
     ended = evaluations.run(
         "whole", "--label", "coins", "--price-in", "1", "--price-out", "2", "--check-budget", "70", "--concurrency", "4"
     )
@@ -166,12 +162,12 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(evaluations: Eval
     (evaluations.folder / "taken").mkdir()
     (evaluations.folder / "taken" / "letter").write_text("x")
     require(printed(evaluations.run("taken").err), str(evaluations.folder / "taken"))
-    # Nothing is left in a folder of somebody else's.
+    # Nothing is left in a folder that has other files.
     assert [path.name for path in (evaluations.folder / "taken").iterdir()] == ["letter"]
 
 
 @pytest.mark.usefixtures("whole")
-def test_label_and_prices_of_a_finished_evaluation_may_be_given_anew(evaluations: Evaluations) -> None:
+def test_label_and_prices_of_a_finished_evaluation_may_change(evaluations: Evaluations) -> None:
     path = Path(shutil.copytree(evaluations.folder / "whole", evaluations.folder / "priced"))
     before = read_json(path / "summary.json")
     again = evaluations.run("priced", "--price-in", "10", "--price-out", "20", "--label", "dear")
@@ -183,8 +179,8 @@ def test_label_and_prices_of_a_finished_evaluation_may_be_given_anew(evaluations
 
 
 @pytest.mark.usefixtures("whole")
-def test_faults_are_made_anew(evaluations: Evaluations) -> None:
-    """An attempt that failed through no doing of the policy is no result: it is made again where it is asked for."""
+def test_an_evaluation_that_goes_on_repeats_its_faults(evaluations: Evaluations) -> None:
+    """An attempt that failed because of an engine, a sandbox or an environment is not a result."""
     path = Path(shutil.copytree(evaluations.folder / "whole", evaluations.folder / "faulty"))
     folder = EvaluationFolder.load(path)
     faulty = next(iter(folder.attempts()))
@@ -193,7 +189,7 @@ def test_faults_are_made_anew(evaluations: Evaluations) -> None:
     folder.add([faulty])
     folder.unfinish()
     again = evaluations.run("faulty")
-    assert re.search(r"^evaluate: .*\b23 \w+ 24$", again.err, re.MULTILINE)
+    assert re.search(r"^evaluate coins: .*\b23 \w+ 24$", again.err, re.MULTILINE)
     assert evaluations.outcomes("faulty") == evaluations.outcomes("whole")
 
 
@@ -229,7 +225,7 @@ def test_bad_input_is_one_line(more: list[str], field: str, named: str, evaluati
     [
         ([], {"RECIPE", "--policy", "--benchmark"}),
         (["--policy", "lab"], {"RECIPE", "--policy", "--benchmark"}),
-        (["recipe.yaml", "--k", "2"], {"RECIPE", "FIELD=VALUE", "--run", "--k"}),
+        (["recipe.yaml", "--k", "2"], {"RECIPE", "FIELD=VALUE", "--run", "--retry-faults", "--k"}),
         (["--policy", "lab", "--benchmark", "lab", "--run", "x"], {"--run", "RECIPE", "--policy", "--out"}),
         (["--policy", "lab", "--benchmark", "lab", "--price-in", "1"], {"--price-in", "--price-out"}),
     ],
@@ -243,50 +239,3 @@ def test_the_two_forms_do_not_mix(arguments: list[str], named: set[str]) -> None
     assert result.exit_code == 2
     (said,) = re.findall(r"^Error: (.*)$", result.output, re.MULTILINE)
     assert set(re.findall(r"--[a-z-]+|RECIPE|FIELD=VALUE", said)) == named
-
-
-@pytest.mark.parametrize("good", [0, 5])
-def test_an_engine_that_is_gone_stops_the_evaluation_and_does_not_count_as_wrong(good: int, tmp_path: Path) -> None:
-    """Attempts made by hand stand for an engine that is gone after so many good ones."""
-    folder = EvaluationFolder(tmp_path, Settings(policy="lab", benchmark="lab", problems=30, checksum="x"))
-
-    async def attempt(number: int) -> Trajectory:
-        if number < good:
-            return Trajectory(f"p{number % 3}", number, 0, stop_reason=StopReason.ANSWERED)
-        await asyncio.sleep(0.01)
-        return Trajectory(f"p{number % 3}", number, 0, stop_reason=StopReason.ENGINE_ERROR, error="gone")
-
-    async def work() -> None:
-        await run_attempts(jobs(30), lambda job: asyncio.create_task(attempt(job.sample)), folder.add, label="evaluate")
-
-    with refused("evaluate", "engine_error: gone"):
-        asyncio.run(work())
-    assert sum(1 for _ in folder.attempts()) == good
-
-
-def jobs(count: int) -> list[Job]:
-    return [Job(Problem("p", "", ""), number, 0) for number in range(count)]
-
-
-@pytest.mark.parametrize(
-    ("problems", "first"), [(["bad"] * 20, False), (["bad", "worse"], False), (["good", *["bad"] * 20], True)]
-)
-def test_what_always_fails_does_not_keep_an_evaluation_from_its_end(problems: list[str], first: bool, tmp_path: Path) -> None:
-    """One problem that no engine takes, or what is left of a resumed evaluation: recorded as faults. Made by hand."""
-    folder = EvaluationFolder(tmp_path, Settings(policy="lab", benchmark="lab", problems=30, checksum="x"))
-
-    async def attempt(problem: str, number: int) -> Trajectory:
-        reason = StopReason.ANSWERED if problem == "good" else StopReason.ENGINE_ERROR
-        return Trajectory(problem, number, 0, stop_reason=reason)
-
-    async def work() -> None:
-        await run_attempts(
-            jobs(len(problems)),
-            lambda job: asyncio.create_task(attempt(problems[job.sample], job.sample)),
-            folder.add,
-            label="evaluate",
-            first=first,
-        )
-
-    asyncio.run(work())
-    assert sum(1 for _ in folder.attempts()) == len(problems)

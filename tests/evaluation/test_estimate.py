@@ -42,7 +42,7 @@ def test_one_problem_and_equal_problems_are_not_certainty() -> None:
     assert (equal.mean, equal.low, equal.high) == pytest.approx((0.5, 0.5 * 0.025 ** (1 / 7), 1 - 0.5 * 0.025 ** (1 / 7)))
 
 
-def test_the_seed_alone_decides() -> None:
+def test_only_the_seed_decides() -> None:
     rewards = {str(n): [n / 40, 1 / (n + 1)] for n in range(40)}
     backwards = dict(reversed(rewards.items()))
     assert avg_at_k(rewards, seed=1) == avg_at_k(backwards, seed=1)

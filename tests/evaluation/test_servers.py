@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from aster.config import Policy, Rollout, Sandbox
+from aster.cli.compare import compare_folders
+from aster.config import Environment, Policy, Rollout, Sandbox
 from aster.config.engine import BASE_MODEL
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.run import Request, evaluate
 from aster.evaluation.settings import Settings
+from aster.report.evaluation import render_result
 from aster.report.evaluation_page import write_evaluation_page
 from aster.run import read_json
 from aster.types import Problem
@@ -68,7 +70,7 @@ def test_a_token_endpoint_with_and_without_the_tool(engine: FakeEngine, tmp_path
     assert (bare["accuracy"], bare["tool_calls"], "isolation" in bare["notes"]) == (0.5, 0.0, False)
 
 
-def test_an_endpoint_that_fails_now_and_then_leaves_faults_that_can_be_made_anew(
+def test_an_endpoint_that_fails_now_and_then_leaves_faults_that_can_be_repeated(
     engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = {"broken": True}
@@ -87,13 +89,32 @@ def test_an_endpoint_that_fails_now_and_then_leaves_faults_that_can_be_made_anew
     assert re.search(r"WARNING: .*\b2\b", page)
     assert re.search(r"--retry-faults .*\b2\b", capsys.readouterr().err)
     answers["broken"] = False
-    mended = evaluate(settings(engine.address), PROBLEMS, Request(asked.folder, asked.rollout, retry_faults=True))
-    assert (mended["faults"], mended["attempts"], mended["stop_reasons"]) == (0, 4, {"answered": 4})
+    repeated = evaluate(settings(engine.address), PROBLEMS, Request(asked.folder, asked.rollout, retry_faults=True))
+    assert (repeated["faults"], repeated["attempts"], repeated["stop_reasons"]) == (0, 4, {"answered": 4})
     assert "WARNING" not in write_evaluation_page(EvaluationFolder.load(asked.folder)).read_text()
 
 
+def test_rewards_below_0_and_above_1_are_clipped_and_reported(
+    engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("def reward(attempt):\n    return 5.0 if attempt.problem.id == 'four' else -1.0\n")
+    given = settings(engine.address, environment=Environment(reward=f"{code}:reward"))
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        found = evaluate(given, PROBLEMS, requested(folder))
+        assert len(re.findall(r"^evaluate: 4 of 4 rewards ", capsys.readouterr().err, re.MULTILINE)) == 1
+    assert (found["accuracy"], found["clipped"], found["attempts"]) == (0.5, 4, 4)
+    assert 0 <= found["low"] <= 0.5 <= found["high"] <= 1
+    assert re.search(r"WARNING: 4 rewards ", render_result(found))
+    assert re.search(r"WARNING: 4 rewards ", write_evaluation_page(EvaluationFolder.load(folders[0])).read_text())
+    assert "first" in compare_folders(*folders)
+    # The attempts have what the environment gave.
+    assert {each.reward for each in EvaluationFolder.load(folders[0]).attempts()} == {5.0, -1.0}
+
+
 def test_a_tinker_server(lab_folder: Path, tmp_path: Path) -> None:
-    """It samples tokens that are no answer; what is looked at is that it was asked, and that its name is in the record."""
+    """It samples tokens that are no answer. The test is that it was asked, and that its address is in the record."""
     fake = FakeTinkerServer(served=f"org/{lab_folder.name}")
     try:
         given = settings(f"tinker:{fake.url}", tokenizer=str(lab_folder), tools=False, tool_calls=0, context_tokens=64, k=1)

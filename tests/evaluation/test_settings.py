@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from aster.config import Model, Rollout, Sandbox
+from aster.config import Evaluate, EvaluateLimits, Model, Rollout, Sandbox
+from aster.config.recipe import Recipe
+from aster.data.benchmarks import checksum
+from aster.evaluate import settings_of
 from aster.evaluation.run import jobs_of, training_of
 from aster.evaluation.settings import Settings, parse_shard, parse_tokens, policy_kind
+from aster.rollout import Decoding
+from aster.seeds import derive
 from aster.types import Problem
 from tests.refusals import refused
 
@@ -77,6 +82,18 @@ def test_seeds_belong_to_problem_and_sample() -> None:
     assert len(set(whole.values())) == 6
 
 
+def test_a_runs_evaluation_spends_what_its_recipe_says() -> None:
+    limits = EvaluateLimits(context_tokens=900, turn_tokens=100, tool_calls=7, turns=3, wall_seconds=5.0)
+    recipe = Recipe(seed=4, evaluate=Evaluate(limits=limits, k=5, temperature=0.3, top_p=0.8))
+    problems = [Problem("p", "?", "1")]
+    found = settings_of(recipe, problems, "rl/checkpoints/step_000002")
+    assert found.budget() == limits.budget()
+    assert (found.decoding, found.k, found.checksum) == (Decoding(0.3, 0.8), 5, checksum(problems))
+    assert [(job.sample, job.seed) for job in jobs_of(found, problems)] == [
+        (sample, derive(4, "evaluate", "p", sample)) for sample in range(5)
+    ]
+
+
 def test_a_checkpoint_in_a_run_folder_knows_its_training_budget(tmp_path: Path) -> None:
     recipe = {"name": "r", "rl": {"stages": [{"steps": 1}, {"steps": 1, "limits": {"context_tokens": 900, "tool_calls": 7}}]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -84,6 +101,7 @@ def test_a_checkpoint_in_a_run_folder_knows_its_training_budget(tmp_path: Path) 
         (tmp_path / stage / "checkpoints" / "step_000002").mkdir(parents=True)
     found = training_of(settings(str(tmp_path / "rl" / "checkpoints" / "step_000002")))
     assert found == {"run": "r", "stage": "rl", "checkpoint": "step_000002", "context_tokens": 900, "tool_calls": 7}
-    by_option = training_of(settings(checkpoint=str(tmp_path / "sft" / "checkpoints" / "step_000002")))
-    assert by_option == {"run": "r", "stage": "sft", "checkpoint": "step_000002"}
+    sft = {"run": "r", "stage": "sft", "checkpoint": "step_000002"}
+    assert training_of(settings(checkpoint=str(tmp_path / "sft" / "checkpoints" / "step_000002"))) == sft
+    assert training_of(settings(checkpoint="sft/checkpoints/step_000002"), tmp_path) == sft
     assert training_of(settings()) is None

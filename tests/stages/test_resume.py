@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aster.run import RunFolder, read_json
+from aster.data.curation.sources import Source
+from aster.evaluation.folder import EvaluationFolder
+from aster.run import RunFolder, read_json, read_trajectories, write_json, write_trajectories
 from aster.telemetry.metrics import METRICS
+from aster.types import StopReason, Trajectory
+from tests.refusals import printed, require
 from tests.stages.runs import Commands, Tiny, lines, reported, sampled, snapshot, steps, weights
 
 
@@ -196,12 +202,89 @@ def test_an_evaluation_goes_on_after_its_last_part(tiny: Tiny, commands: Command
     assert read_json(run / "summary.json") == read_json(undisturbed / "summary.json")
 
 
+def outcomes(folder: Path) -> list[dict[str, Any]]:
+    """The outcomes of an evaluation, without what a clock decides."""
+    return [{**each.to_json(), "seconds": 0.0} for each in EvaluationFolder.load(folder).outcomes()]
+
+
+def test_a_run_that_was_moved_repeats_the_faulty_attempts_of_its_evaluation(
+    tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(undisturbed, run)
+    folder = EvaluationFolder.load(run / "evaluate" / "rl")
+    good = next(iter(folder.attempts()))
+    assert isinstance(good, Trajectory)
+    folder.add([dataclasses.replace(good, stop_reason=StopReason.ENGINE_ERROR, error="gone", answer=None, reward=0.0)])
+    write_json(folder.path / "summary.json", {**read_json(folder.path / "summary.json"), "faults": 1})
+    command = ("evaluate", tiny.file(tmp_path / "tiny.yaml"), "--run", run)
+    before = snapshot(run)
+    assert commands.run(*command).code == 0
+    assert snapshot(run) == before
+    ended = commands.run(*command, "--retry-faults")
+    assert ended.code == 0, ended.err
+    assert reported(ended.err, "evaluate rl", r"5 \w+ 6")
+    assert outcomes(run / "evaluate" / "rl") == outcomes(undisturbed / "evaluate" / "rl")
+    assert read_json(run / "evaluate" / "rl" / "summary.json")["faults"] == 0
+    assert read_json(run / "summary.json") == read_json(undisturbed / "summary.json")
+    # The attempt is in two parts; a set has it once.
+    assert len(list(Source(run / "evaluate" / "rl"))) == 6
+    compared = commands.run("compare", run / "evaluate" / "rl", undisturbed / "evaluate" / "rl")
+    assert compared.code == 0, compared.err
+    for path in (run, undisturbed):  # both are labelled rl
+        assert str(path / "evaluate" / "rl") in compared.out
+
+
+def test_a_set_of_rl_has_the_attempts_of_every_step_at_a_problem(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    files = sorted((run / "rl" / "trajectories").iterdir())
+    shutil.copy(files[0], files[1])  # the same problems were drawn again
+    assert len(list(Source(run / "rl"))) == sum(len(read_trajectories(file)) for file in files)
+
+
+def test_an_evaluation_by_an_earlier_version_is_read_or_refused(
+    tiny: Tiny, commands: Commands, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for name in ("base", "sft", "rl"):
+        place = run / "evaluate" / name
+        attempts = [each for each in EvaluationFolder.load(place).latest() if isinstance(each, Trajectory)]
+        summary = read_json(place / "summary.json")
+        shutil.rmtree(place)
+        write_trajectories(place / "trajectories" / "all.jsonl.gz", attempts)
+        write_json(place / "summary.json", summary)
+    recipe = tiny.file(tmp_path / "tiny.yaml")
+    assert "after RL" in commands.run("run", recipe, "--run", run).out
+    report = commands.run("report", "--run", run)
+    assert report.code == 0, report.err
+    assert "evaluation after RL" in (run / "report.html").read_text()
+    assert "evaluate/rl/all 0: problem" in commands.run("show", run, "--stage", "evaluate/rl").out
+    assert len(list(Source(run / "evaluate" / "rl"))) == 6
+    ended = commands.run("compare", run / "evaluate" / "sft", run / "evaluate" / "rl")
+    assert ended.code == 2
+    require(printed(ended.err), str(run / "evaluate" / "sft"), f"delete {run / 'evaluate'}")
+    # One that was not finished cannot go on.
+    for stage in ("evaluate", "evaluate/rl"):
+        (run / stage / "summary.json").unlink()
+    ended = commands.run("evaluate", recipe, "--run", run)
+    assert ended.code == 2
+    require(printed(ended.err), str(run / "evaluate" / "rl"), f"delete {run / 'evaluate'}")
+    shutil.rmtree(run / "evaluate")
+    again = commands.run("evaluate", recipe, "--run", run)
+    assert again.code == 0, again.err
+    assert read_json(run / "summary.json") == read_json(undisturbed / "summary.json")
+
+
 def test_a_runs_evaluations_can_be_compared_and_shown(undisturbed: Path, commands: Commands) -> None:
     ended = commands.run("compare", undisturbed / "evaluate" / "sft", undisturbed / "evaluate" / "rl")
     assert ended.code == 0, ended.err
     assert "sft" in ended.out
     assert "rl" in ended.out
-    assert commands.run("budgets", undisturbed / "evaluate" / "base", undisturbed / "evaluate" / "rl").code == 0
+    grid = commands.run("budgets", *sorted((undisturbed / "evaluate").glob("*")))  # as a shell expands RUN/evaluate/*
+    assert grid.code == 0, grid.err
+    assert [line.split()[0] for line in grid.out.splitlines()] == ["policy", "------", "base", "rl", "sft"]
     shown = [
         commands.run("show", undisturbed, "--stage", "evaluate/rl"),
         commands.run("show", undisturbed / "evaluate" / "rl"),
@@ -209,6 +292,11 @@ def test_a_runs_evaluations_can_be_compared_and_shown(undisturbed: Path, command
     assert [each.code for each in shown] == [0, 0], shown[0].err
     assert shown[0].out == shown[1].out
     assert "stop reason" in shown[0].out
+    report = (undisturbed / "report.html").read_text()
+    assert "evaluation after RL" in report
+    for name in ("base", "sft", "rl"):
+        assert f"evaluate/{name}/report.html" in report
+        assert "Smaller budgets" in (undisturbed / "evaluate" / name / "report.html").read_text()
 
 
 def test_every_logged_number_has_a_unit_and_a_meaning(undisturbed: Path) -> None:

@@ -33,8 +33,10 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-{cold_start_name(recipe.cold_start)}-s{recipe.seed}"
 
 
-def run_one_stage(name: str, recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
-    """Run one stage of a recipe."""
+def run_one_stage(
+    name: str, recipe: str, overrides: tuple[str, ...], folder: Path | None, *, retry_faults: bool = False
+) -> None:
+    """Run one stage of a recipe. ``retry_faults``: a finished evaluation repeats its faulty attempts."""
     from aster.config.file import load_recipe
     from aster.run import RunFolder
 
@@ -42,6 +44,10 @@ def run_one_stage(name: str, recipe: str, overrides: tuple[str, ...], folder: Pa
     with RunFolder.open(folder or default_folder(resolved), resolved) as run:
         from aster.pipeline import run_stage
 
+        if retry_faults:
+            from aster.evaluate import reopen_faulty
+
+            reopen_faulty(run)
         run_stage(name, resolved, run)
 
 

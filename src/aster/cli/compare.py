@@ -55,12 +55,13 @@ def compare_folders(first: Path, second: Path) -> str:
         )
     found = compare(rewards[0], rewards[1], derive(one.seed, "compare"))
     summaries = [folder.summary() or {} for folder in folders]
-    return render_comparison([_name(folder) for folder in folders], summaries, found, _differing(one, two))
+    return render_comparison(_names(folders), summaries, found, _differing(one, two))
 
 
 def grid(folders: Sequence[Path], at: str | None, calls: str | None) -> str:
     """The accuracy of each evaluation at each budget, from its attempts. Cells above an evaluation's own budget stay empty."""
-    loaded = [EvaluationFolder.load(path) for path in folders]
+    # A shell's RUN/evaluate/* has the stage's summary.json among the folders.
+    loaded = [EvaluationFolder.load(path) for path in [path for path in folders if not path.is_file()] or folders]
     most = max(folder.settings.context_tokens for folder in loaded)
     if calls:
         budgets = sorted({_calls(text) for text in calls.split(",")})
@@ -69,7 +70,7 @@ def grid(folders: Sequence[Path], at: str | None, calls: str | None) -> str:
         budgets = sorted({parse_tokens(text) for text in at.split(",")} if at else {most // 4, most // 2, most * 3 // 4, most})
         require_within(budgets, most, "--at")
     rows = []
-    for folder in loaded:
+    for folder, name in zip(loaded, _names(loaded), strict=True):
         outcomes, settings = folder.outcomes(), folder.settings
         own = settings.tool_calls if calls else settings.context_tokens
         if not calls and any(each.prompt_tokens is None for each in outcomes):
@@ -77,7 +78,7 @@ def grid(folders: Sequence[Path], at: str | None, calls: str | None) -> str:
         kept = [budget for budget in budgets if budget <= own]
         points = curve(outcomes, settings.seed, **{"calls" if calls else "tokens": kept})
         cells = [points[kept.index(budget)] if budget in kept else None for budget in budgets]
-        rows.append((_name(folder), _trained(folder.about()["notes"]), cells))
+        rows.append((name, _trained(folder.about()["notes"]), cells))
     return render_grid(budgets, rows, "calls" if calls else "tokens")
 
 
@@ -87,8 +88,10 @@ def _calls(text: str) -> int:
     return int(text)
 
 
-def _name(folder: EvaluationFolder) -> str:
-    return folder.about()["notes"].get("label") or folder.path.name
+def _names(folders: Sequence[EvaluationFolder]) -> list[str]:
+    """Their labels or the names of their folders. Two that would have the same name, as in two runs, have their paths."""
+    names = [folder.about()["notes"].get("label") or folder.path.name for folder in folders]
+    return [name if names.count(name) == 1 else str(folder.path) for folder, name in zip(folders, names, strict=True)]
 
 
 def _trained(notes: dict[str, Any]) -> str:

@@ -106,9 +106,12 @@ def evaluate_command(ctx: click.Context, arguments: tuple[str, ...], folder: Pat
         if parameter.name in given and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
     ]
     if recipe is not None:
-        if named:
-            raise click.UsageError(f"RECIPE can be combined only with FIELD=VALUE and --run, not with {', '.join(named)}")
-        run_one_stage("evaluate", recipe, overrides, folder)
+        refused = [name for name in named if name != "--retry-faults"]
+        if refused:
+            raise click.UsageError(
+                f"RECIPE can be combined only with FIELD=VALUE, --run and --retry-faults, not with {', '.join(refused)}"
+            )
+        run_one_stage("evaluate", recipe, overrides, folder, retry_faults=given["retry_faults"])
         return
     if folder is not None:
         raise click.UsageError("--run needs a RECIPE; with --policy, give the folder as --out")

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from aster.errors import UserError
 from aster.jsonl import Broken, lines_of, parse_row
 from aster.run import replacing
 from aster.transcript import Transcript
+from aster.types import Trajectory
 
 ENDINGS = (".jsonl", ".jsonl.gz")
 """Suffixes of a set's file name."""
+Made = TypeVar("Made", bound=Trajectory | Transcript)
 
 
 def require_set_name(option: str, path: Path) -> None:
@@ -66,3 +69,12 @@ def parse_line(place: str, line: bytes) -> Transcript:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         trouble = f"{type(error).__name__}: {error}"
     raise UserError(f"{place}: not a transcript ({trouble}); read other layouts with `aster data import`")
+
+
+def latest(attempts: Callable[[], Iterator[Made]]) -> Iterator[Made]:
+    """Yield the attempts that ``attempts()`` yields; if one at a problem was repeated, only the last. Calls it twice, so that
+    they need not be in memory together."""
+    last = {(each.problem_id, each.sample): number for number, each in enumerate(attempts())}
+    for number, each in enumerate(attempts()):
+        if last[each.problem_id, each.sample] == number:
+            yield each

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aster.config.changes import first_difference
-from aster.data.sets import iterate_set, write_set
+from aster.data.sets import iterate_set, latest, write_set
 from aster.errors import UserError
 from aster.evaluation.outcomes import Outcome
 from aster.evaluation.settings import Settings
@@ -78,7 +78,8 @@ class EvaluationFolder:
     def load(cls, path: Path) -> EvaluationFolder:
         """Open a folder for reading. Raises UserError where it is not that of an evaluation."""
         if not (path / "evaluation.json").exists():
-            raise UserError(f"{path}: not the folder of an evaluation (it has no evaluation.json)")
+            refuse_former_layout(path)
+            raise UserError(f"{path}: not the folder of an evaluation: it has no evaluation.json; give a folder that has one")
         stored = read_json(path / "evaluation.json")
         try:
             return cls(path, Settings.model_validate(stored["settings"]))
@@ -136,6 +137,12 @@ class EvaluationFolder:
         found: dict[str, Any] = read_json(self.path / "evaluation.json")
         return found
 
+    @property
+    def title(self) -> str:
+        """The start of messages about the evaluation."""
+        label = self.about()["notes"].get("label")
+        return f"evaluate {label}" if label else "evaluate"
+
     def problems(self) -> dict[str, dict[str, str]]:
         """The problems by id."""
         return {record["id"]: record for record in read_json_lines(self.path / "problems.jsonl")}
@@ -172,10 +179,7 @@ class EvaluationFolder:
 
     def latest(self) -> Iterator[Attempt]:
         """The attempts that count, one by one: of a repeated attempt only the last."""
-        last = {(each.problem_id, each.sample): number for number, each in enumerate(self.attempts())}
-        for number, each in enumerate(self.attempts()):
-            if last[each.problem_id, each.sample] == number:
-                yield each
+        return latest(self.attempts)
 
     # -- results
 
@@ -200,6 +204,17 @@ class EvaluationFolder:
         if self.summary() is None:
             raise UserError(f"{self.path}: this evaluation is not finished; give its command again")
         return [Outcome.from_json(record) for record in read_json_lines(self.path / "outcomes.jsonl")]
+
+
+def refuse_former_layout(path: Path) -> None:
+    """Raise UserError where an earlier version made this evaluation of a run: it has trajectories, but no settings and no
+    outcomes."""
+    stage = path.absolute().parent
+    if stage.name == "evaluate" and (path / "trajectories").is_dir():
+        raise UserError(
+            f"{path}: an earlier version made this evaluation and kept no settings and outcomes; delete {stage} and give the "
+            "run's command again, which repeats its evaluations"
+        )
 
 
 def _at(value: Any, path: str) -> Any:

@@ -31,7 +31,8 @@ def summarize(outcomes: Sequence[Outcome], seed: int, prices: Prices | None = No
     maj_at      {k: {mean, low, high}} for all samples
     tool_calls, tool_requests, sampled_tokens, read_tokens, seconds   means per attempt
     totals      sums of sampled_tokens, read_tokens, tool_calls, seconds and, with prices, cost
-    stop_reasons, attempts, faults     counts; faults are engine and sandbox errors
+    stop_reasons, attempts, faults     counts; faults are errors of the engine, the sandbox or the environment
+    clipped     rewards below 0 or above 1, which accuracy counts as 0 or 1
     by_problem  for each id: attempts, accuracy, majority, tool_calls, sampled_tokens, seconds, stop_reasons
     """
     result = accuracy(outcomes, seed)
@@ -62,6 +63,7 @@ def summarize(outcomes: Sequence[Outcome], seed: int, prices: Prices | None = No
         "stop_reasons": _reasons(outcomes),
         "attempts": len(outcomes),
         "faults": sum(each.stop_reason in FAULTS for each in outcomes),
+        "clipped": sum(each.clipped for each in outcomes),
         "by_problem": {name: {**_of_problem(group), "majority": votes[name]} for name, group in grouped.items()},
     }
     return result

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from aster.config import Rollout
 from aster.environments import Environment
@@ -19,19 +18,25 @@ from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.settings import Settings, policy_kind
 from aster.money import Prices
 from aster.rollout import Job, RolloutContext, Rollouts
+from aster.rollout.attempts import Attempt
 from aster.transcript import Transcript
 from aster.types import Trajectory
 
-Start = Callable[[Job], "asyncio.Task[Trajectory] | asyncio.Task[Transcript]"]
+Start = Callable[[Job], "asyncio.Task[Attempt]"]
 """Starts an attempt as soon as there is room."""
 
 
 @asynccontextmanager
 async def open_attempts(
-    settings: Settings, rollout: Rollout, environment: Environment, folder: EvaluationFolder, prices: Prices | None = None
+    settings: Settings,
+    checkpoint: Path | None,
+    rollout: Rollout,
+    environment: Environment,
+    folder: EvaluationFolder,
+    prices: Prices | None,
 ) -> AsyncIterator[Start]:
-    """Open the policy and yield its :data:`Start`. At the end, attempts that still run are cancelled and the policy is closed.
-    Raises UserError where it cannot be opened.
+    """Open the policy, with the weights of a ``checkpoint``, and yield its :data:`Start`. Raises UserError where it cannot be
+    opened.
 
     The ``environment`` must be open. The folder gets the tokenizer where attempts are tokens, and the name of the model on a
     server. Transcripts of a chat endpoint contain their cost at the ``prices``."""
@@ -42,7 +47,6 @@ async def open_attempts(
     config = settings.engine_config(rollout)
     from aster.engines.opening import open_engine
 
-    checkpoint = Path(settings.checkpoint) if settings.checkpoint else None
     if checkpoint is not None and not checkpoint.is_dir():
         raise UserError(f"--checkpoint {checkpoint}: no such folder")
     async with open_engine(config, checkpoint, capacity=settings.context_tokens) as policy:
@@ -70,27 +74,18 @@ async def _chat(
     from aster.teacher.spending import Spending
 
     _, address = policy_kind(settings.policy)
-    tasks: set[asyncio.Task[Transcript]] = set()
-    async with AsyncExitStack() as stack:
-        author = await stack.enter_async_context(
-            ChatAuthor(
-                address,
-                settings.model_name,
-                concurrency=rollout.slots,
-                spending=Spending(prices),
-                field=f"--policy {settings.policy}",
-            )
-        )
-
+    author = ChatAuthor(
+        address,
+        settings.model_name,
+        concurrency=rollout.slots,
+        spending=Spending(prices),
+        field=f"--policy {settings.policy}",
+    )
+    async with author:
         folder.note(served=author.model)
 
-        def ended(task: asyncio.Task[Transcript]) -> None:
-            tasks.discard(task)
-            if not task.cancelled():
-                task.exception()  # an error that ends one ends all; report it only once
-
         def start(job: Job) -> asyncio.Task[Transcript]:
-            attempt: Coroutine[Any, Any, Transcript] = author.attempt(
+            attempt = author.attempt(
                 job.problem,
                 job.sample,
                 job.seed,
@@ -98,15 +93,6 @@ async def _chat(
                 budget=settings.budget(),
                 decoding=settings.decoding,
             )
-            task = asyncio.create_task(attempt)
-            tasks.add(task)
-            task.add_done_callback(ended)
-            return task
+            return asyncio.create_task(attempt)
 
-        try:
-            yield start
-        finally:
-            left = list(tasks)
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+        yield start

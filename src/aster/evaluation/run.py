@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aster.config import ForceTool, Problems, Rollout
+from aster.config import Problems, Rollout
 from aster.data.benchmarks import load_benchmark
 from aster.data.problems import choose_problems
 from aster.errors import UserError
@@ -45,6 +45,8 @@ class Request:
     prices: Prices | None = None
     retry_faults: bool = False
     """Whether a finished evaluation repeats its faulty attempts."""
+    root: Path = Path()
+    """The folder from which a relative ``Settings.checkpoint`` starts."""
 
 
 def read_problems(
@@ -98,7 +100,7 @@ async def make_evaluation(settings: Settings, problems: Sequence[Problem], reque
             settings.engine_config(request.rollout)  # reports errors before anything is written
         notes = {
             **_named(request),
-            "training": training_of(settings),
+            "training": training_of(settings, request.root),
             "concurrency": request.rollout.slots,
         }
         folder.begin(problems, notes)
@@ -106,9 +108,9 @@ async def make_evaluation(settings: Settings, problems: Sequence[Problem], reque
         kept = {key for key, each in _on_disk(folder).items() if each.stop_reason not in FAULTS}
         missing = [job for job in jobs if (job.problem.id, job.sample) not in kept]
         if kept and missing:
-            say(f"evaluate: resuming after attempt {len(jobs) - len(missing)} of {len(jobs)}")
+            say(f"{folder.title}: resuming after attempt {len(jobs) - len(missing)} of {len(jobs)}")
         if missing:
-            await _make(folder, settings, request.rollout, jobs, missing, settings.demand)
+            await _make(folder, settings, request, jobs, missing)
         return conclude(folder, jobs)
 
 
@@ -128,14 +130,17 @@ def conclude(folder: EvaluationFolder, jobs: Sequence[Job]) -> dict[str, Any]:
     """Read the attempts on disk in the order of the jobs, and write the outcomes and the summary. Returns the summary."""
     outcomes = _on_disk(folder)
     ordered = [outcomes[job.problem.id, job.sample] for job in jobs]
-    clipped = sum(each.clipped for each in ordered)
-    if clipped:
-        say(f"evaluate: {clipped} of {len(ordered)} rewards are outside 0 to 1; accuracy counts them as 0 or 1")
     about = folder.about()
     settings = folder.settings
-    say("evaluate: computing intervals and votes")
+    say(f"{folder.title}: computing intervals and votes")
+    measured = summarize(ordered, settings.seed, _prices(folder))
+    if measured["clipped"]:
+        say(
+            f"{folder.title}: {measured['clipped']} of {len(ordered)} rewards are below 0 or above 1; accuracy counts them as "
+            "0 or 1"
+        )
     summary = {
-        **summarize(ordered, settings.seed, _prices(folder)),
+        **measured,
         "curves": curves(ordered, settings.seed, settings.context_tokens, settings.tool_calls),
         "settings": settings.model_dump(mode="json"),
         "notes": about["notes"],
@@ -162,11 +167,12 @@ def jobs_of(settings: Settings, problems: Sequence[Problem]) -> list[Job]:
     ]
 
 
-def training_of(settings: Settings) -> dict[str, Any] | None:
-    """The budget with which a checkpoint was trained, if it is in a run folder; otherwise None."""
+def training_of(settings: Settings, root: Path = Path()) -> dict[str, Any] | None:
+    """The budget with which the policy, or its checkpoint, was trained, if it is in a run folder; otherwise None. ``root``: see
+    :class:`Request`."""
     if settings.kind not in ("local", "tinker"):
         return None
-    path = Path(settings.checkpoint or settings.policy).resolve()
+    path = (root / settings.checkpoint if settings.checkpoint else Path(settings.policy)).resolve()
     stage, run = path.parent.parent, path.parent.parent.parent
     if path.parent.name != "checkpoints" or not (run / "recipe.yaml").exists():
         return None
@@ -184,29 +190,34 @@ def _on_disk(folder: EvaluationFolder) -> dict[tuple[str, int], Outcome]:
 
 
 async def _make(
-    folder: EvaluationFolder, settings: Settings, rollout: Rollout, jobs: list[Job], missing: list[Job], prompts: ForceTool
+    folder: EvaluationFolder, settings: Settings, request: Request, jobs: Sequence[Job], missing: Sequence[Job]
 ) -> None:
+    """Make the attempts of the jobs that are ``missing``."""
     from aster.environments import PythonTool
     from aster.environments.opening import make_environment
     from aster_sandbox import Sandbox
 
+    rollout = request.rollout
+    checkpoint = request.root / settings.checkpoint if settings.checkpoint else None
     async with AsyncExitStack() as stack:
         beside_sampler = settings.kind == "local" and settings.engine.samples_here
         environment = make_environment(
-            settings.environment, settings.offered_tools, settings.sandbox, prompts, beside_sampler=beside_sampler
+            settings.environment, settings.offered_tools, settings.sandbox, settings.demand, beside_sampler=beside_sampler
         )
         await stack.enter_async_context(environment)
         for tool in environment.tools:
             if isinstance(tool, PythonTool):
                 sandbox = tool.sandbox
                 folder.note(isolation=sandbox.level.value if isinstance(sandbox, Sandbox) else "of the service")
-        start = await stack.enter_async_context(open_attempts(settings, rollout, environment, folder, _prices(folder)))
-        with Progress("evaluate", len(jobs), "attempt", done=len(jobs) - len(missing)) as progress:
+        start = await stack.enter_async_context(
+            open_attempts(settings, checkpoint, rollout, environment, folder, _prices(folder))
+        )
+        with Progress(folder.title, len(jobs), "attempt", done=len(jobs) - len(missing)) as progress:
             await run_attempts(
                 missing,
                 start,
                 folder.add,
-                label="evaluate",
+                label=folder.title,
                 seen=lambda attempt: progress.advance(calls=attempt.tool_calls),
                 wave=rollout.slots if rollout.deterministic else None,
                 first=len(missing) == len(jobs),

@@ -30,7 +30,8 @@ class Settings(Section):
     tokenizer: str = ""
     """The tokenizer's folder, for a server that takes token ids."""
     checkpoint: str = ""
-    """A run's checkpoint of the policy, if it is not the policy itself."""
+    """A run's checkpoint of the policy, if it is not the policy itself. In a run's own evaluations it is a path from the run
+    folder, so that the run can be moved."""
     benchmark: str
     """A benchmark's name, a file, ``lab``, or the value of a recipe's ``problems.evaluate``."""
     problems: Positive

@@ -62,17 +62,21 @@ def costs(summary: Summary) -> list[str]:
         rows.append(("money", f"{totals['cost'] / summary['attempts']:.4f}", f"{totals['cost']:.2f}"))
     reasons = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in summary["stop_reasons"].items())
     lines = [*aligned(rows), f"{summary['attempts']} attempts at {summary['problems']} problems ended: {reasons}"]
-    return [*lines, *fault_lines(summary)]
+    return [*lines, *warnings(summary)]
 
 
-def fault_lines(summary: Summary) -> list[str]:
-    """Return a warning if attempts failed because of the engine, the sandbox or the environment."""
-    if not summary["faults"]:
-        return []
-    return [
-        f"WARNING: {summary['faults']} attempts failed because of the engine, the sandbox or the environment "
-        "and count as wrong; --retry-faults makes them again"
-    ]
+def warnings(summary: Summary) -> list[str]:
+    """Return a warning if attempts failed because of the engine, the sandbox or the environment, and one if rewards were
+    clipped."""
+    lines = []
+    if summary["faults"]:
+        lines.append(
+            f"WARNING: {summary['faults']} attempts failed because of the engine, the sandbox or the environment "
+            "and count as wrong; --retry-faults makes them again"
+        )
+    if summary.get("clipped"):
+        lines.append(f"WARNING: {summary['clipped']} rewards are below 0 or above 1; accuracy counts them as 0 or 1")
+    return lines
 
 
 def settings_lines(summary: Summary) -> list[str]:

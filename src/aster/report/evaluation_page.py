@@ -10,7 +10,7 @@ from markupsafe import Markup
 from aster.evaluation.folder import EvaluationFolder
 from aster.evaluation.published import BENCHMARKS, published_on
 from aster.report import charts
-from aster.report.evaluation import fault_lines, settings_lines
+from aster.report.evaluation import settings_lines, warnings
 from aster.report.html import write_html
 
 
@@ -25,7 +25,7 @@ def write_evaluation_page(folder: EvaluationFolder) -> Path:
         "evaluation",
         title=summary["notes"].get("label") or summary["settings"]["policy"],
         summary=summary,
-        faults=fault_lines(summary),
+        warnings=warnings(summary),
         settings=settings_lines(summary),
         commands=folder.about()["commands"],
         curves=_curves(summary),

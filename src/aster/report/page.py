@@ -54,6 +54,9 @@ def write_page(run: RunFolder, others: Sequence[RunFolder] = ()) -> Path:
         has_sft=run.recipe["cold_start"] not in WITHOUT_SFT,
         about=about,
         results=[(POLICIES[policy], results[policy]) for policy in POLICIES if policy in results],
+        evaluation_pages=[
+            f"evaluate/{policy}/report.html" for policy in POLICIES if (run.path / "evaluate" / policy / "report.html").exists()
+        ],
         published=ROWS,
         benchmarks=list(BENCHMARKS.values()),
         rl_charts=_rl_charts(run, rl, others),

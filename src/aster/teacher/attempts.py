@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from aster.engines.local.loading import load_tokenizer, make_dialect, resolve
 from aster.environments import Environment
 from aster.errors import UserError, one_line
 from aster.rollout import Decoding, Job
-from aster.rollout.attempts import run_attempts
+from aster.rollout.attempts import Attempt, run_attempts
 from aster.run import RunFolder, append_line, drop_torn_line, write_trajectories
 from aster.teacher.chat import ChatAuthor
 from aster.teacher.failures import failure_of
@@ -162,14 +163,14 @@ class _Work:
 
     async def make(self, jobs: list[Job], total: int) -> None:
         """Make all of them. UserError where that is not possible; every attempt that has ended is on disk."""
-        async with asyncio.TaskGroup() as group:
-            await run_attempts(
-                jobs,
-                lambda job: group.create_task(self._start(job)),
-                lambda _: None,  # each is written as it ends
-                label="synthesize",
-                hopeless=None,
-            )
+        await run_attempts(
+            jobs,
+            lambda job: asyncio.create_task(self._start(job)),
+            self._keep,
+            label="synthesize",
+            part=1,  # what was paid for is on disk at once
+            hopeless=None,  # attempts under way are paid for, so they are not cancelled: see _attempt
+        )
         if self.ended is None:
             return
         made = f"{len(self.tally.keys)} of {total} attempts are on disk"
@@ -213,6 +214,10 @@ class _Work:
             await self.one_ended.wait()
         return self.ended is None
 
+    def _keep(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            append_line(self.path, json.dumps(attempt.to_json(), separators=(",", ":")))
+
     async def _attempt(self, job: Job) -> Transcript:
         settings = self.settings
         transcript = await self.author.attempt(
@@ -223,7 +228,6 @@ class _Work:
             budget=settings.limits.budget(),
             decoding=Decoding(settings.temperature, settings.top_p),
         )
-        append_line(self.path, json.dumps(transcript.to_json(), separators=(",", ":")))
         self.tally.add(transcript)
         total = self.spending.total
         self.progress.advance(

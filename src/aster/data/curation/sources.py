@@ -5,6 +5,7 @@ Trajectories of a run folder are decoded with the tokenizer file that it keeps, 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from aster.chat import Qwen3Dialect
 from aster.config import ColdStart, cold_start_name, read_cold_start
 from aster.data.rendering import transcribe
-from aster.data.sets import ENDINGS, parse_line, read_lines
+from aster.data.sets import ENDINGS, latest, parse_line, read_lines
 from aster.data.text import run_tokenizer
 from aster.errors import UserError
 from aster.run import RunFolder, iterate_trajectories
@@ -59,14 +60,14 @@ class Source:
         problems = self.run.problems()
         dialects = _Dialects(self.run)
         author = author_of(self.run, self.stage)
-        # Attempts of an evaluation that failed are made again, and both are on disk.
-        last = {(t.problem_id, t.sample): file for file in self.files for t in iterate_trajectories(file)}
-        for file in self.files:
-            for trajectory in iterate_trajectories(file):
-                if last[trajectory.problem_id, trajectory.sample] != file:
-                    continue
-                problem = remembered(problems, trajectory.problem_id)
-                yield transcribe(trajectory, problem, dialects.of(trajectory), author)
+        # In parts, an attempt that failed and was made again is there twice. RL makes new attempts at a problem in each step.
+        repeated = any(file.name.startswith("part_") for file in self.files)
+        for trajectory in latest(self._trajectories) if repeated else self._trajectories():
+            problem = remembered(problems, trajectory.problem_id)
+            yield transcribe(trajectory, problem, dialects.of(trajectory), author)
+
+    def _trajectories(self) -> Iterator[Trajectory]:
+        return itertools.chain.from_iterable(map(iterate_trajectories, self.files))
 
 
 def remembered(problems: Mapping[str, Mapping[str, Any]], problem_id: str) -> Problem:
