@@ -19,7 +19,7 @@ from collections import defaultdict
 from contextlib import aclosing
 from dataclasses import replace
 
-from aster.algorithms import Algorithm, make_algorithm, to_samples
+from aster.algorithms import Algorithm, Grpo, make_algorithm, to_samples
 from aster.algorithms.prompts import drop_solved
 from aster.checkpoints import note_faults, resume_point, starting_point, until_finished
 from aster.config import Rl
@@ -36,9 +36,6 @@ from aster.telemetry.collapse import CollapseWatch
 from aster.telemetry.metrics import describe, summarize_updates
 from aster.terminal import Progress
 from aster.types import Problem, Trajectory
-
-SHARED_FIELDS = ("clip_low", "clip_high", "dual_clip", "importance_cap", "normalize_std")
-"""Fields of the section ``rl`` that belong to its algorithm."""
 
 
 def run(recipe: Recipe, folder: RunFolder) -> None:
@@ -153,8 +150,9 @@ def learning_rate(settings: Rl, step: int, steps: int) -> float:
 
 def open_algorithm(settings: Rl) -> Algorithm:
     """The algorithm that the section names."""
-    fields = {name: getattr(settings, name) for name in SHARED_FIELDS}
-    defaults = {name: Rl.model_fields[name].default for name in SHARED_FIELDS}
+    # The section's fields that belong to its algorithm are GRPO's; others read some of them.
+    fields = {name: getattr(settings, name) for name in Grpo.recipe_fields}
+    defaults = {name: Rl.model_fields[name].default for name in Grpo.recipe_fields}
     return make_algorithm(settings.algorithm.use, settings.algorithm.arguments, fields, defaults)
 
 

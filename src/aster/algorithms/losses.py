@@ -85,17 +85,13 @@ def clipped_policy_loss(
     _same_length(logprobs, old_logprobs, sampler_logprobs, advantages)
     log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = log_ratio.exp()
-    plain = -advantages * ratio
-    clipped = torch.maximum(plain, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high))
+    clipped, clipped_high, clipped_low = _clip(advantages, ratio, clip_low, clip_high)
     negative = advantages < 0
     bound = -advantages * dual_clip
     bounded = torch.where(negative, torch.minimum(bound, clipped), clipped)
-    importance, raw_importance = _importance(old_logprobs, sampler_logprobs, importance_cap)
-    acted = clipped > plain
     dual_clipped = negative & (clipped > bound)
-    metrics = _metrics(
-        ratio, log_ratio, acted & ~negative, acted & negative, dual_clipped, raw_importance > importance_cap, importance
-    )
+    importance, capped = _importance(old_logprobs, sampler_logprobs, importance_cap)
+    metrics = _metrics(ratio, log_ratio, clipped_high, clipped_low, dual_clipped, capped, importance)
     return (importance * bounded).sum(), metrics
 
 
@@ -140,14 +136,10 @@ def gspo_loss(
     counts = torch.tensor([length for length in lengths if length], device=logprobs.device)
     of_sequence = torch.stack(means).repeat_interleave(counts) if means else difference
     ratio = of_sequence.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp() * (logprobs - logprobs.detach()).exp()
-    plain = -advantages * ratio
-    clipped = torch.maximum(plain, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high))
-    importance, raw_importance = _importance(old_logprobs, sampler_logprobs, importance_cap)
-    negative = advantages < 0
-    acted = clipped > plain
-    none = torch.zeros_like(negative)
+    clipped, clipped_high, clipped_low = _clip(advantages, ratio, clip_low, clip_high)
+    importance, capped = _importance(old_logprobs, sampler_logprobs, importance_cap)
     log_ratio = difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    metrics = _metrics(ratio, log_ratio, acted & ~negative, acted & negative, none, raw_importance > importance_cap, importance)
+    metrics = _metrics(ratio, log_ratio, clipped_high, clipped_low, torch.zeros_like(capped), capped, importance)
     return (importance * clipped).sum(), metrics
 
 
@@ -179,24 +171,25 @@ def cispo_loss(
     log_ratio = (logprobs - old_logprobs).detach().clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = log_ratio.exp()
     weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    importance, raw_importance = _importance(old_logprobs, sampler_logprobs, importance_cap)
-    none = torch.zeros_like(ratio, dtype=torch.bool)
-    metrics = _metrics(
-        ratio,
-        log_ratio,
-        ratio > 1.0 + clip_high,
-        ratio < 1.0 - clip_low,
-        none,
-        raw_importance > importance_cap,
-        importance,
-    )
+    importance, capped = _importance(old_logprobs, sampler_logprobs, importance_cap)
+    clipped_high, clipped_low = ratio > 1.0 + clip_high, ratio < 1.0 - clip_low
+    metrics = _metrics(ratio, log_ratio, clipped_high, clipped_low, torch.zeros_like(capped), capped, importance)
     return -(importance * weight * advantages * logprobs).sum(), metrics
 
 
 def _importance(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """The truncated importance weights, and the same before they are cut; without gradient."""
+    """The truncated importance weights, without gradient, and which tokens' weights were cut."""
     raw = (old_logprobs - sampler_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().detach()
-    return raw.clamp(max=cap), raw
+    return raw.clamp(max=cap), raw > cap
+
+
+def _clip(advantages: Tensor, ratio: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    """PPO's clip: the larger of the plain and the clipped loss of each token, and which tokens lost their gradient because
+    their ratio was above or below the range."""
+    plain = -advantages * ratio
+    clipped = torch.maximum(plain, -advantages * ratio.clamp(1.0 - low, 1.0 + high))
+    acted, negative = clipped > plain, advantages < 0
+    return clipped, acted & ~negative, acted & negative
 
 
 @torch.no_grad()
@@ -257,19 +250,23 @@ def _supervised(tokens: LossTokens) -> tuple[Tensor, dict[str, float]]:
     return cross_entropy(tokens.logprobs, tokens.advantages)
 
 
-def _ppo(tokens: LossTokens, **settings: Any) -> tuple[Tensor, dict[str, float]]:
-    return clipped_policy_loss(tokens.logprobs, tokens.old_logprobs, tokens.sampler_logprobs, tokens.advantages, **settings)
+def _on_tokens(loss: LossFunction) -> LossFunction:
+    """A loss of flat tensors as a function of :class:`LossTokens`."""
+
+    def of_tokens(tokens: LossTokens, **settings: Any) -> tuple[Tensor, dict[str, float]]:
+        return loss(tokens.logprobs, tokens.old_logprobs, tokens.sampler_logprobs, tokens.advantages, **settings)
+
+    return of_tokens
 
 
 def _gspo(tokens: LossTokens, **settings: Any) -> tuple[Tensor, dict[str, float]]:
-    return gspo_loss(
-        tokens.logprobs, tokens.old_logprobs, tokens.sampler_logprobs, tokens.advantages, tokens.lengths, **settings
-    )
+    return _on_tokens(gspo_loss)(tokens, lengths=tokens.lengths, **settings)
 
 
-def _cispo(tokens: LossTokens, **settings: Any) -> tuple[Tensor, dict[str, float]]:
-    return cispo_loss(tokens.logprobs, tokens.old_logprobs, tokens.sampler_logprobs, tokens.advantages, **settings)
-
-
-LOSSES: dict[str, LossFunction] = {"cross_entropy": _supervised, "ppo": _ppo, "gspo": _gspo, "cispo": _cispo}
+LOSSES: dict[str, LossFunction] = {
+    "cross_entropy": _supervised,
+    "ppo": _on_tokens(clipped_policy_loss),
+    "gspo": _gspo,
+    "cispo": _on_tokens(cispo_loss),
+}
 """By the names that engines know them by."""

@@ -17,7 +17,7 @@ def deciding(section: Section) -> dict[str, Any]:
     found: dict[str, Any] = {}
     dumped = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
-        if any(isinstance(mark, Free | Raised) and mark.holds(section) for mark in field.metadata):
+        if any(isinstance(mark, Free) and mark.holds(section) for mark in field.metadata):
             continue
         value = getattr(section, name)
         found[name] = deciding(value) if isinstance(value, Section) else dumped[name]

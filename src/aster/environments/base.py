@@ -17,10 +17,10 @@ from typing import Any
 
 from aster.chat import ToolSchemas
 from aster.doors import blame, place_of
-from aster.environments.tools import Tool
+from aster.environments.tools import Tool, schemas_of
 from aster.errors import UserError
 from aster.transcript import Step, Transcript
-from aster.types import FAULTS, Problem, StopReason, ToolCall
+from aster.types import FAULTS, Problem, StopReason, ToolCall, Trajectory
 
 Message = dict[str, str]
 """``{"role": "system" | "user", "content": ...}``"""
@@ -103,7 +103,7 @@ class Environment:
     @property
     def schemas(self) -> ToolSchemas:
         """What the model is told of the tools."""
-        return ToolSchemas(tuple(tool.schema for tool in self.tools))
+        return schemas_of(self.tools)
 
 
 def opening(environment: Environment, problem: Problem) -> tuple[str, str]:
@@ -145,6 +145,19 @@ async def score(environment: Environment, attempt: Attempt) -> Score:
     if result.turns is not None and len(result.turns) != len(attempt.steps):
         raise EnvironmentFailure(f"{place_of(scorer)}: gave {len(result.turns)} rewards for {len(attempt.steps)} turns")
     return result
+
+
+async def record_score(environment: Environment, problem: Problem, steps: list[Step], made: Trajectory | Transcript) -> None:
+    """Score an attempt that has ended and write the result on it. Where the environment's own code fails, the attempt becomes a
+    fault (``environment_error``). ``steps``: its turns as text."""
+    try:
+        found = await score(environment, Attempt(problem, steps, made.stop_reason))
+    except EnvironmentFailure as error:
+        made.stop_reason, made.error = StopReason.ENVIRONMENT_ERROR, str(error)
+        found = Score(0.0, f"no score ({made.stop_reason})")
+    made.answer, made.verdict, made.reward = found.answer, found.verdict, float(found.reward)
+    if isinstance(made, Trajectory):
+        made.turn_rewards = found.turns
 
 
 def transcript_scorer(environment: Environment) -> Callable[[Transcript], Score]:

@@ -15,6 +15,8 @@ from aster.errors import UserError
 
 ENVIRONMENTS = {"python_math": "aster.environments.python_math:PythonMath"}
 """The environments that come with ASTER."""
+TOOLS = {"python": "aster.environments.tools:PythonTool"}
+"""The tools that come with ASTER."""
 
 
 def make_environment(
@@ -62,7 +64,7 @@ def _tool(section: ToolSection, index: int, sandbox: Sandbox, beside_sampler: bo
             raise UserError(f"{field}.arguments: the Python tool takes none; the section sandbox has its settings")
         tool: Tool = PythonTool(sandbox, beside_sampler=beside_sampler)
     else:
-        target = load(section.use, {"python": ""}, f"{field}.use")
+        target = load(section.use, TOOLS, f"{field}.use")
         if inspect.isclass(target):
             tool = build(target, section.arguments, field)
         elif section.arguments:

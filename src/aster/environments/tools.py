@@ -181,6 +181,11 @@ def renamed(
     return replace(found, parameters={**schema.parameters, "properties": properties, "required": required})
 
 
+def schemas_of(tools: Sequence[Tool]) -> ToolSchemas:
+    """What a model is told of some tools."""
+    return ToolSchemas(tuple(tool.schema for tool in tools))
+
+
 @dataclass(slots=True)
 class Toolbox:
     """The tools during one attempt; a tool's session is opened at the first call that reaches it."""
@@ -195,7 +200,7 @@ class Toolbox:
         tool's own code fails."""
         if call.error:
             return not_run(call, call.error)
-        schemas = ToolSchemas(tuple(tool.schema for tool in self.tools))
+        schemas = schemas_of(self.tools)
         schema = schemas.find(call.tool)
         if schema is None:
             return not_run(call, f"there is no tool named {call.tool}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from aster.chat import Qwen3Dialect
 from aster.engines import Completion, EngineLost, Sampler, SamplingParams
-from aster.environments.base import Attempt, Environment, EnvironmentFailure, Score, opening, score
+from aster.environments.base import Environment, opening, record_score
 from aster.environments.tools import Toolbox, ToolFailure
 from aster.errors import UserError
 from aster.transcript import Step
@@ -69,13 +69,7 @@ async def rollout(
         sampler.release(sequence)
         await toolbox.close()
     trajectory.seconds = round(time.monotonic() - began, 4)
-    try:
-        found = await score(environment, Attempt(problem, loop.steps, trajectory.stop_reason))
-    except EnvironmentFailure as error:
-        trajectory.stop_reason, trajectory.error = StopReason.ENVIRONMENT_ERROR, str(error)
-        found = Score(0.0, f"no score ({trajectory.stop_reason})")
-    trajectory.answer, trajectory.verdict = found.answer, found.verdict
-    trajectory.reward, trajectory.turn_rewards = float(found.reward), found.turns
+    await record_score(environment, problem, loop.steps, trajectory)
     return trajectory
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from aster.chat.tools import ParsedCall, ToolSchemas
 from aster.chat.writings import WRITINGS
-from aster.environments.base import Attempt, Environment, EnvironmentFailure, Score, opening, score
+from aster.environments.base import Environment, opening, record_score
 from aster.environments.tools import Toolbox, ToolFailure, not_run
 from aster.errors import UserError
 from aster.http import Server, ServerError
@@ -134,12 +134,7 @@ class ChatAuthor:
             finally:
                 await toolbox.close()
             transcript.seconds = round(time.monotonic() - began, 4)
-            try:
-                found = await score(environment, Attempt(problem, transcript.steps, transcript.stop_reason))
-            except EnvironmentFailure as error:
-                transcript.stop_reason, transcript.error = StopReason.ENVIRONMENT_ERROR, str(error)
-                found = Score(0.0, f"no score ({transcript.stop_reason})")
-            transcript.answer, transcript.verdict, transcript.reward = found.answer, found.verdict, float(found.reward)
+            await record_score(environment, problem, transcript.steps, transcript)
             return transcript
 
     async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
